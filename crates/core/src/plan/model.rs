@@ -1,0 +1,450 @@
+//! What a plan says, once it has been read: names, objectives, sites, vaults, services and their data.
+//!
+//! Invariant: no secret's value ever stands here, only the place from which it can be had (`Secret`).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::Span;
+
+pub type Name = String;
+
+/// The whole plan, after includes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub name: Name,
+    /// Who accepted the residual risk, in the plan's own words.
+    pub accepted_by: Option<String>,
+    pub persons: BTreeMap<Name, Person>,
+    pub arbiter: Option<Arbiter>,
+    pub scenarios: BTreeMap<Name, Scenario>,
+    pub sites: BTreeMap<Name, Site>,
+    pub vaults: BTreeMap<Name, Vault>,
+    pub keys: Keys,
+    pub services: BTreeMap<Name, Service>,
+    pub watch: Option<Watch>,
+    pub drills: BTreeMap<Name, Drill>,
+    pub prerequisites: BTreeMap<Name, Prerequisite>,
+}
+
+/// Scenarios that every plan has, whether it describes them or not.
+pub const BUILT_IN_SCENARIOS: [(&str, &str); 7] = [
+    ("instance-lost", "one instance or its host is gone"),
+    ("zone-lost", "everything in the primary site's zone is gone"),
+    ("site-lost", "the primary site is gone, with its volumes"),
+    ("region-lost", "everything in the primary site's region is gone"),
+    ("provider-lost", "everything at the primary site's organization is gone"),
+    ("data-corrupted", "the data is wrong: replicas must not be trusted, an earlier moment must be restored"),
+    ("data-destroyed", "the data was deleted, by accident or in malice: replicas must not be trusted"),
+];
+
+/// A value that must not stand in the plan: where to get it at the moment of use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Secret {
+    Env(String),
+    File(String),
+    Command(Vec<String>),
+}
+
+/// Text that may hold `{{ … }}` templates, or a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    Text(String),
+    Secret(Secret),
+}
+
+/// An amount of money; `currency` is a three-letter code.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Money {
+    pub amount: f64,
+    pub currency: String,
+}
+
+/// How often something is due: every so long, or by a five-field cron line (UTC).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    Every(Span),
+    Cron(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Person {
+    pub notify: Vec<String>,
+    pub approves: bool,
+    /// The Ed25519 public key (64 hex digits) with which this person signs attestations and approvals.
+    pub key: Option<String>,
+}
+
+/// Where epochs, locks, desired state and the journal's mirror lie: outside every site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arbiter {
+    pub url: String,
+    pub organization: Option<Name>,
+    pub site: Option<Name>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scenario {
+    pub describe: String,
+    pub per_year: Option<f64>,
+}
+
+/// How lifeboat acts at a site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reach {
+    /// Processes and directories on this machine. `root` holds the site's volumes and its supervisor's state,
+    /// `address` is the site's own loopback address.
+    Local {
+        root: String,
+        address: String,
+    },
+    /// Every verb is a user's command that reads one JSON object on stdin and answers with one on stdout.
+    Command {
+        command: Vec<String>,
+        rerun: Rerun,
+    },
+    Ssh,
+    Aws,
+}
+
+/// Whether a user's command may simply be run again when it is not known whether it ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rerun {
+    Safe,
+    Ask,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Site {
+    pub reach: Reach,
+    pub zone: Option<Name>,
+    pub region: Option<Name>,
+    pub organization: Option<Name>,
+    pub jurisdiction: Option<Name>,
+    /// Host name to address.
+    pub hosts: BTreeMap<Name, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Vault {
+    pub url: String,
+    pub site: Option<Name>,
+    pub organization: Option<Name>,
+    /// Per gigabyte and month.
+    pub storage_cost: Option<Money>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keys {
+    /// age recipients (`age1…`), any one of which opens everything.
+    pub recipients: Vec<String>,
+    /// The owner's fingerprint, as `vault init` printed it.
+    pub owner: Option<String>,
+    pub holders: Vec<KeyHolder>,
+}
+
+/// A private key that is deliberately held within a site, and how far it reaches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyHolder {
+    pub purpose: KeyPurpose,
+    pub recipient: String,
+    pub held_at: Name,
+    /// Data sets that this key opens.
+    pub datasets: Vec<Name>,
+    /// Where the identity file lies on that site's host.
+    pub identity: Option<Secret>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyPurpose {
+    /// Lets a standby apply what the vault holds.
+    Standby,
+    Drill,
+    Verify,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    BackupRestore,
+    PilotLight,
+    WarmStandby,
+    MultiSite,
+}
+
+/// Which objective is kept when both cannot be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Priority {
+    Rpo,
+    Rto,
+}
+
+/// How much may be lost, and for how long the service may be away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Objective {
+    pub rpo: Span,
+    pub rto: Span,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    pub name: Name,
+    pub strategy: Strategy,
+    pub primary: Name,
+    pub recovery: Vec<Name>,
+    pub objective: Objective,
+    pub priority: Priority,
+    /// Per hour.
+    pub downtime_cost: Option<Money>,
+    /// Per hour of lost data.
+    pub data_loss_cost: Option<Money>,
+    /// Objectives that differ in one scenario.
+    pub objectives: BTreeMap<Name, Objective>,
+    /// In start order: a component comes after all that its `after` names.
+    pub components: Vec<Component>,
+    pub traffic: Option<Traffic>,
+    pub canary: Option<Canary>,
+}
+
+impl Service {
+    /// The write domain of this service: at most one site writes in it at a time.
+    pub fn write_domain(&self) -> &str {
+        &self.name
+    }
+
+    pub fn objective_in(&self, scenario: &str) -> Objective {
+        self.objectives.get(scenario).copied().unwrap_or(self.objective)
+    }
+
+    /// Every data set, with the component that it belongs to.
+    pub fn datasets(&self) -> impl Iterator<Item = (&Component, &DataSet)> {
+        self.components.iter().flat_map(|component| component.datasets.iter().map(move |dataset| (component, dataset)))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    Database,
+    Application,
+    LoadBalancer,
+    Worker,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Component {
+    pub name: Name,
+    pub role: Role,
+    pub after: Vec<Name>,
+    /// Site to the hosts there that run it; empty means: the site itself (as at a local site).
+    pub runs_on: BTreeMap<Name, Vec<Name>>,
+    pub launch: Option<Launch>,
+    /// The TCP port on which an instance listens at its site's or host's address.
+    pub port: Option<u16>,
+    pub instances: Instances,
+    pub health: Option<Health>,
+    pub haproxy: Option<HaProxy>,
+    pub datasets: Vec<DataSet>,
+}
+
+/// How an instance is started. Text values may hold `{{ component.NAME.url }}`, `{{ component.NAME.address }}`,
+/// `{{ dataset.NAME.path }}`, `{{ site.name }}`, `{{ site.address }}`, `{{ instance.address }}`, `{{ instance.port }}`, `{{ instance.number }}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    pub command: Vec<String>,
+    pub env: BTreeMap<String, Value>,
+    pub directory: Option<String>,
+    /// How long a graceful stop may take before it is an error.
+    pub stop_within: Span,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instances {
+    pub live: u32,
+    pub standby: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    pub probe: Probe,
+    /// How long a fresh instance may take until it is healthy.
+    pub within: Span,
+    pub every: Span,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Probe {
+    /// A path at the instance (`/healthz`), or a whole URL; healthy is any 2xx answer.
+    Http(String),
+    Tcp,
+    Command(Vec<String>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HaProxy {
+    pub socket: String,
+    pub backend: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataKind {
+    Fixed,
+    Transient,
+    Configuration,
+    Persistent,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataSet {
+    /// Unique within the plan.
+    pub name: Name,
+    pub kind: DataKind,
+    pub source: Source,
+    pub residency: Option<Name>,
+    pub protect: Vec<Protect>,
+    pub replica: Option<Replica>,
+    pub verify: Option<Verify>,
+    /// Commands that make derived data anew after a restore.
+    pub rebuild: Option<Vec<String>>,
+}
+
+/// Where the data lies. A relative path lies in the site's own volumes (`reach = "local"` needs that).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    Files {
+        path: String,
+        exclude: Vec<String>,
+    },
+    Sqlite {
+        path: String,
+    },
+    Postgres {
+        service: String,
+    },
+    Mariadb {
+        service: String,
+    },
+    Command {
+        backup: Vec<String>,
+        restore: Vec<String>,
+    },
+    /// Nothing to protect: it is rebuilt.
+    Nothing,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protect {
+    /// The vault's name.
+    pub to: Name,
+    /// When a full recovery point is due.
+    pub every: Schedule,
+    pub keep: Keep,
+    /// Whether changes are shipped as they happen, between the points.
+    pub log: bool,
+}
+
+/// How many recovery points are kept, by age; all zero means: all of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    pub last: u32,
+    pub hourly: u32,
+    pub daily: u32,
+    pub weekly: u32,
+    pub monthly: u32,
+    pub yearly: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    pub at: Name,
+    pub mode: ReplicaMode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplicaMode {
+    Async,
+    SyncRequired,
+    SyncPreferred,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verify {
+    pub every: Schedule,
+    pub queries: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// The service's name in DNS, fully qualified, with its final dot.
+    pub name: String,
+    pub dns: Dns,
+    /// Site to weight on a normal day.
+    pub everyday: BTreeMap<Name, u32>,
+    pub ttl: Span,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dns {
+    /// lifeboat's own authority, which listens at this address and port.
+    Authority(String),
+    Rfc2136 {
+        server: String,
+        key: Secret,
+    },
+}
+
+/// Written before, read after: the proof that the service serves its old data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Canary {
+    pub write: HttpExchange,
+    pub read: HttpExchange,
+    pub every: Span,
+}
+
+/// `request` is `METHOD /path`; `{{ canary.value }}` stands for the numbered value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpExchange {
+    pub request: String,
+    pub body: Option<String>,
+    pub expect: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watch {
+    pub observers: Vec<Name>,
+    pub agree: u32,
+    pub on_verdict: OnVerdict,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnVerdict {
+    Ask,
+    Act { delay: Span, blocked: Vec<String> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drill {
+    pub service: Name,
+    pub scenario: Name,
+    pub every: Schedule,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prerequisite {
+    pub describe: String,
+    pub check: Option<Vec<String>>,
+}

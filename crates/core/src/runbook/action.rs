@@ -1,0 +1,110 @@
+//! Every action that a step can name, as data.
+//!
+//! Invariant: an action holds all that its performer needs besides the world itself; a performer reads no plan.
+//! Secrets stay references (`plan::Secret`) and are resolved only where they are used.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{DataKind, Health, HttpExchange, Name, Rerun, Source, Value};
+use crate::units::Span;
+
+/// How one instance of a component is started, looked at and stopped. Templates are already filled in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    pub service: Name,
+    pub component: Name,
+    /// 1, 2, …
+    pub number: u32,
+    pub command: Vec<String>,
+    pub env: BTreeMap<String, Value>,
+    pub directory: Option<String>,
+    pub address: Option<String>,
+    pub port: Option<u16>,
+    pub stop_within: Span,
+    pub health: Option<Health>,
+}
+
+impl InstanceSpec {
+    /// `service.component.number`, unique at a site.
+    pub fn id(&self) -> String {
+        format!("{}.{}.{}", self.service, self.component, self.number)
+    }
+}
+
+/// A data set as it lies at a site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    pub service: Name,
+    pub dataset: Name,
+    pub kind: DataKind,
+    pub source: Source,
+    /// Vaults that hold it, nearest to the recovery site first.
+    pub vaults: Vec<Name>,
+}
+
+/// To which moment data is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    Newest,
+    /// RFC 3339: the last state at or before it.
+    At(String),
+    Point(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Action {
+    /// Holds until a person who may approve, and did not start the run, approves.
+    Approve { reason: String },
+    /// Creates `epochs/DOMAIN/N` for `primary`. Outcome `claimed`. Refused if another run has it.
+    ClaimEpoch { write_domain: Name, epoch: u64, primary: Name },
+    /// Proves that `site` does not write in the domain any more. Outcome `proven`; without a proof the run holds for an attestation (`attested`).
+    Fence { site: Name, write_domain: Name, instances: Vec<InstanceSpec>, volumes: Vec<VolumeSpec> },
+    /// Lets a fenced site start instances again (undo of `Fence`, and the way home). Outcome `lifted`.
+    LiftFence { site: Name, write_domain: Name },
+    /// Stops instances gracefully. Outcome `stopped`.
+    StopInstances { site: Name, instances: Vec<InstanceSpec> },
+    /// Starts instances. Outcome `started`.
+    StartInstances { site: Name, instances: Vec<InstanceSpec> },
+    /// Waits until each instance is healthy. Outcome `healthy`.
+    AwaitHealthy { site: Name, instances: Vec<InstanceSpec> },
+    /// Asks the writer's host for a last recovery point and log, after which it ships nothing more. Outcome `frozen`.
+    Freeze { write_domain: Name, site: Name, datasets: Vec<Name> },
+    /// Lets the writer go on (undo of `Freeze`). Outcome `writing`.
+    Unfreeze { write_domain: Name, site: Name },
+    /// Sees to it that the host's own `lifeboat protect` runs at the site. Outcome `running`.
+    EnsureAgent { site: Name },
+    /// Looks whether the standby at the site can be promoted. Outcomes `usable`, `unusable`.
+    InspectStandby { site: Name, write_domain: Name, datasets: Vec<Name>, behind_at_most: Option<Span> },
+    /// Waits until the standby at `site` has applied all that the frozen writer shipped. Outcome `caught-up`.
+    CatchUp { site: Name, write_domain: Name, datasets: Vec<Name> },
+    /// Moves what lies in the volume's place aside, so that nothing there is overwritten. Outcomes `moved`, `nothing-there`.
+    SetAside { site: Name, volume: VolumeSpec },
+    /// Restores from the vaults in turn; a point that does not verify gives way to the one before, and the journal says so.
+    /// `in_place` writes only what differs. Outcome `restored`.
+    Restore { site: Name, volume: VolumeSpec, target: Target, in_place: bool },
+    /// Publishes `site` as the writer under the run's epoch and waits until its host has taken over. Outcome `promoted`.
+    Promote { site: Name, write_domain: Name, datasets: Vec<Name>, epoch: u64 },
+    /// Runs a data set's rebuild command, or any other user's command. Outcome `ran`.
+    RunCommand { site: Name, command: Vec<String>, rerun: Rerun },
+    /// Publishes a traffic generation and waits until the name's authority answers with it. Outcome `answering`.
+    SetTraffic { name: String, authority: String, ttl: Span, answers: Vec<crate::desired::TrafficAnswer> },
+    /// Asks the service for its health through its own name. Outcome `healthy`.
+    AwaitService { name: String, authority: Option<String>, port: Option<u16>, health: Health },
+    /// Reads a canary value that was written before. Outcome `read`; its facts name the value and its age.
+    ReadCanary { name: String, authority: Option<String>, port: Option<u16>, read: HttpExchange },
+    /// Waits until the new writer has a durable recovery point and log outside its own site under the run's epoch, and
+    /// RPO now is within the objective. Outcome `protected`.
+    AwaitProtection { write_domain: Name, site: Name, datasets: Vec<Name>, vaults: Vec<Name>, rpo: Span, epoch: u64 },
+    /// Waits until the site follows again. Outcome `following`.
+    AwaitStandby { site: Name, write_domain: Name, datasets: Vec<Name>, epoch: u64 },
+    /// Drill: makes an isolated copy of the site's surroundings: cloned or restored volumes, own addresses, private DNS. Outcome `isolated`.
+    Isolate { site: Name, isolation: Name },
+    /// Drill: removes it. Outcome `removed`.
+    RemoveIsolation { site: Name, isolation: Name },
+    /// Drill: looks that nothing of it is left: process, file, listener. Outcome `clean`.
+    VerifyClean { site: Name, isolation: Name },
+}

@@ -1,0 +1,6 @@
+//! Protects, watches, recovers and proves, through ports.
+//!
+//! Invariant: nothing here opens a socket, starts a process or reads a clock by itself; all of it goes through `port`
+//! (and the vault's storage), so that the whole engine also runs against simulated parts.
+
+pub mod port;
