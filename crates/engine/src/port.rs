@@ -121,6 +121,8 @@ pub enum SiteVerb {
     PlaceVolume(VolumeSpec),
     /// Moves what is there aside, under a name that says when and under which epoch. Answer: `Path` of the new place, or `Nothing`.
     SetAside(VolumeSpec),
+    /// Undoes a `SetAside` made under the context's epoch; what has come there since is moved aside in its turn. Answer: `Path`, or `Nothing` if nothing had been set aside.
+    PutBack(VolumeSpec),
     /// Starts, or finds started, the host's own `lifeboat protect`.
     EnsureAgent,
     /// Runs a user's command at the site.

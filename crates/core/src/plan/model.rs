@@ -206,6 +206,8 @@ pub struct Service {
     pub downtime_cost: Option<Money>,
     /// Per hour of lost data.
     pub data_loss_cost: Option<Money>,
+    /// Whether a run waits for the approval of a person who may approve and did not start it.
+    pub approval: bool,
     /// Objectives that differ in one scenario.
     pub objectives: BTreeMap<Name, Objective>,
     /// In start order: a component comes after all that its `after` names.

@@ -77,12 +77,19 @@ pub enum Action {
     Unfreeze { write_domain: Name, site: Name },
     /// Sees to it that the host's own `lifeboat protect` runs at the site. Outcome `running`.
     EnsureAgent { site: Name },
+    /// Names `site` as the writer to be, but still frozen: its host lets go of the volume and follows no more. Outcome `reserved`.
+    Reserve { write_domain: Name, site: Name, datasets: Vec<Name>, epoch: u64 },
+    /// Compares the last source time durable in the vaults with the moment of the disaster. Outcomes `within`, `beyond`
+    /// (more than `approved` would be lost, or nobody can tell).
+    AssessLoss { write_domain: Name, volumes: Vec<VolumeSpec>, target: Target, approved: Span },
     /// Looks whether the standby at the site can be promoted. Outcomes `usable`, `unusable`.
     InspectStandby { site: Name, write_domain: Name, datasets: Vec<Name>, behind_at_most: Option<Span> },
     /// Waits until the standby at `site` has applied all that the frozen writer shipped. Outcome `caught-up`.
     CatchUp { site: Name, write_domain: Name, datasets: Vec<Name> },
     /// Moves what lies in the volume's place aside, so that nothing there is overwritten. Outcomes `moved`, `nothing-there`.
     SetAside { site: Name, volume: VolumeSpec },
+    /// Puts back what `SetAside` moved under this run's epoch (its undo); what lies there now is moved aside in its turn. Outcomes `put-back`, `nothing-there`.
+    PutBack { site: Name, volume: VolumeSpec },
     /// Restores from the vaults in turn; a point that does not verify gives way to the one before, and the journal says so.
     /// `in_place` writes only what differs. Outcome `restored`.
     Restore { site: Name, volume: VolumeSpec, target: Target, in_place: bool },
@@ -101,6 +108,8 @@ pub enum Action {
     AwaitProtection { write_domain: Name, site: Name, datasets: Vec<Name>, vaults: Vec<Name>, rpo: Span, epoch: u64 },
     /// Waits until the site follows again. Outcome `following`.
     AwaitStandby { site: Name, write_domain: Name, datasets: Vec<Name>, epoch: u64 },
+    /// States that something the plan asks for cannot be had now. Always fails with these words; the step's `on_failure` is `note`.
+    Lack { what: String },
     /// Drill: makes an isolated copy of the site's surroundings: cloned or restored volumes, own addresses, private DNS. Outcome `isolated`.
     Isolate { site: Name, isolation: Name },
     /// Drill: removes it. Outcome `removed`.

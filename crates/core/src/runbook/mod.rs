@@ -4,6 +4,11 @@
 //! finds, each branch stands here as a step with its condition. It serializes, diffs, prints, and is what is approved.
 
 pub mod action;
+pub mod compile;
+pub mod lint;
+pub mod place;
+pub mod render;
+pub mod template;
 
 use serde::{Deserialize, Serialize};
 
