@@ -1,0 +1,179 @@
+//! The ways through a disaster, one a purpose: which steps, in which order, in which branch.
+//!
+//! Invariant: each way claims an epoch and fences the writer before it promotes; a drill does neither.
+
+use crate::plan::{Name, Strategy};
+
+use super::super::{Action, Condition, OnFailure, Target};
+use super::build::{Builder, LONG, said};
+use super::{CompileError, distrusts_replicas};
+
+impl Builder<'_> {
+    pub(super) fn failover(&mut self) -> Result<(), CompileError> {
+        let (from, to) = (self.from.clone(), self.to.clone());
+        let moment = self.request.target != Target::Newest;
+        if distrusts_replicas(&self.request.scenario) && !moment {
+            return Err(CompileError::NoMoment { scenario: self.request.scenario.clone() });
+        }
+        self.approve_if_asked();
+        self.claim();
+        self.fence(&from)?;
+        self.ensure_agent(&to);
+        if !moment {
+            self.assess_loss()?;
+        }
+        let follows = self.service.strategy == Strategy::WarmStandby && !moment && self.can_follow(&to);
+        if follows {
+            let (write_domain, datasets) = (self.domain(), self.protected());
+            self.then(
+                "inspect-standby",
+                format!("Look whether the standby at {to} can be promoted"),
+                Action::InspectStandby { site: to.clone(), write_domain, datasets, behind_at_most: None },
+            );
+            let when = Condition { step: "inspect-standby".into(), outcomes: vec!["unusable".into()] };
+            self.restore_all(Some(when))?;
+        } else {
+            self.restore_all(None)?;
+        }
+        self.promote();
+        self.lift_fence(&to);
+        self.start_all(&to)?;
+        self.prove(true)?;
+        self.reprotect();
+        let lost: Vec<Name> = self.lost_sites(&from);
+        self.restandby(&lost);
+        Ok(())
+    }
+
+    /// Planned: nothing is lost. The long part, bringing the target's data near, comes before the service stops.
+    pub(super) fn switchover(&mut self) -> Result<(), CompileError> {
+        let (from, to) = (self.from.clone(), self.to.clone());
+        self.approve_if_asked();
+        self.ensure_agent(&to);
+        let follows = self.service.strategy == Strategy::WarmStandby && self.can_follow(&to);
+        if follows {
+            let (write_domain, datasets, epoch) = (self.domain(), self.protected(), self.inventory.epoch);
+            self.then(
+                "inspect-standby",
+                format!("Look whether {to} follows already"),
+                Action::InspectStandby {
+                    site: to.clone(),
+                    write_domain: write_domain.clone(),
+                    datasets: datasets.clone(),
+                    behind_at_most: None,
+                },
+            );
+            let inspected = self.last.clone();
+            let mut ends = Vec::new();
+            for volume in self.volumes(&to)? {
+                let dataset = volume.dataset.clone();
+                self.last = inspected.clone();
+                self.then(
+                    format!("set-aside-{dataset}"),
+                    format!(
+                        "Move what {to} held of `{dataset}` aside: nothing it wrote and never shipped is overwritten"
+                    ),
+                    Action::SetAside { site: to.clone(), volume },
+                )
+                .when = vec![Condition { step: "inspect-standby".into(), outcomes: vec!["unusable".into()] }];
+                ends.append(&mut self.last);
+            }
+            self.last = ends;
+            let step = self.then(
+                format!("follow-at-{to}"),
+                format!("Wait until {to} follows {from} closely"),
+                Action::AwaitStandby { site: to.clone(), write_domain, datasets, epoch },
+            );
+            step.timeout = LONG;
+        }
+        self.claim();
+        self.stop_and_freeze(&from)?;
+        self.fence(&from)?;
+        if follows {
+            let (write_domain, datasets) = (self.domain(), self.protected());
+            let step = self.then(
+                format!("catch-up-{to}"),
+                format!("Wait until {to} has applied everything"),
+                Action::CatchUp { site: to.clone(), write_domain, datasets },
+            );
+            step.timeout = LONG;
+        } else {
+            self.restore_all(None)?;
+        }
+        self.promote();
+        self.lift_fence(&to);
+        self.start_all(&to)?;
+        self.prove(true)?;
+        self.reprotect();
+        self.restandby(&[]);
+        Ok(())
+    }
+
+    /// Back to an earlier moment where the service is. What is there now becomes a recovery point first.
+    pub(super) fn rewind(&mut self) -> Result<(), CompileError> {
+        let to = self.to.clone();
+        if self.request.target == Target::Newest {
+            return Err(CompileError::NoMoment { scenario: self.request.scenario.clone() });
+        }
+        self.approve_if_asked();
+        self.ensure_agent(&to);
+        self.claim();
+        self.stop_and_freeze(&to)?;
+        self.fence(&to)?;
+        self.restore_all(None)?;
+        self.promote();
+        self.lift_fence(&to);
+        self.start_all(&to)?;
+        self.prove(false)?;
+        self.reprotect();
+        self.restandby(&[]);
+        Ok(())
+    }
+
+    /// The same restore, start and proof as the real thing, in surroundings of its own.
+    pub(super) fn drill(&mut self) -> Result<(), CompileError> {
+        let to = self.to.clone();
+        let isolation = self.request.isolation.as_ref().map(|isolation| isolation.name.clone()).unwrap_or_default();
+        self.then(
+            "isolate",
+            format!("Make isolated surroundings at {to}"),
+            Action::Isolate { site: to.clone(), isolation: isolation.clone() },
+        )
+        .on_failure = OnFailure::Unwind;
+        let isolated = self.last.clone();
+        let mut ends = Vec::new();
+        for volume in self.volumes(&to)? {
+            let dataset = volume.dataset.clone();
+            self.last = isolated.clone();
+            let target = self.request.target.clone();
+            let step = self.then(
+                format!("restore-{dataset}"),
+                format!("Restore `{dataset}` in isolation from the {}", said(&target)),
+                Action::Restore { site: to.clone(), volume, target, in_place: false },
+            );
+            step.timeout = LONG;
+            ends.append(&mut self.last);
+        }
+        self.last = ends;
+        self.start_all(&to)?;
+        self.prove(true)?;
+        for step in &mut self.steps {
+            step.on_failure = OnFailure::Unwind;
+        }
+        let step = self.then(
+            "remove-isolation",
+            "Remove everything the drill made",
+            Action::RemoveIsolation { site: to.clone(), isolation: isolation.clone() },
+        );
+        step.always = true;
+        let step = self.then(
+            "verify-clean",
+            "Look that nothing of the drill is left",
+            Action::VerifyClean { site: to, isolation },
+        );
+        step.always = true;
+        self.not_covered.push("outgoing calls: nothing stops the isolated service from calling the outside".into());
+        self.not_covered.push("the fence and the promotion: a drill leaves the real writer alone".into());
+        Ok(())
+    }
+}
