@@ -150,10 +150,19 @@ pub trait Probe: Send + Sync {
     async fn instance(&self, instance: &InstanceSpec, health: &Health) -> Result<(), PortError>;
     /// The addresses that the authority (or the machine's resolver) gives for a name now.
     async fn resolve(&self, name: &str, authority: Option<&str>) -> Result<Vec<std::net::IpAddr>, PortError>;
+    /// The traffic generation that a name's authority answers with now.
+    async fn traffic(&self, name: &str, authority: &str) -> Result<TrafficInForce, PortError>;
     /// Whether the service is healthy, asked through its name.
     async fn service(&self, door: &ServiceDoor, health: &Health) -> Result<(), PortError>;
     /// One HTTP exchange through the service's name; answers status and body. `body` has its templates filled in.
     async fn exchange(&self, door: &ServiceDoor, exchange: &HttpExchange) -> Result<(u16, String), PortError>;
+}
+
+/// Which traffic generation an authority answers with, as it says itself (`_epoch.NAME` TXT).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TrafficInForce {
+    pub epoch: u64,
+    pub generation: u64,
 }
 
 /// How a service is reached by name.
