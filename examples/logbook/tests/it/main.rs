@@ -1,0 +1,7 @@
+//! The logbook with real processes: services, load clients and a name server (unbound) on free ports.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
+
+mod load;
+mod process;
+mod serve;
