@@ -1,1 +1,58 @@
-fn main() {}
+//! The project's own chores: `cargo xtask test`, `pictures`, `docs`.
+//!
+//! Invariant: a chore that could not be done entirely fails. Nothing is skipped because something was not installed.
+
+#![allow(clippy::print_stdout)] // A chore's output is for the person who started it.
+
+mod docs;
+#[cfg(test)]
+mod house;
+mod packages;
+mod pictures;
+mod terminal;
+mod tests;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask CHORE
+
+  test       installs what the tests need, then checks formatting, lints, and runs every test
+  pictures   makes the README's pictures anew: runs the demo, then photographs its screen and its evidence page
+  docs       makes the generated documents anew; `docs --check` only compares";
+
+/// Why a chore could not be done: a sentence that says what to do next.
+type Outcome = Result<ExitCode, String>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["test"] => tests::run(),
+        ["pictures"] => pictures::make(),
+        ["docs"] => docs::make(),
+        ["docs", "--check"] => docs::check(),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("xtask: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+/// The workspace's root, from where this crate was built.
+fn root() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map(PathBuf::from).unwrap_or(here)
+}
+
+/// The cargo that runs this chore.
+fn cargo() -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}

@@ -1,0 +1,74 @@
+//! The Debian packages that tests and pictures need, in one place.
+//!
+//! Invariant: after `install` each of them is installed, or the chore has failed and said which is missing.
+
+use std::process::{Command, Stdio};
+
+/// What tests call, each with the reason.
+pub(crate) const FOR_TESTS: &[(&str, &str)] = &[
+    ("acl", "setfacl and getfacl: restored ACLs are read by their own tool"),
+    ("age", "opens the vault's key files without any of our code"),
+    ("attr", "setfattr and getfattr: restored attributes are read by their own tool"),
+    ("bind9-dnsutils", "dig: a real client of the DNS authority"),
+    ("curl", "a real client of the example service"),
+    ("e2fsprogs", "mkfs.ext4: a small file system that really runs full"),
+    ("mount", "mounts it"),
+    ("procps", "ps: what processes are left, as the system sees it"),
+    ("python3", "user's commands that speak JSON, for the command site"),
+    ("sqlite3", "reads restored databases without any of our code"),
+    ("unbound", "a real resolver in front of the DNS authority"),
+];
+
+/// What `cargo xtask pictures` calls besides.
+pub(crate) const FOR_PICTURES: &[(&str, &str)] = &[
+    ("chromium", "photographs pages"),
+    ("fonts-dejavu-core", "so that the pictures look the same everywhere"),
+    ("util-linux", "script: gives the demo a terminal"),
+];
+
+/// Installs what is missing. Asks for nothing when all is there.
+pub(crate) fn install(packages: &[(&str, &str)]) -> Result<(), String> {
+    let missing = missing(packages)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("installing {}", missing.join(" "));
+    apt(&["update"])?;
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(&missing);
+    apt(&arguments)?;
+    let still = self::missing(packages)?;
+    if still.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{} could not be installed; install it by hand and run this again", still.join(", ")))
+}
+
+fn missing<'a>(packages: &[(&'a str, &str)]) -> Result<Vec<&'a str>, String> {
+    let mut missing = Vec::new();
+    for (package, _) in packages {
+        let output =
+            Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output().map_err(
+                |error| format!("cannot ask dpkg-query which packages are installed ({error}): this needs Debian"),
+            )?;
+        if output.stdout != b"installed" {
+            missing.push(*package);
+        }
+    }
+    Ok(missing)
+}
+
+fn apt(arguments: &[&str]) -> Result<(), String> {
+    let shown = arguments.join(" ");
+    let status = Command::new("apt-get")
+        .args(["-q", "-o", "DPkg::Lock::Timeout=300"])
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .status()
+        .map_err(|error| format!("cannot run apt-get {shown} ({error})"))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(format!("apt-get {shown} failed ({status}): run it by hand as root, then run this again"))
+}
