@@ -1,1 +1,6 @@
-//! (empty)
+//! The only home of sockets, child processes and SDKs: each adapter implements a port of the engine.
+//!
+//! Invariant: what comes from a socket or a child process is bounded in size and time before it is looked at.
+
+pub mod probe;
+pub mod traffic;

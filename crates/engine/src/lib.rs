@@ -4,3 +4,4 @@
 //! (and the vault's storage), so that the whole engine also runs against simulated parts.
 
 pub mod port;
+pub mod traffic;
