@@ -1,1 +1,79 @@
-fn main() {}
+//! The binary `lifeboat`: reads the command line, runs one verb, reports how it ended.
+//!
+//! Invariant: every way out of a command goes through `finish`, so that exit codes and the shape of errors are the same everywhere.
+
+mod commands;
+mod error;
+mod plan_file;
+mod report;
+mod ui;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::commands::Command;
+use crate::ui::{Colour, Ui};
+
+/// Disaster recovery you can prove.
+///
+/// A plan says what must survive, how much may be lost and for how long it may be away. lifeboat protects it, watches
+/// it, recovers it elsewhere, and proves what was lost and how long it took.
+///
+/// Exit codes: 0 done; 1 an operation failed; 2 usage, or the plan is wrong; 3 done, but a finding stands; 4 refused by a
+/// safety rule; 5 held, waiting for a person; 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(name = "lifeboat", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Global {
+    /// The plan; without it, `lifeboat.toml` here or in a directory above
+    #[arg(long, global = true, value_name = "FILE", env = "LIFEBOAT_PLAN", help_heading = "Everywhere")]
+    plan: Option<PathBuf>,
+    /// Print JSON on stdout and nothing else
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    json: bool,
+    /// No progress, no notes; only results and errors
+    #[arg(long, short, global = true, help_heading = "Everywhere")]
+    quiet: bool,
+    /// Colours in the output
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = Colour::Auto, help_heading = "Everywhere")]
+    color: Colour,
+    /// Where this host keeps its own state [default: $XDG_STATE_HOME/lifeboat]
+    #[arg(long, global = true, value_name = "DIR", env = "LIFEBOAT_STATE", help_heading = "Everywhere")]
+    state: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log();
+    let ui = Ui::new(cli.global);
+    let result = commands::run(cli.command, &ui);
+    finish(result, &ui)
+}
+
+fn finish(result: Result<error::Exit, error::CommandError>, ui: &Ui) -> ExitCode {
+    let code = match result {
+        Ok(exit) => exit.code(),
+        Err(error) => {
+            report::error(&error, ui);
+            error.kind.code()
+        }
+    };
+    ExitCode::from(code)
+}
+
+/// What libraries log goes to stderr, warnings and worse, unless `LIFEBOAT_LOG` says otherwise.
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LIFEBOAT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

@@ -1,0 +1,34 @@
+//! One file per verb. A verb has its arguments (`Args`, whose doc comments are its help) and `run`.
+//!
+//! Invariant: a verb prints through `Ui` only, and ends in an `Exit` or a `CommandError`.
+
+mod check;
+mod completions;
+mod explain;
+mod schema;
+
+use crate::error::{CommandError, Exit};
+use crate::ui::Ui;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    Check(check::Args),
+    Explain(explain::Args),
+    Schema(schema::Args),
+    Completions(completions::Args),
+}
+
+pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
+    match command {
+        Command::Check(args) => check::run(args, ui),
+        Command::Explain(args) => explain::run(args, ui),
+        Command::Schema(args) => schema::run(args, ui),
+        Command::Completions(args) => completions::run(args, ui),
+    }
+}
+
+/// Runs the async part of a verb to its end, on a runtime of its own.
+#[allow(dead_code, reason = "for the verbs that need the engine")]
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, CommandError>>) -> Result<T, CommandError> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}
