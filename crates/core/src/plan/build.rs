@@ -258,6 +258,7 @@ fn service(name: &str, table: Reader<'_>) -> Option<Service> {
         priority: if table.text("priority").as_deref() == Some("rto") { Priority::Rto } else { Priority::Rpo },
         downtime_cost: table.money("downtime-cost"),
         data_loss_cost: table.money("data-loss-cost"),
+        approval: table.flag("approval"),
         objectives,
         components: in_start_order(components(table)?),
         traffic: table.0.optional("traffic", traffic)?,

@@ -277,6 +277,12 @@ static SERVICE: Table = Table {
         ),
         optional("downtime-cost", Type::Text(Kind::Money("h")), "What an hour away costs."),
         optional("data-loss-cost", Type::Text(Kind::Money("h")), "What an hour of lost data costs."),
+        with_default(
+            "approval",
+            Type::Bool,
+            "false",
+            "Whether a run waits until a person who approves, and did not start it, has approved it.",
+        ),
         optional(
             "objective",
             Type::Named { what: "scenario", names: true, of: &Type::Table(&OBJECTIVE) },
