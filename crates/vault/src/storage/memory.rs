@@ -1,0 +1,94 @@
+//! Storage in memory, for tests and simulations.
+//!
+//! Invariant: behaves as the port says, durability apart: it lasts as long as the process.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use super::{Listed, Put, Storage, StorageError, check_key};
+
+#[derive(Debug, Default)]
+pub struct MemoryStorage {
+    objects: Mutex<BTreeMap<String, Vec<u8>>>,
+    name: String,
+}
+
+static SHARED: LazyLock<Mutex<HashMap<String, Arc<MemoryStorage>>>> = LazyLock::new(Mutex::default);
+
+impl MemoryStorage {
+    pub fn new() -> MemoryStorage {
+        MemoryStorage::default()
+    }
+
+    /// The same storage for the same name, within this process; a new one each time for the empty name.
+    pub fn shared(name: &str) -> Arc<MemoryStorage> {
+        let make = || Arc::new(MemoryStorage { name: name.to_owned(), ..MemoryStorage::default() });
+        if name.is_empty() {
+            return make();
+        }
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.entry(name.to_owned()).or_insert_with(make).clone()
+    }
+
+    /// A copy of everything in it now.
+    pub fn snapshot(&self) -> BTreeMap<String, Vec<u8>> {
+        self.lock().clone()
+    }
+
+    /// A storage that holds what `snapshot` gave.
+    pub fn from_snapshot(objects: BTreeMap<String, Vec<u8>>) -> MemoryStorage {
+        MemoryStorage { objects: Mutex::new(objects), name: String::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u8>>> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Storage for MemoryStorage {
+    fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<Put, StorageError> {
+        check_key(key)?;
+        let mut objects = self.lock();
+        if objects.contains_key(key) {
+            return Ok(Put::Exists);
+        }
+        objects.insert(key.to_owned(), bytes.to_vec());
+        Ok(Put::Created)
+    }
+
+    fn put(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        check_key(key)?;
+        self.lock().insert(key.to_owned(), bytes.to_vec());
+        Ok(())
+    }
+
+    fn get(&self, key: &str) -> Result<Vec<u8>, StorageError> {
+        check_key(key)?;
+        self.lock().get(key).cloned().ok_or_else(|| StorageError::NotFound { key: key.to_owned() })
+    }
+
+    fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Vec<u8>, StorageError> {
+        check_key(key)?;
+        let objects = self.lock();
+        let object = objects.get(key).ok_or_else(|| StorageError::NotFound { key: key.to_owned() })?;
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(object.len());
+        let end = start.saturating_add(usize::try_from(length).unwrap_or(usize::MAX)).min(object.len());
+        Ok(object[start..end].to_vec())
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
+        let objects = self.lock();
+        let within = objects.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
+        Ok(within.map(|(key, bytes)| Listed { key: key.clone(), size: bytes.len() as u64 }).collect())
+    }
+
+    fn delete(&self, key: &str) -> Result<(), StorageError> {
+        check_key(key)?;
+        self.lock().remove(key);
+        Ok(())
+    }
+
+    fn location(&self) -> String {
+        format!("memory:{}", self.name)
+    }
+}

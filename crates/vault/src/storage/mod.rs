@@ -1,0 +1,163 @@
+//! The storage port: dumb, hostile, durable when it answers. Vaults and the arbiter both stand on it.
+//!
+//! Invariant: `put_if_absent` and `put` are atomic and durable when they return `Ok`: a reader sees the whole object or none,
+//! and of two `put_if_absent` of one key exactly one answers `Created`. An error may mean that it happened anyway.
+
+mod fault;
+mod fs;
+mod memory;
+
+use std::sync::Arc;
+
+pub use fault::{Faulty, Operation};
+pub use fs::FsStorage;
+pub use memory::MemoryStorage;
+
+/// No object of ours is larger; whatever is, is refused before memory is taken for it.
+pub const OBJECT_BYTES_MAX: u64 = 96 << 20;
+const KEY_BYTES_MAX: usize = 700;
+const SEGMENT_BYTES_MAX: usize = 240;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    Created,
+    /// Something is there already; it was not touched.
+    Exists,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listed {
+    pub key: String,
+    pub size: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    #[error("there is no object {key}")]
+    NotFound { key: String },
+    #[error("the storage at {location} is full; free some space, nothing that was stored is lost")]
+    NoSpace { location: String },
+    #[error(
+        "the storage at {location} does not let this process {verb}; check its permissions and whether it is mounted read-only"
+    )]
+    Denied { location: String, verb: &'static str },
+    #[error("{location} is gone or not a directory; mount it, or correct the address")]
+    Gone { location: String },
+    #[error(
+        "{location} is no longer the directory that was opened (was it unmounted?); mount it again, then start over"
+    )]
+    Replaced { location: String },
+    #[error("object {key} holds {size} bytes, more than {limit}; nothing of ours is that large")]
+    TooLarge { key: String, size: u64, limit: u64 },
+    #[error("{key:?} is not a valid object name: {why}")]
+    BadKey { key: String, why: &'static str },
+    #[error("storage of the kind {scheme:?} is not in this version; use a directory (file:///path or a bare path)")]
+    UnknownScheme { scheme: String },
+    #[error("cannot {verb} {key} at {location}")]
+    Io {
+        verb: &'static str,
+        key: String,
+        location: String,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl StorageError {
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, StorageError::NotFound { .. })
+    }
+}
+
+/// Six verbs, callable from many threads. Keys are paths of plain segments (`a/b/c`); see `check_key`.
+pub trait Storage: Send + Sync + std::fmt::Debug {
+    fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<Put, StorageError>;
+    /// Creates or replaces.
+    fn put(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError>;
+    fn get(&self, key: &str) -> Result<Vec<u8>, StorageError>;
+    /// At most `length` bytes from `offset`; fewer only where the object ends.
+    fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Vec<u8>, StorageError>;
+    /// Everything whose key starts with `prefix` (a whole directory is fastest: `a/b/`), sorted by key.
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError>;
+    /// Deleting what is not there succeeds.
+    fn delete(&self, key: &str) -> Result<(), StorageError>;
+    /// Where this is, for messages; never holds a credential.
+    fn location(&self) -> String;
+}
+
+/// Opens a storage by its address: a path, `file:///path`, or (in tests) `memory:NAME`. The directory must exist.
+pub fn open(url: &str) -> Result<Arc<dyn Storage>, StorageError> {
+    match scheme(url)? {
+        Place::Path(path) => Ok(Arc::new(FsStorage::open(path)?)),
+        Place::Memory(name) => Ok(MemoryStorage::shared(name)),
+    }
+}
+
+/// As `open`, but makes the directory (and its parents) where it is absent.
+pub fn create(url: &str) -> Result<Arc<dyn Storage>, StorageError> {
+    match scheme(url)? {
+        Place::Path(path) => Ok(Arc::new(FsStorage::create(path)?)),
+        Place::Memory(name) => Ok(MemoryStorage::shared(name)),
+    }
+}
+
+enum Place<'a> {
+    Path(&'a str),
+    Memory(&'a str),
+}
+
+fn scheme(url: &str) -> Result<Place<'_>, StorageError> {
+    if let Some(rest) = url.strip_prefix("file://") {
+        return Ok(Place::Path(rest));
+    }
+    if let Some(name) = url.strip_prefix("memory:") {
+        return Ok(Place::Memory(name));
+    }
+    match url.split_once("://") {
+        Some((scheme, _)) => Err(StorageError::UnknownScheme { scheme: scheme.to_owned() }),
+        None => Ok(Place::Path(url)),
+    }
+}
+
+/// Refuses names that could leave the storage, collide with its own files, or be too long for a file system.
+pub fn check_key(key: &str) -> Result<(), StorageError> {
+    let bad = |why| Err(StorageError::BadKey { key: key.chars().take(80).collect(), why });
+    if key.is_empty() || key.len() > KEY_BYTES_MAX {
+        return bad("it is empty or too long");
+    }
+    for segment in key.split('/') {
+        if segment.is_empty() || segment.len() > SEGMENT_BYTES_MAX {
+            return bad("a segment is empty or too long");
+        }
+        if segment.starts_with('.') {
+            return bad("a segment starts with a dot");
+        }
+        if !segment.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'%' | b'@')) {
+            return bad("only letters, digits and . _ - % @ may stand in it");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_cannot_leave_the_storage() {
+        for bad in ["", "/a", "a/", "a//b", "../a", "a/../b", ".tmp/x", "a b", "a\0b", "ä"] {
+            assert!(check_key(bad).is_err(), "{bad:?}");
+        }
+        for good in ["a", "a/b.age", "snap/host-1/app%2Fdb/0000000001"] {
+            assert!(check_key(good).is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn other_schemes_say_so() {
+        let error = open("s3://bucket/x").unwrap_err();
+        assert!(error.to_string().contains("\"s3\" is not in this version"), "{error}");
+    }
+}
