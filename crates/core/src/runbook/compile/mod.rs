@@ -4,6 +4,8 @@
 //! takes the write domain from; what can only be known on the night stands as a branch with its condition.
 
 mod build;
+#[cfg(test)]
+mod tests;
 mod ways;
 
 use crate::plan::{Name, Plan, Service, Site, Strategy};

@@ -120,6 +120,9 @@ impl Builder<'_> {
         self.claim();
         self.stop_and_freeze(&to)?;
         self.fence(&to)?;
+        // A fence stops whatever holds the volumes, the site's own agent included.
+        self.ensure_agent(&to).id = format!("ensure-agent-{to}-again");
+        self.last = vec![format!("ensure-agent-{to}-again")];
         self.restore_all(None)?;
         self.promote();
         self.lift_fence(&to);

@@ -1,0 +1,182 @@
+#![allow(clippy::unwrap_used, clippy::panic)]
+//! Golden run-books: one a way and strategy, as people read them.
+
+use super::*;
+use crate::runbook::Action;
+use crate::runbook::lint::lint;
+use crate::runbook::render::render;
+
+const PLAN: &str = r#"
+[plan]
+name = "notes"
+
+[arbiter]
+url = "file:///srv/arbiter"
+
+[site.north]
+reach = "local"
+root = "/srv/north"
+address = "127.0.11.1"
+
+[site.south]
+reach = "local"
+root = "/srv/south"
+address = "127.0.12.1"
+
+[vault.far]
+url = "file:///srv/vault"
+
+[key]
+recipients = ["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p", "age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg"]
+standby = [
+  { recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p", held-at = "north", datasets = ["entries", "uploads"], identity = { file = "/k/north" } },
+  { recipient = "age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg", held-at = "south", datasets = ["entries", "uploads"], identity = { file = "/k/south" } },
+]
+
+[service.notes]
+strategy = "warm-standby"
+primary = "north"
+recovery = ["south"]
+rpo = "5s"
+rto = "1m"
+
+[service.notes.component.app]
+role = "application"
+port = 8080
+launch = { command = ["/srv/app", "--db", "{{ dataset.entries.path }}", "--listen", "{{ instance.address }}:{{ instance.port }}"] }
+health = { http = "/healthz", within = "20s" }
+[service.notes.component.app.dataset.entries]
+kind = "persistent"
+sqlite = { path = "data/notes.db" }
+protect = [{ to = "far", base = { every = "1h" }, log = "stream" }]
+[service.notes.component.app.dataset.uploads]
+kind = "persistent"
+files = { path = "uploads" }
+protect = [{ to = "far", every = "5s" }]
+
+[service.notes.traffic]
+name = "notes.example.com."
+dns = { authority = "127.0.9.53:53" }
+everyday = { north = 100 }
+ttl = "1s"
+
+[service.notes.canary]
+write = { http = "POST /canary", body = "{{ canary.value }}" }
+read = { http = "GET /canary", expect = "{{ canary.value }}" }
+"#;
+
+fn plan(text: &str) -> Plan {
+    let parsed = crate::plan::parse(&[("lifeboat.toml", text)]);
+    let errors: Vec<_> = parsed.diagnostics.iter().map(|found| format!("{} {}", found.code, found.message)).collect();
+    parsed.plan.unwrap_or_else(|| panic!("{errors:#?}"))
+}
+
+fn at(writer: &str, epoch: u64) -> Inventory {
+    Inventory { epoch, writer: writer.into(), compiled_at: "2026-11-21T12:00:00Z".into(), plan_hash: "0".repeat(64) }
+}
+
+fn request(purpose: Purpose, scenario: &str) -> Request {
+    Request {
+        service: "notes".into(),
+        purpose,
+        scenario: scenario.into(),
+        to: None,
+        target: Target::Newest,
+        isolation: None,
+    }
+}
+
+fn compiled(text: &str, inventory: &Inventory, request: &Request) -> Runbook {
+    let runbook = compile(&plan(text), inventory, request).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(lint(&runbook), Vec::<String>::new());
+    let json = serde_json::to_string(&runbook).unwrap();
+    assert_eq!(serde_json::from_str::<Runbook>(&json).unwrap(), runbook, "a run-book survives being stored");
+    runbook
+}
+
+/// The steps and their branches; the whole text is in one of the tests.
+fn outline(runbook: &Runbook) -> String {
+    let line = |step: &crate::runbook::Step| {
+        let branch: String =
+            step.when.iter().map(|when| format!("  if {} = {}", when.step, when.outcomes.join("|"))).collect();
+        format!("{}{}{branch}\n", step.id, if step.commit { "  (commit)" } else { "" })
+    };
+    runbook.steps.iter().map(line).collect()
+}
+
+fn backup_restore() -> String {
+    PLAN.replace("warm-standby", "backup-restore")
+}
+
+#[test]
+fn a_failover_to_a_warm_standby_reads_as_a_whole() {
+    let runbook = compiled(PLAN, &at("north", 1), &request(Purpose::Failover, "site-lost"));
+    insta::with_settings!({filters => vec![("run-book [0-9a-f]{12}", "run-book HASH")]}, {
+        insta::assert_snapshot!(render(&runbook));
+    });
+    let Action::StartInstances { instances, .. } = &runbook.step("start-app").unwrap().action else { panic!() };
+    assert_eq!(
+        instances[0].command,
+        ["/srv/app", "--db", "/srv/south/volumes/data/notes.db", "--listen", "127.0.12.1:8080"]
+    );
+}
+
+#[test]
+fn every_other_way_has_its_own_outline() {
+    let failover = compiled(&backup_restore(), &at("north", 1), &request(Purpose::Failover, "site-lost"));
+    let failback = compiled(PLAN, &at("south", 2), &request(Purpose::Failback, "site-lost"));
+    let failback_cold = compiled(&backup_restore(), &at("south", 2), &request(Purpose::Failback, "site-lost"));
+    let moment = Target::At("2026-11-21T11:00:00Z".into());
+    let rewind = Request { target: moment, ..request(Purpose::Rewind, "data-corrupted") };
+    let rewind = compiled(PLAN, &at("north", 3), &rewind);
+    insta::assert_snapshot!(format!(
+        "FAILOVER, backup-restore\n{}\nFAILBACK, warm-standby\n{}\nFAILBACK, backup-restore\n{}\nREWIND\n{}",
+        outline(&failover),
+        outline(&failback),
+        outline(&failback_cold),
+        outline(&rewind)
+    ));
+}
+
+#[test]
+fn a_drill_touches_nothing_real() {
+    let isolation = Isolation {
+        name: "d1".into(),
+        volumes: "/srv/south/.lifeboat/isolated/d1/volumes".into(),
+        address: "127.77.0.1".into(),
+    };
+    let request = Request { isolation: Some(isolation), ..request(Purpose::Drill, "site-lost") };
+    let runbook = compiled(PLAN, &at("north", 1), &request);
+    insta::assert_snapshot!(outline(&runbook));
+    let json = serde_json::to_string(&runbook.steps).unwrap();
+    assert!(!json.contains("/srv/south/volumes"), "an isolated instance must not see the site's own volumes");
+    assert!(!json.contains("127.0.12.1"), "nor its address");
+}
+
+#[test]
+fn what_cannot_be_compiled_is_said_with_the_next_step() {
+    let plan = plan(PLAN);
+    let fails = |inventory: &Inventory, request: &Request| compile(&plan, inventory, request).unwrap_err().to_string();
+    let mut wrong = Vec::new();
+    wrong.push(fails(&at("north", 1), &Request { service: "shop".into(), ..request(Purpose::Failover, "site-lost") }));
+    wrong.push(fails(&at("north", 1), &request(Purpose::Failover, "site-gone")));
+    wrong.push(fails(&at("north", 1), &request(Purpose::Failover, "data-corrupted")));
+    wrong.push(fails(&at("north", 1), &request(Purpose::Failback, "site-lost")));
+    wrong.push(fails(&at("north", 1), &Request { to: Some("west".into()), ..request(Purpose::Failover, "site-lost") }));
+    wrong.push(fails(&at("east", 1), &request(Purpose::Failover, "site-lost")));
+    insta::assert_snapshot!(wrong.join("\n"));
+}
+
+#[test]
+fn lint_finds_a_promotion_without_its_fence() {
+    let mut runbook = compiled(PLAN, &at("north", 1), &request(Purpose::Failover, "site-lost"));
+    runbook.steps.retain(|step| !matches!(step.action, Action::Fence { .. }));
+    for step in &mut runbook.steps {
+        for after in &mut step.after {
+            if after == "fence-north" {
+                *after = "claim-epoch".into();
+            }
+        }
+    }
+    assert_eq!(lint(&runbook), ["`promote-south` promotes without a fence of north before it"]);
+}
