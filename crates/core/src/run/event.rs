@@ -51,16 +51,22 @@ pub enum Event {
         attempt: u32,
         needs: Need,
     },
-    /// A person's word in place of a proof; `signature` covers run, step, statement and time.
+    /// A person's word in place of a proof; `signature` covers run, step, statement, person and time (`word::attestation`).
     Attested {
         step: StepId,
         by: String,
         statement: String,
+        /// RFC 3339, as signed.
+        at: String,
         signature: String,
     },
+    /// A person's consent; `signature` covers run, step, run-book hash, person and time (`word::approval`).
     Approved {
+        step: StepId,
         by: String,
         runbook_hash: String,
+        /// RFC 3339, as signed.
+        at: String,
         signature: String,
     },
     RetryAsked {
@@ -87,6 +93,18 @@ pub enum Event {
     UndoFailed {
         step: StepId,
         error: String,
+    },
+    /// The executor stopped on request; the run can be resumed.
+    Paused {
+        why: String,
+    },
+    /// An executor goes on with a run that was paused, held, or cut off.
+    Resumed {
+        by: String,
+    },
+    /// A later epoch has been claimed elsewhere: this run may do nothing more, not even take back what it did.
+    Superseded {
+        why: String,
     },
     /// Something a reader of the evidence must know: a plan that changed, a clock that jumped, an executor that took over.
     Note {

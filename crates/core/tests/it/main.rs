@@ -1,0 +1,4 @@
+//! What the pure half decides, looked at from outside.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod run;
