@@ -3,5 +3,8 @@
 //! Invariant: nothing here opens a socket, starts a process or reads a clock by itself; all of it goes through `port`
 //! (and the vault's storage), so that the whole engine also runs against simulated parts.
 
+pub mod arbitrate;
+pub mod execute;
+pub mod journal;
 pub mod port;
 pub mod traffic;
