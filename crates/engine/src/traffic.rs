@@ -1,35 +1,59 @@
-//! Traffic generations: which are sound, and where an authority gets them from.
+//! Traffic generations in the arbiter's storage: which are sound, how they are published, and how an authority gets them.
 //!
-//! Invariant: what is not sound (bounds, names, addresses) is neither published nor put in force.
+//! Stored as `traffic/NAME/GENERATION` (twenty digits), each a signed envelope around JSON. Invariant: what is not sound
+//! or not signed by a trusted key is neither published nor put in force, and a published generation never changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use lifeboat_core::desired::TrafficGeneration;
+use lifeboat_vault::sign::{PublicKey, Signed, SigningKey};
+use lifeboat_vault::storage::{Put, Storage};
 
+/// Part of what is signed, so that no other object passes for a generation.
+const KIND: &str = "arbiter.traffic";
 /// Answers of one name; more than any plan has sites.
 const ANSWERS_MAX: usize = 64;
 /// A day: longer would make every failover useless.
 const TTL_SECONDS_MAX: u32 = 86_400;
 const URL_BYTES_MAX: usize = 2048;
 const TEXT_BYTES_MAX: usize = 256;
+/// The largest generation that the bounds above allow is smaller.
+const OBJECT_BYTES_MAX: u64 = 256 << 10;
+/// How many objects of one name are read in one poll.
+const OBJECTS_MAX: usize = 64;
+/// After so many polls what was not believed is looked at again.
+const POLLS_UNTIL_FORGOTTEN: u32 = 60;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TrafficError {
     #[error("generation {generation} for {name} is not sound: {why}")]
     Unsound { name: String, generation: u64, why: String },
-    #[error("the arbiter's traffic generations for {name} cannot be read; {next}")]
-    Source {
+    #[error(
+        "traffic generation {generation} for {name} is there already, with other contents: another controller has \
+         published; look at its run before you publish again"
+    )]
+    Taken { name: String, generation: u64 },
+    #[error("the traffic generations for {name} at the arbiter cannot be {verb}")]
+    Storage {
         name: String,
-        next: &'static str,
+        verb: &'static str,
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    #[error("the keys that may sign traffic generations cannot be read")]
+    Trusted(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
+
+/// The keys whose signatures count, as they are now. Called at every poll; keep it cheap.
+pub type Trusted = Arc<dyn Fn() -> Result<Vec<PublicKey>, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
 
 /// What an authority has not seen yet of one name.
 #[derive(Debug, Default)]
 pub struct Newer {
-    /// Sound and signed by a trusted key, highest first.
+    /// Sound and signed by a trusted key; highest epoch first, then highest generation.
     pub generations: Vec<TrafficGeneration>,
-    /// What was found and not believed, each once: the object, and why.
+    /// What was found and not believed: the object, and why.
     pub rejected: Vec<(String, String)>,
 }
 
@@ -37,6 +61,168 @@ pub struct Newer {
 pub trait TrafficSource: Send + Sync {
     /// Every generation of `name` above `above`.
     fn newer(&self, name: &str, above: u64) -> Result<Newer, TrafficError>;
+}
+
+/// The arbiter's storage as a source, for an authority that polls.
+pub struct ArbiterTraffic {
+    storage: Arc<dyn Storage>,
+    trusted: Trusted,
+    memory: Mutex<Memory>,
+}
+
+/// What was not believed, so that it is not fetched again at every poll; void when the trusted keys change.
+#[derive(Default)]
+struct Memory {
+    trusted: Vec<PublicKey>,
+    rejected: BTreeSet<String>,
+    polls: u32,
+}
+
+impl std::fmt::Debug for ArbiterTraffic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ArbiterTraffic").field("storage", &self.storage).finish_non_exhaustive()
+    }
+}
+
+impl ArbiterTraffic {
+    pub fn new(storage: Arc<dyn Storage>, trusted: Trusted) -> ArbiterTraffic {
+        ArbiterTraffic { storage, trusted, memory: Mutex::default() }
+    }
+}
+
+impl TrafficSource for ArbiterTraffic {
+    fn newer(&self, name: &str, above: u64) -> Result<Newer, TrafficError> {
+        let trusted = (self.trusted)().map_err(TrafficError::Trusted)?;
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.polls += 1;
+        if memory.trusted != trusted || memory.polls > POLLS_UNTIL_FORGOTTEN {
+            *memory = Memory { trusted: trusted.clone(), ..Memory::default() };
+        }
+        let newer = read_above(self.storage.as_ref(), name, above, &trusted, &memory.rejected)?;
+        memory.rejected.extend(newer.rejected.iter().map(|(object, _)| object.clone()));
+        Ok(newer)
+    }
+}
+
+/// Publishes a generation. Publishing the same one again is no error; another one under its number is (`Taken`).
+pub fn publish_traffic(storage: &dyn Storage, signer: &SigningKey, it: &TrafficGeneration) -> Result<(), TrafficError> {
+    check_generation(it)?;
+    let failed = |source| TrafficError::Storage { name: it.name.clone(), verb: "written", source };
+    let payload = serde_json::to_vec(it).map_err(|error| failed(error.into()))?;
+    let envelope = Signed::seal(KIND, &payload, signer).map_err(|error| failed(error.into()))?;
+    let object = object_name(&it.name, it.generation);
+    match storage.put_if_absent(&object, &envelope).map_err(|error| failed(error.into()))? {
+        Put::Created => Ok(()),
+        Put::Exists => {
+            let there = storage.get(&object).map_err(|error| failed(error.into()))?;
+            if there == envelope {
+                return Ok(());
+            }
+            Err(TrafficError::Taken { name: it.name.clone(), generation: it.generation })
+        }
+    }
+}
+
+/// The generation that counts now, by what the arbiter holds; nothing if none was ever published.
+pub fn current_traffic(
+    storage: &dyn Storage,
+    name: &str,
+    trusted: &[PublicKey],
+) -> Result<Option<TrafficGeneration>, TrafficError> {
+    let newer = read_above(storage, name, 0, trusted, &BTreeSet::new())?;
+    Ok(newer.generations.into_iter().next())
+}
+
+/// The number under which the next generation can be published: free, and above every believed one.
+pub fn next_generation(storage: &dyn Storage, name: &str, trusted: &[PublicKey]) -> Result<u64, TrafficError> {
+    let believed = read_above(storage, name, 0, trusted, &BTreeSet::new())?;
+    let highest = believed.generations.iter().map(|it| it.generation).max().unwrap_or(0);
+    let taken = objects_above(storage, name, highest)?;
+    Ok((highest.saturating_add(1)..u64::MAX).find(|number| !taken.contains_key(number)).unwrap_or(u64::MAX))
+}
+
+fn object_name(name: &str, generation: u64) -> String {
+    format!("traffic/{name}/{generation:020}")
+}
+
+/// Number to size of every object of that name; what is not named like a generation does not count.
+fn objects_above(storage: &dyn Storage, name: &str, above: u64) -> Result<BTreeMap<u64, u64>, TrafficError> {
+    let prefix = format!("traffic/{name}/");
+    let failed = |error: lifeboat_vault::storage::StorageError| TrafficError::Storage {
+        name: name.to_owned(),
+        verb: "listed",
+        source: error.into(),
+    };
+    let listed = storage.list(&prefix).map_err(failed)?;
+    let numbered = listed.into_iter().filter_map(|object| {
+        let digits = object.key.strip_prefix(&prefix).filter(|digits| digits.len() == 20)?;
+        Some((digits.parse().ok()?, object.size))
+    });
+    Ok(numbered.filter(|(number, _)| *number > above).collect())
+}
+
+fn read_above(
+    storage: &dyn Storage,
+    name: &str,
+    above: u64,
+    trusted: &[PublicKey],
+    known_bad: &BTreeSet<String>,
+) -> Result<Newer, TrafficError> {
+    let mut newer = Newer::default();
+    let objects = objects_above(storage, name, above)?;
+    let fresh = objects.into_iter().rev().map(|(number, size)| (number, size, object_name(name, number)));
+    let mut read = 0;
+    for (number, size, object) in fresh.filter(|(_, _, object)| !known_bad.contains(object)) {
+        // A believed generation ends the search once enough was read; forged ones only delay it by a poll.
+        if read >= OBJECTS_MAX && !newer.generations.is_empty() {
+            break;
+        }
+        read += 1;
+        match believe(storage, name, number, size, &object, trusted)? {
+            Ok(generation) => newer.generations.push(generation),
+            Err(why) => newer.rejected.push((object, why)),
+        }
+    }
+    newer.generations.sort_by_key(|it| std::cmp::Reverse((it.epoch, it.generation)));
+    Ok(newer)
+}
+
+/// The inner error says why an object is not believed.
+fn believe(
+    storage: &dyn Storage,
+    name: &str,
+    number: u64,
+    size: u64,
+    object: &str,
+    trusted: &[PublicKey],
+) -> Result<Result<TrafficGeneration, String>, TrafficError> {
+    if size > OBJECT_BYTES_MAX {
+        return Ok(Err(format!("{size} bytes are too many for a generation")));
+    }
+    let bytes = storage.get_range(object, 0, OBJECT_BYTES_MAX).map_err(|error| TrafficError::Storage {
+        name: name.to_owned(),
+        verb: "read",
+        source: error.into(),
+    })?;
+    let signed = match Signed::open(KIND, object, &bytes) {
+        Ok(signed) => signed,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    if !trusted.contains(&signed.signer) {
+        return Ok(Err(format!("it is signed by {}, which is not trusted here", signed.signer.fingerprint())));
+    }
+    let generation: TrafficGeneration = match serde_json::from_slice(&signed.payload) {
+        Ok(generation) => generation,
+        Err(error) => return Ok(Err(format!("its contents cannot be read: {error}"))),
+    };
+    if let Err(error) = check_generation(&generation) {
+        return Ok(Err(error.to_string()));
+    }
+    if generation.name != name || generation.generation != number {
+        let says = format!("generation {} for {}", generation.generation, generation.name);
+        return Ok(Err(format!("it says that it is {says}: it was moved or copied")));
+    }
+    Ok(Ok(generation))
 }
 
 /// Whether a generation is within bounds and says only what can be answered.
@@ -88,6 +274,66 @@ mod tests {
         let health = health.map(str::to_owned);
         let answers = vec![TrafficAnswer { site: "a".into(), address: address.into(), weight: 1, health }];
         TrafficGeneration { name: name.into(), generation: 1, epoch: 1, ttl_seconds: 5, answers, at: String::new() }
+    }
+
+    fn key() -> SigningKey {
+        SigningKey::generate().unwrap()
+    }
+
+    #[test]
+    fn published_generations_are_read_back_and_never_replaced() {
+        let storage = lifeboat_vault::storage::MemoryStorage::default();
+        let signer = key();
+        let trusted = [signer.public()];
+        let mut it = generation("shop.example.", "::1", None);
+        assert_eq!(current_traffic(&storage, &it.name, &trusted).unwrap(), None);
+        publish_traffic(&storage, &signer, &it).unwrap();
+        publish_traffic(&storage, &signer, &it).unwrap();
+        assert_eq!(current_traffic(&storage, &it.name, &trusted).unwrap(), Some(it.clone()));
+        it.ttl_seconds = 6;
+        insta::assert_snapshot!(publish_traffic(&storage, &signer, &it).unwrap_err(), @"traffic generation 1 for shop.example. is there already, with other contents: another controller has published; look at its run before you publish again");
+        it.generation = next_generation(&storage, &it.name, &trusted).unwrap();
+        publish_traffic(&storage, &signer, &it).unwrap();
+        assert_eq!(current_traffic(&storage, &it.name, &trusted).unwrap().map(|it| it.generation), Some(2));
+    }
+
+    #[test]
+    fn forged_moved_and_malformed_objects_are_not_believed() {
+        let storage = lifeboat_vault::storage::MemoryStorage::default();
+        let (signer, stranger) = (key(), key());
+        let trusted = [signer.public()];
+        let mut it = generation("shop.example.", "::1", None);
+        publish_traffic(&storage, &signer, &it).unwrap();
+        let genuine = storage.get(&object_name(&it.name, 1)).unwrap();
+        it.generation = 2;
+        publish_traffic(&storage, &stranger, &it).unwrap();
+        storage.put(&object_name(&it.name, 3), &genuine).unwrap();
+        storage.put(&object_name(&it.name, 4), b"{}").unwrap();
+        let nonsense = Signed::seal(KIND, b"[1, 2", &signer).unwrap();
+        storage.put(&object_name(&it.name, 5), &nonsense).unwrap();
+        storage.put(&object_name(&it.name, 6), &vec![0; 1 << 20]).unwrap();
+        storage.put("traffic/shop.example./notes", b"x").unwrap();
+        let trust: Trusted = Arc::new(move || Ok(trusted.to_vec()));
+        let source = ArbiterTraffic::new(Arc::new(storage), trust);
+        let newer = source.newer("shop.example.", 0).unwrap();
+        assert_eq!(newer.generations.iter().map(|it| it.generation).collect::<Vec<_>>(), [1]);
+        assert_eq!(newer.rejected.len(), 5, "{:?}", newer.rejected);
+        assert!(source.newer("shop.example.", 0).unwrap().rejected.is_empty(), "each is reported once");
+        let next = next_generation(source.storage.as_ref(), "shop.example.", &trusted).unwrap();
+        assert_eq!(next, 7, "what is taken is skipped, believed or not");
+    }
+
+    #[test]
+    fn a_higher_epoch_comes_before_a_higher_generation() {
+        let storage = lifeboat_vault::storage::MemoryStorage::default();
+        let signer = key();
+        let mut it = generation("shop.example.", "::1", None);
+        for (epoch, number) in [(1, 1), (3, 2), (2, 3)] {
+            (it.epoch, it.generation) = (epoch, number);
+            publish_traffic(&storage, &signer, &it).unwrap();
+        }
+        let current = current_traffic(&storage, &it.name, &[signer.public()]).unwrap().unwrap();
+        assert_eq!((current.epoch, current.generation), (3, 2));
     }
 
     #[test]

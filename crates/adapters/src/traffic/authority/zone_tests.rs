@@ -1,3 +1,5 @@
+//! Tests of the zones: what comes into force, what is answered, what exists.
+
 #![allow(clippy::unwrap_used, clippy::panic)]
 use lifeboat_core::desired::TrafficAnswer;
 
