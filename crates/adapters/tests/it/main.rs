@@ -1,0 +1,7 @@
+//! The adapters against real servers, resolvers and processes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod dns;
+mod probe;
+mod web;
