@@ -171,13 +171,12 @@ fn read_above(
     let mut newer = Newer::default();
     let objects = objects_above(storage, name, above)?;
     let fresh = objects.into_iter().rev().map(|(number, size)| (number, size, object_name(name, number)));
-    let mut read = 0;
-    for (number, size, object) in fresh.filter(|(_, _, object)| !known_bad.contains(object)) {
+    let fresh = fresh.filter(|(_, _, object)| !known_bad.contains(object));
+    for (read, (number, size, object)) in fresh.enumerate() {
         // A believed generation ends the search once enough was read; forged ones only delay it by a poll.
         if read >= OBJECTS_MAX && !newer.generations.is_empty() {
             break;
         }
-        read += 1;
         match believe(storage, name, number, size, &object, trusted)? {
             Ok(generation) => newer.generations.push(generation),
             Err(why) => newer.rejected.push((object, why)),
