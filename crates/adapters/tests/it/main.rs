@@ -4,4 +4,7 @@
 
 mod dns;
 mod probe;
+mod site_command;
+mod site_conformance;
+mod site_local;
 mod web;

@@ -1,0 +1,67 @@
+//! Where services run: which adapter acts at a site, as its plan says (`reach`).
+//!
+//! Invariant: a reach that this version does not know is refused here, before anything is done anywhere.
+
+mod child;
+pub mod command;
+pub mod local;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lifeboat_core::plan::{self, Reach};
+use lifeboat_engine::port::{PortError, Site};
+
+pub use command::{CommandSite, CommandSiteConfig};
+pub use local::{LocalSite, LocalSiteConfig};
+
+/// What the sites of a plan need to know of the program that acts at them.
+#[derive(Debug, Clone, Default)]
+pub struct SiteSettings {
+    /// The `lifeboat` program: local sites start their supervisor with it.
+    pub program: PathBuf,
+    /// Arguments of `lifeboat protect` for a site (`protect --site NAME --plan PLAN …`); none: there is no agent to start.
+    pub agent_arguments: Option<Vec<String>>,
+}
+
+impl SiteSettings {
+    /// Settings with which `program` is its own supervisor and its own agent.
+    pub fn new(program: PathBuf, site: &str, plan: &Path, state: Option<&Path>) -> SiteSettings {
+        let mut arguments: Vec<String> = ["protect", "--site", site, "--plan"].map(str::to_owned).to_vec();
+        arguments.push(plan.to_string_lossy().into_owned());
+        if let Some(state) = state {
+            arguments.extend(["--state".to_owned(), state.to_string_lossy().into_owned()]);
+        }
+        SiteSettings { program, agent_arguments: Some(arguments) }
+    }
+
+    fn program(&self) -> String {
+        self.program.to_string_lossy().into_owned()
+    }
+}
+
+/// The adapter for a site of the plan.
+pub fn site_from_plan(name: &str, site: &plan::Site, settings: &SiteSettings) -> Result<Arc<dyn Site>, PortError> {
+    match &site.reach {
+        Reach::Local { root, address } => {
+            let supervisor = vec![settings.program(), "supervise".to_owned(), "--root".to_owned(), root.clone()];
+            let mut config = LocalSiteConfig::new(name, root, address, supervisor);
+            config.agent_command = settings
+                .agent_arguments
+                .as_ref()
+                .map(|arguments| std::iter::once(settings.program()).chain(arguments.iter().cloned()).collect());
+            Ok(Arc::new(LocalSite::new(config)?))
+        }
+        Reach::Command { command, .. } => {
+            Ok(Arc::new(CommandSite::new(CommandSiteConfig::new(name, command.clone()))?))
+        }
+        Reach::Ssh => Err(cannot_act(name, "by ssh")),
+        Reach::Aws => Err(cannot_act(name, "at AWS")),
+    }
+}
+
+fn cannot_act(site: &str, how: &str) -> PortError {
+    PortError::new(format!(
+        "this version cannot act at a site {how} (site `{site}`): use reach = \"command\" with a script of your own that does"
+    ))
+}
