@@ -205,13 +205,12 @@ async fn a_hanging_supervisor_does_not_stop_a_fence() {
     assert!(world.site.start(&app, &context(2, "start")).await.is_err(), "the marker holds for the woken one too");
 }
 
-/// The controller that the next test kills: starts an instance, says so, and waits for its end.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "runs only as the controller in `a_killed_controller_leaves_everything_to_the_next`"]
-async fn controller_entry() {
-    let root = PathBuf::from(std::env::var("CONTROLLED_ROOT").unwrap());
+/// Where the test below runs once more, as the controller that it kills.
+const CONTROLLED: &str = "LIFEBOAT_TEST_CONTROLLED_ROOT";
+
+async fn control(root: &Path) {
     let supervisor = [env!("CARGO_BIN_EXE_supervise"), "--root", root.to_str().unwrap()].map(str::to_owned).to_vec();
-    let site = LocalSite::new(LocalSiteConfig::new("a", &root, "127.0.0.1", supervisor)).unwrap();
+    let site = LocalSite::new(LocalSiteConfig::new("a", root, "127.0.0.1", supervisor)).unwrap();
     let started = site.start(&instance("exec sleep 1000"), &context(1, "start")).await.unwrap();
     fs::write(root.join("started"), started["pid"].to_string()).unwrap();
     std::future::pending::<()>().await;
@@ -219,10 +218,13 @@ async fn controller_entry() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_controller_leaves_everything_to_the_next() {
+    if let Some(root) = std::env::var_os(CONTROLLED) {
+        return control(Path::new(&root)).await;
+    }
     let world = World::new();
     let controller = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "site_local::controller_entry", "--ignored"])
-        .env("CONTROLLED_ROOT", world.root())
+        .args(["--exact", "site_local::a_killed_controller_leaves_everything_to_the_next"])
+        .env(CONTROLLED, world.root())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use lifeboat_core::desired::TrafficGeneration;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 const FORMAT: u32 = 1;
 /// Far more than the largest generation that is accepted.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+const LOCK_WITHIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -55,13 +57,17 @@ impl DurableZone {
         let wrong = |source| StateError::Directory { path: state.to_owned(), source };
         fs::create_dir_all(&directory).map_err(wrong)?;
         let lock = File::options().create(true).truncate(false).write(true).open(state.join("lock")).map_err(wrong)?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-            if error == rustix::io::Errno::WOULDBLOCK {
-                StateError::InUse { path: state.to_owned() }
-            } else {
-                wrong(error.into())
+        // A child that was forked and has not executed yet shares this process's locks: a moment later they are free.
+        let until = Instant::now() + LOCK_WITHIN;
+        while let Err(error) = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            if error != rustix::io::Errno::WOULDBLOCK {
+                return Err(wrong(error.into()));
             }
-        })?;
+            if Instant::now() > until {
+                return Err(StateError::InUse { path: state.to_owned() });
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         Ok(DurableZone { directory, _lock: lock })
     }
 
