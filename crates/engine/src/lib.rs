@@ -4,7 +4,9 @@
 //! (and the vault's storage), so that the whole engine also runs against simulated parts.
 
 pub mod arbitrate;
+pub mod canary;
 pub mod execute;
 pub mod journal;
+pub mod perform;
 pub mod port;
 pub mod traffic;

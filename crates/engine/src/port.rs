@@ -2,15 +2,17 @@
 //!
 //! Invariant: every verb is idempotent under the same `Context::idempotency_key`, and says what it found, not what it hoped.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use lifeboat_core::plan::{Health, HttpExchange};
 use lifeboat_core::run::Facts;
-use lifeboat_core::runbook::{InstanceSpec, VolumeSpec};
+use lifeboat_core::runbook::{InstanceSpec, Target, VolumeSpec};
 
 /// Why a port's verb failed. `may_pass` says whether trying again can help.
 #[derive(Debug, thiserror::Error)]
@@ -178,4 +180,100 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> Timestamp;
     /// Seconds since some fixed moment of this process; never goes back.
     fn monotonic_seconds(&self) -> f64;
+}
+
+/// What the vaults hold of data sets, and how to get it back. Blocking: the engine calls it in threads of its own.
+pub trait Recovery: Send + Sync {
+    /// The last moment that can be recovered from the best of the volume's vaults, without private keys.
+    fn reach(&self, volume: &VolumeSpec, target: &Target) -> Result<Reach, PortError>;
+    /// Restores into `to`, from the volume's vaults in turn, from older points where newer ones do not verify.
+    fn restore(
+        &self,
+        volume: &VolumeSpec,
+        target: &Target,
+        to: &Path,
+        in_place: bool,
+        cancel: &Cancel,
+    ) -> Result<Facts, PortError>;
+    /// What one vault holds of a data set that was written under this epoch or a later one.
+    fn protection(&self, vault: &str, dataset: &str, epoch: u64) -> Result<Protection, PortError>;
+}
+
+/// Up to where a data set can be recovered.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reach {
+    /// The source's time of the last state that is durable; nothing if there is none.
+    pub source_time: Option<Timestamp>,
+    pub vault: Option<String>,
+    pub point: Option<String>,
+    /// What makes this less certain than it looks: a vault that could not be read, freshness unproven.
+    pub findings: Vec<String>,
+}
+
+/// What protects a data set in one vault.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Protection {
+    /// The newest recovery point under the epoch.
+    pub point: Option<String>,
+    /// Everything up to this source time is durable there.
+    pub durable: Option<Timestamp>,
+}
+
+/// One data set at one host, as its agent handles it. Blocking, one call at a time.
+pub trait DataAgent: Send + Sync {
+    fn dataset(&self) -> &str;
+    /// Ships recovery points and logs under `epoch` until the orders say `Finish` (everything durable, a last point, no
+    /// more) or `Stop` (at once).
+    fn write(&self, epoch: u64, orders: &Orders, tell: &dyn Fn(DataStatus)) -> Result<(), PortError>;
+    /// Applies what the vaults hold to the standby's volume until the orders say `Finish` (apply to the end, leave a
+    /// volume that the service can open) or `Stop`. None if this host has no key to follow with.
+    fn follow(&self, orders: &Orders, tell: &dyn Fn(DataStatus)) -> Option<Result<(), PortError>>;
+    /// Whether there is something in the volume's place.
+    fn has_volume(&self) -> bool;
+}
+
+/// What a data set's agent says of itself while it works.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DataStatus {
+    pub position: Option<String>,
+    /// Per vault, up to which source time everything is durable there.
+    pub durable: BTreeMap<String, Timestamp>,
+    /// Up to which source time a standby has applied everything.
+    pub applied: Option<Timestamp>,
+    pub problem: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    Go,
+    Finish,
+    Stop,
+}
+
+/// Orders that may change while they are carried out; whoever waits is woken.
+#[derive(Debug, Clone)]
+pub struct Orders(Arc<(Mutex<Order>, Condvar)>);
+
+impl Default for Orders {
+    fn default() -> Orders {
+        Orders(Arc::new((Mutex::new(Order::Go), Condvar::new())))
+    }
+}
+
+impl Orders {
+    pub fn give(&self, order: Order) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = order;
+        self.0.1.notify_all();
+    }
+
+    pub fn now(&self) -> Order {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the order is no longer `Go`, at most for `time`; answers the order then.
+    pub fn wait(&self, time: Duration) -> Order {
+        let order = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.0.1.wait_timeout_while(order, time, |order| *order == Order::Go);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
 }

@@ -21,7 +21,7 @@ pub(crate) fn check(name: &str, what: &str) -> Result<()> {
 }
 
 /// Percent-encodes everything but letters, digits, `_`, `-` and (not first) `.`.
-pub fn encode(name: &str) -> String {
+pub(crate) fn encode(name: &str) -> String {
     let mut text = String::with_capacity(name.len());
     for (place, byte) in name.bytes().enumerate() {
         match byte {
@@ -34,7 +34,7 @@ pub fn encode(name: &str) -> String {
 }
 
 /// The name that `encode` gave this; `None` for anything that `encode` never gives.
-pub fn decode(text: &str) -> Option<String> {
+pub(crate) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {

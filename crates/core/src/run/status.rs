@@ -455,10 +455,12 @@ impl State {
     fn settle(&mut self, runbook: &Runbook) {
         for step in &runbook.steps {
             let waiting = self.steps.get(&step.id).is_some_and(|state| state.status == StepStatus::Waiting);
-            if waiting && self.is_due(runbook, step) && !self.branch_taken(step) {
-                if let Some(state) = self.steps.get_mut(&step.id) {
-                    state.status = StepStatus::NotTaken;
-                }
+            if waiting
+                && self.is_due(runbook, step)
+                && !self.branch_taken(step)
+                && let Some(state) = self.steps.get_mut(&step.id)
+            {
+                state.status = StepStatus::NotTaken;
             }
         }
         let commits = runbook.purpose != Purpose::Drill && runbook.steps.iter().any(|step| step.commit);

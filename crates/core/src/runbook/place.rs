@@ -186,6 +186,8 @@ impl Place<'_> {
     /// The component that traffic reaches: the last in start order that listens, a load balancer before others.
     pub fn front(&self) -> Option<&Component> {
         let listening = || self.service.components.iter().filter(|component| component.port.is_some());
-        listening().rfind(|component| component.role == crate::plan::Role::LoadBalancer).or_else(|| listening().last())
+        listening()
+            .rfind(|component| component.role == crate::plan::Role::LoadBalancer)
+            .or_else(|| listening().next_back())
     }
 }

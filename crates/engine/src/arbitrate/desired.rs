@@ -94,6 +94,10 @@ impl Arbiter {
         self.publish_once(&format!("canary/{}/{}", canary.service, canary.number), canary).map(|_| ())
     }
 
+    pub fn canary(&self, service: &str, number: u64) -> Result<Option<CanaryRecord>, ArbiterError> {
+        self.read(&format!("canary/{service}/{number}"))
+    }
+
     /// The last `count` canaries, the newest first.
     pub fn canaries(&self, service: &str, count: usize) -> Result<Vec<CanaryRecord>, ArbiterError> {
         let prefix = format!("canary/{service}/");

@@ -107,10 +107,10 @@ impl Arbiter {
     pub fn acquire(&self, want: &Acquire<'_>, watch: &mut LockWatch) -> Result<Attempt, ArbiterError> {
         let latest = self.run_lock(want.service)?;
         let number = latest.as_ref().map_or(0, |(claim, _)| claim.number);
-        if let Some((claim, beat)) = &latest {
-            if let Some(seconds) = self.must_wait(want, claim, beat.as_ref(), watch)? {
-                return Ok(Attempt::Watch { seconds });
-            }
+        if let Some((claim, beat)) = &latest
+            && let Some(seconds) = self.must_wait(want, claim, beat.as_ref(), watch)?
+        {
+            return Ok(Attempt::Watch { seconds });
         }
         if let Some(head) = want.journal {
             self.require_journal(want.run, head)?;

@@ -1,5 +1,8 @@
-#![allow(clippy::unwrap_used, clippy::panic)]
 //! Golden run-books: one a way and strategy, as people read them.
+//!
+//! Invariant: what every run-book must keep (lint, storing and reading) is asked of each one here.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::*;
 use crate::runbook::Action;
@@ -157,13 +160,15 @@ fn a_drill_touches_nothing_real() {
 fn what_cannot_be_compiled_is_said_with_the_next_step() {
     let plan = plan(PLAN);
     let fails = |inventory: &Inventory, request: &Request| compile(&plan, inventory, request).unwrap_err().to_string();
-    let mut wrong = Vec::new();
-    wrong.push(fails(&at("north", 1), &Request { service: "shop".into(), ..request(Purpose::Failover, "site-lost") }));
-    wrong.push(fails(&at("north", 1), &request(Purpose::Failover, "site-gone")));
-    wrong.push(fails(&at("north", 1), &request(Purpose::Failover, "data-corrupted")));
-    wrong.push(fails(&at("north", 1), &request(Purpose::Failback, "site-lost")));
-    wrong.push(fails(&at("north", 1), &Request { to: Some("west".into()), ..request(Purpose::Failover, "site-lost") }));
-    wrong.push(fails(&at("east", 1), &request(Purpose::Failover, "site-lost")));
+    let failover = || request(Purpose::Failover, "site-lost");
+    let wrong = [
+        fails(&at("north", 1), &Request { service: "shop".into(), ..failover() }),
+        fails(&at("north", 1), &request(Purpose::Failover, "site-gone")),
+        fails(&at("north", 1), &request(Purpose::Failover, "data-corrupted")),
+        fails(&at("north", 1), &request(Purpose::Failback, "site-lost")),
+        fails(&at("north", 1), &Request { to: Some("west".into()), ..failover() }),
+        fails(&at("east", 1), &failover()),
+    ];
     insta::assert_snapshot!(wrong.join("\n"));
 }
 

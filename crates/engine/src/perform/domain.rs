@@ -1,0 +1,245 @@
+//! Actions on a write domain: who may write, and what the hosts that poll for it say in return.
+//!
+//! Invariant: a host counts as having followed only when its own report, newer than the question, says so under the
+//! generation that was published.
+
+use lifeboat_core::desired::{AgentReport, AgentRole, DesiredWriter};
+use lifeboat_core::plan::Name;
+use lifeboat_core::run::Facts;
+use serde_json::json;
+
+use super::{Failure, Performed, World};
+use crate::arbitrate::Claim;
+use crate::port::Context;
+
+impl World {
+    pub(super) async fn claim(
+        &self,
+        domain: &str,
+        epoch: u64,
+        primary: &str,
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        self.arbiter.claim_epoch(&Claim {
+            write_domain: domain.to_owned(),
+            epoch,
+            primary: primary.to_owned(),
+            run: context.run.clone(),
+            at: self.clock.now().to_string(),
+        })?;
+        let facts = Facts::from([("epoch".to_owned(), json!(epoch)), ("primary".to_owned(), json!(primary))]);
+        Ok(Performed::new("claimed", facts))
+    }
+
+    fn publish(&self, domain: &str, epoch: u64, primary: &str, frozen: bool) -> Result<DesiredWriter, Failure> {
+        Ok(self.arbiter.publish_writer(domain, epoch, primary, frozen)?)
+    }
+
+    /// Waits until the site's report for each data set is one that `enough` accepts, under this generation or a later one.
+    async fn await_reports(
+        &self,
+        site: &str,
+        datasets: &[Name],
+        generation: u64,
+        context: &Context,
+        enough: impl Fn(&AgentReport) -> Result<(), String>,
+    ) -> Result<Vec<AgentReport>, Failure> {
+        let mut reports = Vec::new();
+        for dataset in datasets {
+            loop {
+                let seen = match self.arbiter.agent_report(site, dataset)? {
+                    Some(report) if report.generation >= generation => match enough(&report) {
+                        Ok(()) => {
+                            reports.push(report);
+                            break;
+                        }
+                        Err(why) => match report.problem {
+                            Some(problem) => format!("`{dataset}` at {site}: {why}: {problem}"),
+                            None => format!("`{dataset}` at {site}: {why}"),
+                        },
+                    },
+                    Some(_) => format!("`{dataset}` at {site}: its host has not seen generation {generation} yet"),
+                    None => format!(
+                        "`{dataset}` at {site}: its host has never reported; see that lifeboat protect runs there"
+                    ),
+                };
+                self.look_again(context, &seen).await?;
+            }
+        }
+        Ok(reports)
+    }
+
+    pub(super) async fn freeze(
+        &self,
+        domain: &str,
+        site: &str,
+        datasets: &[Name],
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        // The claim is this run's; the writer freezes under the epoch it writes in.
+        let generation = self.publish(domain, context.epoch, site, true)?.generation;
+        let reports = self
+            .await_reports(site, datasets, generation, context, |report| {
+                if report.settled { Ok(()) } else { Err("its last recovery point is not durable yet".into()) }
+            })
+            .await?;
+        Ok(Performed::new("frozen", positions(&reports)))
+    }
+
+    pub(super) async fn unfreeze(&self, domain: &str, site: &str, context: &Context) -> Result<Performed, Failure> {
+        self.publish(domain, context.epoch, site, false)?;
+        Ok(Performed::new("writing", Facts::new()))
+    }
+
+    pub(super) async fn reserve(
+        &self,
+        domain: &str,
+        site: &str,
+        datasets: &[Name],
+        epoch: u64,
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        let generation = self.publish(domain, epoch, site, true)?.generation;
+        self.await_reports(site, datasets, generation, context, |report| {
+            if report.settled { Ok(()) } else { Err("its host still holds the volume".into()) }
+        })
+        .await?;
+        Ok(Performed::new("reserved", Facts::new()))
+    }
+
+    /// The commit point: from the publication on, the site's host is the writer.
+    pub(super) async fn promote(
+        &self,
+        domain: &str,
+        site: &str,
+        datasets: &[Name],
+        epoch: u64,
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        let generation = self.publish(domain, epoch, site, false)?.generation;
+        let reports = self
+            .await_reports(site, datasets, generation, context, |report| {
+                match (report.role, report.settled, report.epoch == epoch) {
+                    (AgentRole::Writer, true, true) => Ok(()),
+                    _ => Err("its host has not taken over as the writer yet".into()),
+                }
+            })
+            .await?;
+        let mut facts = positions(&reports);
+        facts.insert("generation".into(), json!(generation));
+        Ok(Performed::new("promoted", facts))
+    }
+
+    /// A standby is usable when it follows, without a problem, everything that it can see.
+    pub(super) async fn inspect_standby(
+        &self,
+        site: &str,
+        _domain: &str,
+        datasets: &[Name],
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        let mut facts = Facts::new();
+        let mut usable = true;
+        for dataset in datasets {
+            let found = self.live_report(site, dataset, context).await?;
+            let verdict = match &found {
+                None => "its host does not report".to_owned(),
+                Some(report) if report.role != AgentRole::Standby => format!("it is {:?}, not a standby", report.role),
+                Some(report) => match (&report.problem, &report.applied) {
+                    (Some(problem), _) => problem.clone(),
+                    (None, None) => "it has applied nothing yet".to_owned(),
+                    (None, Some(applied)) => {
+                        facts.insert(dataset.clone(), json!({ "applied": applied, "position": report.position }));
+                        continue;
+                    }
+                },
+            };
+            usable = false;
+            facts.insert(dataset.clone(), json!({ "unusable": verdict }));
+        }
+        Ok(Performed::new(if usable { "usable" } else { "unusable" }, facts))
+    }
+
+    /// A report whose beat moves while it is looked at: its host lives. None if it does not within a few seconds.
+    async fn live_report(&self, site: &str, dataset: &str, context: &Context) -> Result<Option<AgentReport>, Failure> {
+        let first = self.arbiter.agent_report(site, dataset)?;
+        let begun = self.clock.monotonic_seconds();
+        while self.clock.monotonic_seconds() - begun < LIVE_WITHIN_SECONDS {
+            let now = self.arbiter.agent_report(site, dataset)?;
+            if let Some(report) = &now
+                && first.as_ref().is_none_or(|first| (first.beat, &first.at) != (report.beat, &report.at))
+            {
+                return Ok(now);
+            }
+            self.look_again(context, &format!("`{dataset}` at {site}: waiting for its host's next report")).await?;
+        }
+        Ok(None)
+    }
+
+    /// Waits until the standby has applied all that the frozen writer shipped.
+    pub(super) async fn catch_up(
+        &self,
+        site: &str,
+        domain: &str,
+        datasets: &[Name],
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        let desired = self.arbiter.desired_writer(domain)?;
+        let Some(desired) = desired.filter(|desired| desired.frozen) else {
+            return Err(Failure::failed(format!("`{domain}` is not frozen, so nobody can catch up with it")));
+        };
+        let writer = self.await_reports(&desired.primary, datasets, desired.generation, context, |report| {
+            if report.settled { Ok(()) } else { Err("its last recovery point is not durable yet".into()) }
+        });
+        let writer = writer.await?;
+        let wanted = |dataset: &str| {
+            writer.iter().find(|report| report.dataset == dataset).and_then(|report| report.position.clone())
+        };
+        let reports = self
+            .await_reports(site, datasets, desired.generation, context, |report| {
+                let (want, have) = (wanted(&report.dataset), &report.position);
+                if want.is_some() && want == *have {
+                    Ok(())
+                } else {
+                    let shown = |position: &Option<String>| position.clone().unwrap_or_else(|| "nothing".into());
+                    Err(format!("it has applied {}, the writer's last is {}", shown(have), shown(&want)))
+                }
+            })
+            .await?;
+        Ok(Performed::new("caught-up", positions(&reports)))
+    }
+
+    pub(super) async fn await_standby(
+        &self,
+        site: &str,
+        datasets: &[Name],
+        epoch: u64,
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        let reports = self
+            .await_reports(site, datasets, 0, context, |report| {
+                if report.role != AgentRole::Standby {
+                    Err(format!("it is {:?}, not a standby", report.role))
+                } else if report.epoch < epoch {
+                    Err(format!("it still follows epoch {}", report.epoch))
+                } else if report.applied.is_none() || report.problem.is_some() {
+                    Err("it has not applied anything of this epoch yet".into())
+                } else {
+                    Ok(())
+                }
+            })
+            .await?;
+        Ok(Performed::new("following", positions(&reports)))
+    }
+}
+
+/// A host reports at least every second; what has not moved in five is not alive.
+const LIVE_WITHIN_SECONDS: f64 = 5.0;
+
+fn positions(reports: &[AgentReport]) -> Facts {
+    let fact = |report: &AgentReport| {
+        let value = json!({ "position": report.position, "applied": report.applied, "durable": report.durable });
+        (report.dataset.clone(), value)
+    };
+    reports.iter().map(fact).collect()
+}

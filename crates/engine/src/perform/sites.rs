@@ -1,0 +1,167 @@
+//! Actions at sites: instances, fences, agents, commands, volumes, isolation.
+//!
+//! Invariant: what a site could not prove stays unproven here; only a person's word, on record, takes a proof's place.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lifeboat_core::run::{Facts, Need};
+use lifeboat_core::runbook::{InstanceSpec, VolumeSpec};
+use serde_json::json;
+
+use super::{Failure, Performed, World};
+use crate::port::{Context, FenceRequest, Fenced, InstanceState, Site, SiteAnswer, SiteVerb, VolumeState};
+
+/// How often something that must come true is looked at.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+impl World {
+    pub(super) fn site(&self, name: &str) -> Result<&Arc<dyn Site>, Failure> {
+        self.sites.get(name).ok_or_else(|| Failure::failed(format!("no site `{name}` is known to this controller")))
+    }
+
+    pub(super) async fn start(
+        &self,
+        site: &str,
+        instances: &[InstanceSpec],
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        let at = self.site(site)?;
+        let mut facts = Facts::new();
+        for instance in instances {
+            let started = at.start(instance, context).await?;
+            facts.insert(instance.id(), json!(started));
+        }
+        Ok(Performed::new("started", facts))
+    }
+
+    pub(super) async fn stop(
+        &self,
+        site: &str,
+        instances: &[InstanceSpec],
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        let at = self.site(site)?;
+        let mut facts = Facts::new();
+        for instance in instances {
+            facts.insert(instance.id(), json!(at.stop(instance, context).await?));
+        }
+        for instance in instances {
+            match at.observe(instance).await? {
+                InstanceState::Stopped => {}
+                InstanceState::Running => {
+                    return Err(Failure::may_pass(format!(
+                        "{} still runs at {site} after it was stopped",
+                        instance.id()
+                    )));
+                }
+                InstanceState::Unknown(why) => {
+                    return Err(Failure::may_pass(format!(
+                        "nobody can say whether {} still runs at {site}: {why}",
+                        instance.id()
+                    )));
+                }
+            }
+        }
+        Ok(Performed::new("stopped", facts))
+    }
+
+    /// Waits until every instance is healthy; the step's own timeout ends the wait, `last` tells what was seen.
+    pub(super) async fn await_healthy(
+        &self,
+        site: &str,
+        instances: &[InstanceSpec],
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        let at = self.site(site)?;
+        let mut facts = Facts::new();
+        for instance in instances {
+            let Some(health) = &instance.health else {
+                facts.insert(instance.id(), json!("not checked: it has no health check"));
+                continue;
+            };
+            loop {
+                // A process that has ended will not become healthy: say so at once instead of waiting.
+                if at.observe(instance).await? == InstanceState::Stopped {
+                    return Err(Failure::failed(format!(
+                        "{} at {site} has ended by itself before it was healthy; read its output at the site",
+                        instance.id()
+                    )));
+                }
+                match self.probe.instance(instance, health).await {
+                    Ok(()) => break,
+                    Err(seen) => self.look_again(context, &format!("{} at {site}: {seen}", instance.id())).await?,
+                }
+            }
+            facts.insert(instance.id(), json!("healthy"));
+        }
+        Ok(Performed::new("healthy", facts))
+    }
+
+    pub(super) async fn fence(
+        &self,
+        site: &str,
+        write_domain: &str,
+        instances: &[InstanceSpec],
+        volumes: &[VolumeSpec],
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        let request = FenceRequest {
+            write_domain: write_domain.to_owned(),
+            instances: instances.to_vec(),
+            volumes: volumes.to_vec(),
+        };
+        match self.site(site)?.fence(&request, context).await? {
+            Fenced::Proven { proof, mut facts } => {
+                facts.insert("proof".into(), json!(proof));
+                Ok(Performed::new("proven", facts))
+            }
+            Fenced::Unproven { statement, why } => Err(Failure::Needs(Need::Attestation { statement, why })),
+        }
+    }
+
+    pub(super) async fn verb(
+        &self,
+        site: &str,
+        verb: SiteVerb,
+        outcome: &str,
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        let facts = match self.site(site)?.perform(&verb, context).await? {
+            SiteAnswer::Done(facts) => facts,
+            SiteAnswer::Path(path) => Facts::from([("path".to_owned(), json!(path.display().to_string()))]),
+            SiteAnswer::Nothing => return Ok(Performed::new("nothing-there", Facts::new())),
+            SiteAnswer::Volume(VolumeState::Absent) => Facts::from([("volume".to_owned(), json!("absent"))]),
+            SiteAnswer::Volume(VolumeState::Present { path }) => {
+                Facts::from([("volume".to_owned(), json!(path.display().to_string()))])
+            }
+            SiteAnswer::Left(left) => Facts::from([("left".to_owned(), json!(left))]),
+        };
+        Ok(Performed::new(outcome, facts))
+    }
+
+    pub(super) async fn verify_clean(
+        &self,
+        site: &str,
+        isolation: &str,
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        match self.site(site)?.perform(&SiteVerb::WhatIsLeft(isolation.to_owned()), context).await? {
+            SiteAnswer::Left(left) if left.is_empty() => Ok(Performed::new("clean", Facts::new())),
+            SiteAnswer::Left(left) => {
+                Err(Failure::may_pass(format!("of the drill at {site} there is still: {}", left.join("; "))))
+            }
+            other => Err(Failure::failed(format!("{site} did not say what is left of the drill, but {other:?}"))),
+        }
+    }
+
+    /// Waits a moment, unless the run is being interrupted. The executor's timeout reports `seen`.
+    pub(super) async fn look_again(&self, context: &Context, seen: &str) -> Result<(), Failure> {
+        if context.cancel.is_cancelled() {
+            return Err(Failure::may_pass(format!("interrupted while waiting; last seen: {seen}")));
+        }
+        self.note_waiting(&context.step, seen);
+        tokio::time::sleep(LOOK_EVERY).await;
+        Ok(())
+    }
+}
