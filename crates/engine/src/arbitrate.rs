@@ -24,6 +24,7 @@ mod lock;
 mod mirror;
 
 pub use board::{Arbiter, ArbiterError, Signs, Trusted};
+pub(crate) use board::{kind, number};
 pub use desired::CanaryRecord;
 pub use epoch::Claim;
 pub use lease::{Lease, LeaseHeld, LeaseObserver, LeaseView};

@@ -1,17 +1,18 @@
-//! Traffic generations in the arbiter's storage: which are sound, how they are published, and how an authority gets them.
+//! How an authority gets traffic generations from the arbiter's storage, and which of them are sound.
 //!
-//! Stored as `traffic/NAME/GENERATION` (twenty digits), each a signed envelope around JSON. Invariant: what is not sound
-//! or not signed by a trusted key is neither published nor put in force, and a published generation never changes.
+//! `Arbiter::publish_traffic` writes them. Where the arbiter's own readers stop at an object that cannot be believed, a
+//! name server must go on: it passes over it, reports it, and looks at the others. Invariant: what is not sound, or not
+//! signed by a trusted key for exactly its place, is never put in force.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lifeboat_core::desired::TrafficGeneration;
-use lifeboat_vault::sign::{PublicKey, Signed, SigningKey};
-use lifeboat_vault::storage::{Put, Storage};
+use lifeboat_vault::sign::{PublicKey, Signed};
+use lifeboat_vault::storage::{self, Storage};
 
-/// Part of what is signed, so that no other object passes for a generation.
-const KIND: &str = "arbiter.traffic";
+use crate::arbitrate::{kind, number};
+
 /// Answers of one name; more than any plan has sites.
 const ANSWERS_MAX: usize = 64;
 /// A day: longer would make every failover useless.
@@ -29,11 +30,6 @@ const POLLS_UNTIL_FORGOTTEN: u32 = 60;
 pub enum TrafficError {
     #[error("generation {generation} for {name} is not sound: {why}")]
     Unsound { name: String, generation: u64, why: String },
-    #[error(
-        "traffic generation {generation} for {name} is there already, with other contents: another controller has \
-         published; look at its run before you publish again"
-    )]
-    Taken { name: String, generation: u64 },
     #[error("the traffic generations for {name} at the arbiter cannot be {verb}")]
     Storage {
         name: String,
@@ -46,7 +42,7 @@ pub enum TrafficError {
 }
 
 /// The keys whose signatures count, as they are now. Called at every poll; keep it cheap.
-pub type Trusted = Arc<dyn Fn() -> Result<Vec<PublicKey>, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
+pub type TrustedKeys = Arc<dyn Fn() -> Result<Vec<PublicKey>, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
 
 /// What an authority has not seen yet of one name.
 #[derive(Debug, Default)]
@@ -65,8 +61,10 @@ pub trait TrafficSource: Send + Sync {
 
 /// The arbiter's storage as a source, for an authority that polls.
 pub struct ArbiterTraffic {
-    storage: Arc<dyn Storage>,
-    trusted: Trusted,
+    /// Opened when it is needed, and anew after every failure: the arbiter may be away at the start, or be mounted again.
+    url: String,
+    storage: Mutex<Option<Arc<dyn Storage>>>,
+    trusted: TrustedKeys,
     memory: Mutex<Memory>,
 }
 
@@ -80,13 +78,31 @@ struct Memory {
 
 impl std::fmt::Debug for ArbiterTraffic {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ArbiterTraffic").field("storage", &self.storage).finish_non_exhaustive()
+        f.debug_struct("ArbiterTraffic").field("url", &self.url).finish_non_exhaustive()
     }
 }
 
 impl ArbiterTraffic {
-    pub fn new(storage: Arc<dyn Storage>, trusted: Trusted) -> ArbiterTraffic {
-        ArbiterTraffic { storage, trusted, memory: Mutex::default() }
+    /// The storage at `url` need not be there yet.
+    pub fn at(url: impl Into<String>, trusted: TrustedKeys) -> ArbiterTraffic {
+        ArbiterTraffic { url: url.into(), storage: Mutex::default(), trusted, memory: Mutex::default() }
+    }
+
+    fn storage(&self, name: &str) -> Result<Arc<dyn Storage>, TrafficError> {
+        let mut open = self.storage.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(storage) = open.as_ref() {
+            return Ok(Arc::clone(storage));
+        }
+        let storage = storage::open(&self.url).map_err(|error| TrafficError::Storage {
+            name: name.to_owned(),
+            verb: "opened",
+            source: error.into(),
+        })?;
+        Ok(Arc::clone(open.insert(storage)))
+    }
+
+    fn close(&self) {
+        *self.storage.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -98,51 +114,12 @@ impl TrafficSource for ArbiterTraffic {
         if memory.trusted != trusted || memory.polls > POLLS_UNTIL_FORGOTTEN {
             *memory = Memory { trusted: trusted.clone(), ..Memory::default() };
         }
-        let newer = read_above(self.storage.as_ref(), name, above, &trusted, &memory.rejected)?;
+        let storage = self.storage(name)?;
+        let newer =
+            read_above(storage.as_ref(), name, above, &trusted, &memory.rejected).inspect_err(|_| self.close())?;
         memory.rejected.extend(newer.rejected.iter().map(|(object, _)| object.clone()));
         Ok(newer)
     }
-}
-
-/// Publishes a generation. Publishing the same one again is no error; another one under its number is (`Taken`).
-pub fn publish_traffic(storage: &dyn Storage, signer: &SigningKey, it: &TrafficGeneration) -> Result<(), TrafficError> {
-    check_generation(it)?;
-    let failed = |source| TrafficError::Storage { name: it.name.clone(), verb: "written", source };
-    let payload = serde_json::to_vec(it).map_err(|error| failed(error.into()))?;
-    let envelope = Signed::seal(KIND, &payload, signer).map_err(|error| failed(error.into()))?;
-    let object = object_name(&it.name, it.generation);
-    match storage.put_if_absent(&object, &envelope).map_err(|error| failed(error.into()))? {
-        Put::Created => Ok(()),
-        Put::Exists => {
-            let there = storage.get(&object).map_err(|error| failed(error.into()))?;
-            if there == envelope {
-                return Ok(());
-            }
-            Err(TrafficError::Taken { name: it.name.clone(), generation: it.generation })
-        }
-    }
-}
-
-/// The generation that counts now, by what the arbiter holds; nothing if none was ever published.
-pub fn current_traffic(
-    storage: &dyn Storage,
-    name: &str,
-    trusted: &[PublicKey],
-) -> Result<Option<TrafficGeneration>, TrafficError> {
-    let newer = read_above(storage, name, 0, trusted, &BTreeSet::new())?;
-    Ok(newer.generations.into_iter().next())
-}
-
-/// The number under which the next generation can be published: free, and above every believed one.
-pub fn next_generation(storage: &dyn Storage, name: &str, trusted: &[PublicKey]) -> Result<u64, TrafficError> {
-    let believed = read_above(storage, name, 0, trusted, &BTreeSet::new())?;
-    let highest = believed.generations.iter().map(|it| it.generation).max().unwrap_or(0);
-    let taken = objects_above(storage, name, highest)?;
-    Ok((highest.saturating_add(1)..u64::MAX).find(|number| !taken.contains_key(number)).unwrap_or(u64::MAX))
-}
-
-fn object_name(name: &str, generation: u64) -> String {
-    format!("traffic/{name}/{generation:020}")
 }
 
 /// Number to size of every object of that name; what is not named like a generation does not count.
@@ -154,10 +131,8 @@ fn objects_above(storage: &dyn Storage, name: &str, above: u64) -> Result<BTreeM
         source: error.into(),
     };
     let listed = storage.list(&prefix).map_err(failed)?;
-    let numbered = listed.into_iter().filter_map(|object| {
-        let digits = object.key.strip_prefix(&prefix).filter(|digits| digits.len() == 20)?;
-        Some((digits.parse().ok()?, object.size))
-    });
+    let numbered =
+        listed.into_iter().filter_map(|object| Some((number(object.key.strip_prefix(&prefix)?)?, object.size)));
     Ok(numbered.filter(|(number, _)| *number > above).collect())
 }
 
@@ -170,7 +145,7 @@ fn read_above(
 ) -> Result<Newer, TrafficError> {
     let mut newer = Newer::default();
     let objects = objects_above(storage, name, above)?;
-    let fresh = objects.into_iter().rev().map(|(number, size)| (number, size, object_name(name, number)));
+    let fresh = objects.into_iter().rev().map(|(number, size)| (number, size, format!("traffic/{name}/{number}")));
     let fresh = fresh.filter(|(_, _, object)| !known_bad.contains(object));
     for (read, (number, size, object)) in fresh.enumerate() {
         // A believed generation ends the search once enough was read; forged ones only delay it by a poll.
@@ -203,7 +178,7 @@ fn believe(
         verb: "read",
         source: error.into(),
     })?;
-    let signed = match Signed::open(KIND, object, &bytes) {
+    let signed = match Signed::open(&kind(object), object, &bytes) {
         Ok(signed) => signed,
         Err(error) => return Ok(Err(error.to_string())),
     };
@@ -266,8 +241,11 @@ fn is_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::*;
     use lifeboat_core::desired::TrafficAnswer;
+    use lifeboat_vault::sign::SigningKey;
+    use lifeboat_vault::storage::MemoryStorage;
+
+    use super::*;
 
     fn generation(name: &str, address: &str, health: Option<&str>) -> TrafficGeneration {
         let health = health.map(str::to_owned);
@@ -275,64 +253,55 @@ mod tests {
         TrafficGeneration { name: name.into(), generation: 1, epoch: 1, ttl_seconds: 5, answers, at: String::new() }
     }
 
-    fn key() -> SigningKey {
-        SigningKey::generate().unwrap()
+    /// Stores a generation as the arbiter does, whatever it says.
+    fn store(storage: &MemoryStorage, signer: &SigningKey, it: &TrafficGeneration) {
+        let key = format!("traffic/{}/{}", it.name, it.generation);
+        let payload = serde_json::to_vec(it).unwrap();
+        storage.put(&key, &Signed::seal(&kind(&key), &payload, signer).unwrap()).unwrap();
+    }
+
+    fn source(url: &str, signer: &SigningKey) -> ArbiterTraffic {
+        let trusted = signer.public();
+        ArbiterTraffic::at(url, Arc::new(move || Ok(vec![trusted])))
     }
 
     #[test]
-    fn published_generations_are_read_back_and_never_replaced() {
-        let storage = lifeboat_vault::storage::MemoryStorage::default();
-        let signer = key();
-        let trusted = [signer.public()];
+    fn forged_moved_and_malformed_objects_are_passed_over() {
+        let storage = MemoryStorage::shared("traffic-forged");
+        let (signer, stranger) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
         let mut it = generation("shop.example.", "::1", None);
-        assert_eq!(current_traffic(&storage, &it.name, &trusted).unwrap(), None);
-        publish_traffic(&storage, &signer, &it).unwrap();
-        publish_traffic(&storage, &signer, &it).unwrap();
-        assert_eq!(current_traffic(&storage, &it.name, &trusted).unwrap(), Some(it.clone()));
-        it.ttl_seconds = 6;
-        insta::assert_snapshot!(publish_traffic(&storage, &signer, &it).unwrap_err(), @"traffic generation 1 for shop.example. is there already, with other contents: another controller has published; look at its run before you publish again");
-        it.generation = next_generation(&storage, &it.name, &trusted).unwrap();
-        publish_traffic(&storage, &signer, &it).unwrap();
-        assert_eq!(current_traffic(&storage, &it.name, &trusted).unwrap().map(|it| it.generation), Some(2));
-    }
-
-    #[test]
-    fn forged_moved_and_malformed_objects_are_not_believed() {
-        let storage = lifeboat_vault::storage::MemoryStorage::default();
-        let (signer, stranger) = (key(), key());
-        let trusted = [signer.public()];
-        let mut it = generation("shop.example.", "::1", None);
-        publish_traffic(&storage, &signer, &it).unwrap();
-        let genuine = storage.get(&object_name(&it.name, 1)).unwrap();
+        store(&storage, &signer, &it);
+        let genuine = storage.get("traffic/shop.example./1").unwrap();
         it.generation = 2;
-        publish_traffic(&storage, &stranger, &it).unwrap();
-        storage.put(&object_name(&it.name, 3), &genuine).unwrap();
-        storage.put(&object_name(&it.name, 4), b"{}").unwrap();
-        let nonsense = Signed::seal(KIND, b"[1, 2", &signer).unwrap();
-        storage.put(&object_name(&it.name, 5), &nonsense).unwrap();
-        storage.put(&object_name(&it.name, 6), &vec![0; 1 << 20]).unwrap();
+        store(&storage, &stranger, &it);
+        storage.put("traffic/shop.example./3", &genuine).unwrap();
+        storage.put("traffic/shop.example./4", b"{}").unwrap();
+        let fifth = "traffic/shop.example./5";
+        storage.put(fifth, &Signed::seal(&kind(fifth), b"[1, 2", &signer).unwrap()).unwrap();
+        storage.put("traffic/shop.example./6", &vec![0; 1 << 20]).unwrap();
+        let seventh = "traffic/shop.example./7";
+        let other = serde_json::to_vec(&it).unwrap();
+        storage.put(seventh, &Signed::seal(&kind(seventh), &other, &signer).unwrap()).unwrap();
         storage.put("traffic/shop.example./notes", b"x").unwrap();
-        let trust: Trusted = Arc::new(move || Ok(trusted.to_vec()));
-        let source = ArbiterTraffic::new(Arc::new(storage), trust);
+        storage.put("traffic/shop.example./08", b"x").unwrap();
+        let source = source("memory:traffic-forged", &signer);
         let newer = source.newer("shop.example.", 0).unwrap();
         assert_eq!(newer.generations.iter().map(|it| it.generation).collect::<Vec<_>>(), [1]);
-        assert_eq!(newer.rejected.len(), 5, "{:?}", newer.rejected);
+        assert_eq!(newer.rejected.len(), 6, "{:?}", newer.rejected);
         assert!(source.newer("shop.example.", 0).unwrap().rejected.is_empty(), "each is reported once");
-        let next = next_generation(source.storage.as_ref(), "shop.example.", &trusted).unwrap();
-        assert_eq!(next, 7, "what is taken is skipped, believed or not");
     }
 
     #[test]
     fn a_higher_epoch_comes_before_a_higher_generation() {
-        let storage = lifeboat_vault::storage::MemoryStorage::default();
-        let signer = key();
+        let storage = MemoryStorage::shared("traffic-epochs");
+        let signer = SigningKey::generate().unwrap();
         let mut it = generation("shop.example.", "::1", None);
         for (epoch, number) in [(1, 1), (3, 2), (2, 3)] {
             (it.epoch, it.generation) = (epoch, number);
-            publish_traffic(&storage, &signer, &it).unwrap();
+            store(&storage, &signer, &it);
         }
-        let current = current_traffic(&storage, &it.name, &[signer.public()]).unwrap().unwrap();
-        assert_eq!((current.epoch, current.generation), (3, 2));
+        let newer = source("memory:traffic-epochs", &signer).newer("shop.example.", 1).unwrap();
+        assert_eq!(newer.generations.iter().map(|it| (it.epoch, it.generation)).collect::<Vec<_>>(), [(3, 2), (2, 3)]);
     }
 
     #[test]

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use lifeboat_adapters::traffic::answers_generation;
 use lifeboat_adapters::traffic::authority::{Authority, AuthorityConfig, AuthorityError, Counters, serve};
 use lifeboat_core::desired::{TrafficAnswer, TrafficGeneration};
-use lifeboat_engine::traffic::{ArbiterTraffic, publish_traffic};
-use lifeboat_vault::sign::SigningKey;
+use lifeboat_engine::port::Clock;
+use lifeboat_engine::traffic::ArbiterTraffic;
+use lifeboat_vault::sign::{Signed, SigningKey};
 use lifeboat_vault::storage::{self, Storage};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -41,12 +42,12 @@ impl Arbiter {
     }
 
     fn publish(&self, generation: &TrafficGeneration) {
-        publish_traffic(self.storage().as_ref(), &self.signer, generation).unwrap();
+        store(self.storage().as_ref(), &self.signer, generation);
     }
 
     fn config(&self) -> AuthorityConfig {
         let trusted = self.signer.public();
-        let source = ArbiterTraffic::new(self.storage(), Arc::new(move || Ok(vec![trusted])));
+        let source = ArbiterTraffic::at(self.directory.path().to_str().unwrap(), Arc::new(move || Ok(vec![trusted])));
         let state = self.state.path().to_owned();
         let listen = vec!["127.0.0.1:0".parse().unwrap()];
         let mut config = AuthorityConfig::new(listen, state, Arc::new(source), vec![NAME.to_owned()]);
@@ -59,6 +60,13 @@ impl Arbiter {
     async fn serve(&self) -> Running {
         Running::start(self.config()).await
     }
+}
+
+/// Stores a generation as the arbiter does, but without its rules about numbers and epochs.
+pub(crate) fn store(storage: &dyn Storage, signer: &SigningKey, it: &TrafficGeneration) {
+    let key = format!("traffic/{}/{}", it.name, it.generation);
+    let payload = serde_json::to_vec(it).unwrap();
+    storage.put(&key, &Signed::seal(&format!("arbiter:{key}"), &payload, signer).unwrap()).unwrap();
 }
 
 /// An authority that serves until it is stopped.
@@ -162,6 +170,45 @@ async fn dig_gets_every_kind_of_answer() {
     it.stop().await;
 }
 
+#[derive(Debug)]
+struct NoClock;
+
+impl Clock for NoClock {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::UNIX_EPOCH
+    }
+
+    fn monotonic_seconds(&self) -> f64 {
+        0.0
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_arbiter_publishes_is_answered() {
+    let arbiter = Arbiter::new();
+    let it = arbiter.serve().await;
+    let trusted = BTreeMap::from([(arbiter.signer.public(), "controller".to_owned())]);
+    let key = SigningKey::load_or_create(&arbiter.state.path().join("another.key")).unwrap();
+    let stranger =
+        lifeboat_engine::arbitrate::Arbiter::new(arbiter.storage(), Arc::new(key), trusted.clone(), Arc::new(NoClock));
+    stranger.publish_traffic(NAME, 1, 5, &[answer("203.0.113.1", 1)]).unwrap();
+    let counters = Arc::clone(&it.counters);
+    until("the stranger's is rejected", async || counters.rejected.load(Ordering::Relaxed) == 1).await;
+    arbiter.storage().delete(&format!("traffic/{NAME}/1")).unwrap();
+    let signer = Arc::new(arbiter.signer);
+    let genuine = lifeboat_engine::arbitrate::Arbiter::new(
+        storage::open(arbiter.directory.path().to_str().unwrap()).unwrap(),
+        signer,
+        trusted,
+        Arc::new(NoClock),
+    );
+    genuine.publish_traffic(NAME, 2, 5, &[answer("192.0.2.1", 1)]).unwrap();
+    genuine.publish_traffic(NAME, 2, 5, &[answer("192.0.2.2", 1)]).unwrap();
+    until("the genuine one is in force", async || it.in_force().await == Some((2, 2))).await;
+    assert_eq!(it.dig(&["+short", NAME, "A"]).await, "192.0.2.2");
+    it.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn spelling_is_preserved() {
     let arbiter = Arbiter::new();
@@ -211,10 +258,10 @@ async fn a_new_generation_is_seen_and_a_stale_or_forged_one_is_not() {
     arbiter.publish(&generation(2, 7, vec![answer("203.0.113.1", 1)]));
     let stranger = SigningKey::generate().unwrap();
     let storage = arbiter.storage();
-    publish_traffic(storage.as_ref(), &stranger, &generation(9, 8, vec![answer("203.0.113.2", 1)])).unwrap();
-    let genuine = storage.get(&format!("traffic/{NAME}/{:020}", 6)).unwrap();
-    storage.put(&format!("traffic/{NAME}/{:020}", 9), &genuine).unwrap();
-    storage.put(&format!("traffic/{NAME}/{:020}", 10), b"\xff\x00not an envelope").unwrap();
+    store(storage.as_ref(), &stranger, &generation(9, 8, vec![answer("203.0.113.2", 1)]));
+    let genuine = storage.get(&format!("traffic/{NAME}/6")).unwrap();
+    storage.put(&format!("traffic/{NAME}/9"), &genuine).unwrap();
+    storage.put(&format!("traffic/{NAME}/10"), b"\xff\x00not an envelope").unwrap();
     let counters = Arc::clone(&it.counters);
     until("all four are rejected", async || counters.rejected.load(Ordering::Relaxed) == rejected + 4).await;
     assert_eq!(it.in_force().await, Some((3, 6)));
@@ -245,12 +292,19 @@ async fn a_restart_without_the_arbiter_answers_as_before_and_never_goes_back() {
     assert_eq!(second.in_force().await, Some((2, 2)), "from the durable zone");
     assert_eq!(second.dig(&["+short", NAME, "A"]).await, "192.0.2.2");
 
-    // The arbiter comes back from an old copy, without generation 2.
-    std::fs::remove_file(away.join(format!("traffic/{NAME}/{:020}", 2))).unwrap();
+    // The arbiter comes back from an old copy, without generation 2; what is newer is taken up again.
+    std::fs::remove_file(away.join(format!("traffic/{NAME}/2"))).unwrap();
     std::fs::rename(&away, arbiter.directory.path()).unwrap();
     second.stop().await;
     let third = arbiter.serve().await;
     assert_eq!(third.in_force().await, Some((2, 2)));
+    arbiter.publish(&generation(2, 3, vec![answer("192.0.2.3", 1)]));
+    until("generation 3 is in force", async || third.in_force().await == Some((2, 3))).await;
+    std::fs::rename(arbiter.directory.path(), &away).unwrap();
+    until("the arbiter is missed", async || third.counters.polls_failed.load(Ordering::Relaxed) > 0).await;
+    std::fs::rename(&away, arbiter.directory.path()).unwrap();
+    arbiter.publish(&generation(2, 4, vec![answer("192.0.2.4", 1)]));
+    until("generation 4 is in force", async || third.in_force().await == Some((2, 4))).await;
     third.stop().await;
 }
 

@@ -11,9 +11,9 @@ use lifeboat_core::plan::{Health, HttpExchange, Probe as Look};
 use lifeboat_core::runbook::InstanceSpec;
 use lifeboat_core::units::Span;
 use lifeboat_engine::port::{Probe, ServiceDoor, TrafficInForce};
-use lifeboat_engine::traffic::{ArbiterTraffic, publish_traffic};
+use lifeboat_engine::traffic::ArbiterTraffic;
 use lifeboat_vault::sign::SigningKey;
-use lifeboat_vault::storage::MemoryStorage;
+use lifeboat_vault::storage;
 
 use super::web::Web;
 
@@ -45,16 +45,17 @@ fn instance(address: Option<&str>, port: Option<u16>) -> InstanceSpec {
 /// An authority that gives these addresses for `NAME`; it serves until the test ends.
 async fn authority(addresses: &[&str]) -> (String, tempfile::TempDir) {
     let signer = SigningKey::generate().unwrap();
-    let storage = Arc::new(MemoryStorage::new());
+    let url = format!("memory:probe-{}", signer.public().fingerprint());
+    let storage = storage::open(&url).unwrap();
     let answers = addresses
         .iter()
         .map(|address| TrafficAnswer { site: "s".into(), address: (*address).into(), weight: 1, health: None })
         .collect();
     let generation =
         TrafficGeneration { name: NAME.into(), generation: 4, epoch: 2, ttl_seconds: 1, answers, at: String::new() };
-    publish_traffic(storage.as_ref(), &signer, &generation).unwrap();
+    super::dns::store(storage.as_ref(), &signer, &generation);
     let trusted = signer.public();
-    let source = Arc::new(ArbiterTraffic::new(storage, Arc::new(move || Ok(vec![trusted]))));
+    let source = Arc::new(ArbiterTraffic::at(url, Arc::new(move || Ok(vec![trusted]))));
     let state = tempfile::tempdir().unwrap();
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
     let config = AuthorityConfig::new(listen, state.path().to_owned(), source, vec![NAME.to_owned()]);

@@ -4,6 +4,7 @@
 
 mod check;
 mod completions;
+mod dns;
 mod explain;
 mod schema;
 
@@ -16,6 +17,7 @@ pub(crate) enum Command {
     Explain(explain::Args),
     Schema(schema::Args),
     Completions(completions::Args),
+    Dns(dns::Args),
 }
 
 pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
@@ -24,6 +26,7 @@ pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
         Command::Explain(args) => explain::run(args, ui),
         Command::Schema(args) => schema::run(args, ui),
         Command::Completions(args) => completions::run(args, ui),
+        Command::Dns(args) => dns::run(args, ui),
     }
 }
 

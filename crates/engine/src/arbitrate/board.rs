@@ -246,12 +246,12 @@ impl Arbiter {
 }
 
 /// The kind under which the object at `key` is signed: its place is part of it.
-fn kind(key: &str) -> String {
+pub(crate) fn kind(key: &str) -> String {
     format!("arbiter:{key}")
 }
 
 /// A number as this module writes it, and nothing that merely looks like one (`+1`, `01`).
-fn number(text: &str) -> Option<u64> {
+pub(crate) fn number(text: &str) -> Option<u64> {
     let number: u64 = text.parse().ok()?;
     (number.to_string() == text).then_some(number)
 }
