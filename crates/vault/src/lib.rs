@@ -17,6 +17,7 @@
 
 mod crypt;
 mod error;
+pub mod files;
 mod host;
 mod name;
 mod port;

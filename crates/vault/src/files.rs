@@ -1,0 +1,51 @@
+//! Trees of files: from directories to recovery points and back.
+//!
+//! Invariant: what is restored is what was backed up, byte for byte and attribute for attribute, or the difference is
+//! told; nothing in here panics on what a disk or a vault holds.
+
+mod backup;
+mod browse;
+mod cache;
+mod chunk;
+mod exclude;
+mod metadata;
+mod restore;
+mod tree;
+mod walk;
+
+use std::path::Path;
+
+pub use backup::{BackupError, BackupOptions, TreeSummary, backup_bytes, backup_tree};
+pub use browse::{Browser, CopyError};
+pub use chunk::Cut;
+pub use exclude::{ExcludeError, Excludes};
+pub use metadata::{Metadata, Xattrs};
+pub use restore::{Note, RestoreError, RestoreOptions, Restored, restore_tree};
+pub use tree::{Entries, Kind, Link, Listing, Node, Root, Span, TreeError};
+pub use walk::Skipped;
+
+/// What happens while a backup or restore runs. Called from several threads, often: return quickly.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// What is to come in all, once it is known.
+    Expected { files: u64, bytes: u64 },
+    /// A file has been opened and is about to be read.
+    Reading { path: &'a Path },
+    /// So many bytes more were read, or restored.
+    Bytes(u64),
+    /// So many files more are done.
+    Files(u64),
+    /// Something will not be in the recovery point.
+    Skipped(&'a Skipped),
+}
+
+/// Who wants to know.
+pub trait Progress: Sync {
+    fn report(&self, event: &Event<'_>);
+}
+
+/// Nobody wants to know.
+impl Progress for () {
+    fn report(&self, _: &Event<'_>) {}
+}

@@ -1,0 +1,496 @@
+//! The workers: read files, cut them, store the pieces, hand in the nodes.
+//!
+//! Neighbouring small files are read into one buffer and cut together; a large file is read piece by piece, and workers
+//! that have nothing else to do help to store what it was cut into.
+//!
+//! Invariant: memory is bounded by the number of workers: each holds one buffer, and only few jobs wait.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FileType, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::assemble::{Assembler, Folder, Known, LinkGroup};
+use super::{BackupError, GROUP_BYTES, SMALL_BYTES_MAX, explain, is_set};
+use crate::ChunkId;
+use crate::files::Event;
+use crate::files::cache::{Digest, Memory, Version, checksum};
+use crate::files::chunk::Cut;
+use crate::files::metadata::{self, Seen};
+use crate::files::tree::{Kind, Node, Span};
+use crate::files::walk::{Base, Former, open_beneath, open_directory};
+
+/// How much of a large file is read at once.
+pub(super) const SEGMENT_BYTES: usize = 16 << 20;
+/// A file whose time of change is this close to the moment it was read may change again without a new time: clocks of
+/// file systems tick every few milliseconds. It is read again by the next backup.
+const RACY: Duration = Duration::from_millis(50);
+
+/// A file to read.
+pub(super) struct Task {
+    pub(super) folder: Arc<Folder>,
+    pub(super) index: usize,
+    pub(super) name: Vec<u8>,
+    pub(super) base: Arc<Base>,
+    pub(super) relative: PathBuf,
+    pub(super) seen: Seen,
+    pub(super) link: Option<Arc<LinkGroup>>,
+    pub(super) former: Option<Former>,
+}
+
+impl Task {
+    fn full(&self) -> PathBuf {
+        self.base.full(&self.relative)
+    }
+
+    pub(super) fn is_sparse(&self) -> bool {
+        is_sparse(&self.seen)
+    }
+}
+
+fn is_sparse(seen: &Seen) -> bool {
+    seen.blocks.saturating_mul(512) < seen.size
+}
+
+pub(super) enum Job {
+    Group(Vec<Task>),
+    Single(Task),
+    /// Help with storing pieces.
+    Help(Arc<Pieces>),
+}
+
+/// Pieces of one buffer that workers store together.
+pub(super) struct Pieces {
+    data: Vec<u8>,
+    ranges: Vec<Range<usize>>,
+    next: AtomicUsize,
+    stored: Mutex<Stored>,
+    done: Condvar,
+}
+
+struct Stored {
+    ids: Vec<Option<ChunkId>>,
+    left: usize,
+}
+
+struct Queue {
+    jobs: VecDeque<Job>,
+    closed: bool,
+    idle: usize,
+}
+
+/// The workers and their queue.
+pub(super) struct Crew<'a> {
+    assembler: &'a Assembler<'a>,
+    cancel: &'a AtomicBool,
+    stop: AtomicBool,
+    queue: Mutex<Queue>,
+    filled: Condvar,
+    emptied: Condvar,
+    jobs_max: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wait<'m, T>(condition: &Condvar, guard: MutexGuard<'m, T>) -> MutexGuard<'m, T> {
+    condition.wait(guard).unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A file that was opened for reading.
+struct Opened {
+    fd: OwnedFd,
+    seen: Seen,
+    at: SystemTime,
+}
+
+impl<'a> Crew<'a> {
+    pub(super) fn new(assembler: &'a Assembler<'a>, cancel: &'a AtomicBool, threads: usize) -> Self {
+        Crew {
+            assembler,
+            cancel,
+            stop: AtomicBool::new(false),
+            queue: Mutex::new(Queue { jobs: VecDeque::new(), closed: false, idle: 0 }),
+            filled: Condvar::new(),
+            emptied: Condvar::new(),
+            jobs_max: threads * 2,
+        }
+    }
+
+    /// Whether to go on.
+    pub(super) fn check(&self) -> Result<(), BackupError> {
+        if is_set(self.cancel) || is_set(&self.stop) { Err(BackupError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Hands a job to the workers, waiting for room.
+    pub(super) fn send(&self, job: Job) -> Result<(), BackupError> {
+        let mut queue = lock(&self.queue);
+        while queue.jobs.len() >= self.jobs_max {
+            queue = wait(&self.emptied, queue);
+        }
+        queue.jobs.push_back(job);
+        drop(queue);
+        self.filled.notify_one();
+        self.check()
+    }
+
+    pub(super) fn close(&self) {
+        lock(&self.queue).closed = true;
+        self.filled.notify_all();
+    }
+
+    /// What came of the walk and all jobs. A job's failure also ends the walk, and is what there is to tell.
+    pub(super) fn outcome(&self, walked: Result<(), BackupError>) -> Result<(), BackupError> {
+        match self.assembler.failure() {
+            Some(error) => Err(error),
+            None => walked.and_then(|()| self.check()),
+        }
+    }
+
+    /// Works until the queue is closed and empty.
+    pub(super) fn run(&self) {
+        let mut buffer = Vec::new();
+        while let Some(job) = self.next() {
+            let done = self.check().and_then(|()| match job {
+                Job::Group(tasks) => self.read_group(tasks, &mut buffer),
+                Job::Single(task) => self.read_single(&task, &mut buffer),
+                Job::Help(pieces) => {
+                    self.store_some(&pieces);
+                    Ok(())
+                }
+            });
+            match done {
+                Ok(()) | Err(BackupError::Cancelled) => {}
+                Err(error) => self.give_up(error),
+            }
+        }
+    }
+
+    fn give_up(&self, error: BackupError) {
+        self.assembler.fail(error);
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut queue = lock(&self.queue);
+        loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                drop(queue);
+                self.emptied.notify_one();
+                return Some(job);
+            }
+            if queue.closed {
+                return None;
+            }
+            queue.idle += 1;
+            queue = wait(&self.filled, queue);
+            queue.idle -= 1;
+        }
+    }
+
+    /// Opens a file and looks again at what it is; tells why it cannot be read.
+    fn open(&self, task: &Task, directory: &mut Option<(PathBuf, OwnedFd)>) -> Option<Opened> {
+        match self.try_open(task, directory) {
+            Ok(opened) if opened.seen.file_type() == FileType::RegularFile => {
+                self.assembler.progress.report(&Event::Reading { path: &task.full() });
+                Some(opened)
+            }
+            Ok(_) => self.refuse(task, explain(Errno::NOTDIR)),
+            Err(error) => self.refuse(task, explain(error)),
+        }
+    }
+
+    fn refuse(&self, task: &Task, reason: String) -> Option<Opened> {
+        self.assembler.skip(task.full(), reason);
+        None
+    }
+
+    fn try_open(&self, task: &Task, directory: &mut Option<(PathBuf, OwnedFd)>) -> Result<Opened, Errno> {
+        let parent = task.relative.parent().unwrap_or(Path::new(""));
+        // Neighbours mostly lie in one directory. (Bases differ only with several roots; their paths then do, too.)
+        let full_parent = task.base.full(parent);
+        if directory.as_ref().is_none_or(|(path, _)| *path != full_parent) {
+            *directory = Some((full_parent, open_directory(task.base.fd.as_fd(), parent)?));
+        }
+        let Some((_, fd)) = directory else { return Err(Errno::BADF) };
+        let name = Path::new(task.relative.file_name().unwrap_or_default());
+        // A FIFO that took the file's place must not make us wait. Reading should not change the time of access.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let noatime = flags | OFlags::NOATIME | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let at = SystemTime::now();
+        let fd = match rustix::fs::openat(&*fd, name, noatime, rustix::fs::Mode::empty()) {
+            Err(Errno::PERM) => open_beneath(fd.as_fd(), name, flags)?,
+            other => other?,
+        };
+        let seen = Seen::from(&rustix::fs::fstat(&fd)?);
+        Ok(Opened { fd, seen, at })
+    }
+
+    fn read_group(&self, tasks: Vec<Task>, buffer: &mut Vec<u8>) -> Result<(), BackupError> {
+        buffer.clear();
+        buffer.reserve(GROUP_BYTES as usize + SMALL_BYTES_MAX as usize);
+        let mut directory = None;
+        let mut read = Vec::with_capacity(tasks.len());
+        let mut grown = Vec::new();
+        for task in tasks {
+            self.check()?;
+            let start = buffer.len();
+            let Some(opened) = self.open(&task, &mut directory) else {
+                read.push((task, None, start..start));
+                continue;
+            };
+            if opened.seen.size >= SMALL_BYTES_MAX {
+                grown.push(task);
+                continue;
+            }
+            match fill(&opened.fd, buffer, opened.seen.size as usize, 0) {
+                Ok(()) => {
+                    let length = (buffer.len() - start) as u64;
+                    self.assembler.note_read(length);
+                    let digest = checksum(buffer.get(start..).unwrap_or_default());
+                    let spans = match &task.former {
+                        // As it was: it stays where it is stored.
+                        Some(former) if former.digest == digest => {
+                            buffer.truncate(start);
+                            self.assembler.keep(&former.spans);
+                            former.spans.clone()
+                        }
+                        _ => Vec::new(),
+                    };
+                    let file = self.conclude(&task, &opened, length, spans, Some(digest));
+                    read.push((task, Some(file), start..buffer.len()));
+                }
+                Err(error) => {
+                    buffer.truncate(start);
+                    self.assembler.skip(task.full(), explain(error));
+                    read.push((task, None, start..start));
+                }
+            }
+        }
+        let pieces = self.assembler.chunker.cut(Cut::Content, buffer, true);
+        let ids = self.store(buffer, pieces.clone())?;
+        let mut first = 0;
+        for (task, mut file, range) in read {
+            while pieces.get(first).is_some_and(|piece| piece.end <= range.start) {
+                first += 1;
+            }
+            if let Some((Node { kind: Kind::File { spans, .. }, .. }, _)) = &mut file
+                && !range.is_empty()
+            {
+                *spans = overlap(&range, pieces.get(first..).unwrap_or_default(), ids.get(first..).unwrap_or_default());
+            }
+            self.hand_in(&task, file);
+        }
+        grown.into_iter().try_for_each(|task| self.read_single(&task, buffer))
+    }
+
+    fn read_single(&self, task: &Task, buffer: &mut Vec<u8>) -> Result<(), BackupError> {
+        let file = match self.open(task, &mut None) {
+            Some(opened) => self.read_extents(task, &opened, buffer)?,
+            None => None,
+        };
+        self.hand_in(task, file);
+        Ok(())
+    }
+
+    fn read_extents(&self, task: &Task, opened: &Opened, buffer: &mut Vec<u8>) -> Result<Option<Known>, BackupError> {
+        let size = opened.seen.size;
+        let (mut spans, mut position) = (Vec::new(), 0);
+        while position < size {
+            let extent =
+                if is_sparse(&opened.seen) { next_extent(&opened.fd, position, size) } else { Ok(position..size) };
+            let read = match extent {
+                Ok(extent) => {
+                    if extent.start > position {
+                        spans.push(Span::Hole { length: extent.start - position });
+                    }
+                    position = extent.start;
+                    self.read_extent(opened, extent, buffer, &mut spans)?
+                }
+                Err(error) => Err(error),
+            };
+            match read {
+                Ok(0) => break, // it became shorter
+                Ok(length) => position += length,
+                Err(error) => {
+                    self.assembler.skip(task.full(), explain(error));
+                    return Ok(None);
+                }
+            }
+        }
+        let length = spans.iter().map(Span::length).sum();
+        Ok(Some(self.conclude(task, opened, length, spans, None)))
+    }
+
+    /// Reads and stores one extent of data; how far it got. The outer error is the vault's, the inner one the file's.
+    fn read_extent(
+        &self,
+        opened: &Opened,
+        extent: Range<u64>,
+        buffer: &mut Vec<u8>,
+        spans: &mut Vec<Span>,
+    ) -> Result<Result<u64, Errno>, BackupError> {
+        let mut left = extent.end - extent.start;
+        let mut taken = 0;
+        buffer.clear();
+        // A hole that ends the file has no data at all, but moves the position.
+        if left == 0 {
+            return Ok(Ok(0));
+        }
+        loop {
+            self.check()?;
+            let wanted = left.min((SEGMENT_BYTES - buffer.len()) as u64);
+            let before = buffer.len();
+            if let Err(error) = fill(&opened.fd, buffer, wanted as usize, extent.start + taken) {
+                return Ok(Err(error));
+            }
+            let read = (buffer.len() - before) as u64;
+            self.assembler.note_read(read);
+            taken += read;
+            left = if read < wanted { 0 } else { left - read };
+            let pieces = self.assembler.chunker.cut(Cut::Content, buffer, left == 0);
+            let end = pieces.last().map_or(0, |piece| piece.end);
+            let ids = self.store(buffer, pieces.clone())?;
+            spans.extend(pieces.iter().zip(ids).map(|(piece, id)| Span::Data {
+                id,
+                offset: 0,
+                length: piece.len() as u32,
+            }));
+            buffer.drain(..end);
+            if left == 0 {
+                return Ok(Ok(taken));
+            }
+        }
+    }
+
+    /// The node of what was read, and what to remember of it if it did not change meanwhile.
+    fn conclude(&self, task: &Task, opened: &Opened, size: u64, spans: Vec<Span>, digest: Option<Digest>) -> Known {
+        let xattrs = metadata::read_xattrs(opened.fd.as_fd()).unwrap_or_else(|error| {
+            self.assembler.skip(task.full(), format!("its extended attributes cannot be read: {error}"));
+            Vec::new()
+        });
+        let after = rustix::fs::fstat(&opened.fd).map(|stat| Seen::from(&stat));
+        let steady = size == opened.seen.size && after.is_ok_and(|after| after.same_version(&opened.seen));
+        if !steady {
+            self.assembler.note_changed(task.full());
+        }
+        let metadata = Some(opened.seen.metadata(xattrs));
+        let node = Node { name: task.name.clone(), kind: Kind::File { size, spans }, metadata, link: None };
+        let racy = is_racy(&opened.seen, opened.at);
+        (node, steady.then(|| Memory { version: Version::from(&opened.seen), racy, digest }))
+    }
+
+    fn hand_in(&self, task: &Task, file: Option<Known>) {
+        match &task.link {
+            Some(group) => self.assembler.fill_linked(group, &task.folder, task.index, file),
+            None => self.assembler.fill_file(&task.folder, task.index, file),
+        }
+    }
+
+    /// Stores the pieces of a buffer, with the help of idle workers.
+    fn store(&self, buffer: &mut Vec<u8>, ranges: Vec<Range<usize>>) -> Result<Vec<ChunkId>, BackupError> {
+        let helpers = if ranges.len() > 1 { lock(&self.queue).idle.min(ranges.len() - 1) } else { 0 };
+        if helpers == 0 {
+            let put = |range: Range<usize>| self.assembler.put(buffer.get(range).unwrap_or_default());
+            return ranges.into_iter().map(put).collect();
+        }
+        let left = ranges.len();
+        let stored = Mutex::new(Stored { ids: vec![None; left], left });
+        let data = std::mem::take(buffer);
+        let pieces = Arc::new(Pieces { data, ranges, next: AtomicUsize::new(0), stored, done: Condvar::new() });
+        {
+            let mut queue = lock(&self.queue);
+            (0..helpers).for_each(|_| queue.jobs.push_front(Job::Help(Arc::clone(&pieces))));
+        }
+        self.filled.notify_all();
+        self.store_some(&pieces);
+        let ids = {
+            let mut stored = lock(&pieces.stored);
+            while stored.left > 0 {
+                stored = wait(&pieces.done, stored);
+            }
+            stored.ids.iter().copied().collect::<Option<Vec<_>>>()
+        };
+        // Mostly nobody else holds the buffer any more.
+        *buffer = Arc::try_unwrap(pieces).map_or_else(|shared| shared.data.clone(), |own| own.data);
+        ids.ok_or(BackupError::Cancelled) // the failure itself is with the assembler
+    }
+
+    /// Stores pieces until none is left to begin.
+    fn store_some(&self, pieces: &Pieces) {
+        loop {
+            let index = pieces.next.fetch_add(1, Ordering::Relaxed);
+            let Some(range) = pieces.ranges.get(index) else { return };
+            let id = self.assembler.put(pieces.data.get(range.clone()).unwrap_or_default());
+            let id = id.map_err(|error| self.give_up(error)).ok();
+            let mut stored = lock(&pieces.stored);
+            if let Some(place) = stored.ids.get_mut(index) {
+                *place = id;
+            }
+            stored.left -= 1;
+            if stored.left == 0 {
+                pieces.done.notify_all();
+            }
+        }
+    }
+}
+
+/// Whether a change right after the reading could leave the times as they are.
+fn is_racy(seen: &Seen, read_at: SystemTime) -> bool {
+    let changed = UNIX_EPOCH + Duration::new(seen.ctime.0.max(0) as u64, seen.ctime.1);
+    changed + RACY > read_at
+}
+
+/// Appends up to `length` bytes from `offset` on; fewer only at the file's end.
+fn fill(fd: &OwnedFd, buffer: &mut Vec<u8>, length: usize, offset: u64) -> Result<(), Errno> {
+    let start = buffer.len();
+    buffer.reserve(length);
+    while buffer.len() - start < length {
+        let at = offset + (buffer.len() - start) as u64;
+        match rustix::io::pread(fd, rustix::buffer::spare_capacity(buffer), at) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // There may have been room, and file, for more than was asked for.
+    buffer.truncate(start + length);
+    Ok(())
+}
+
+/// The next extent of data at or after `position`; an empty one at `size` if only a hole is left.
+fn next_extent(fd: &OwnedFd, position: u64, size: u64) -> Result<Range<u64>, Errno> {
+    let start = match rustix::fs::seek(fd, SeekFrom::Data(position)) {
+        Ok(start) => start.min(size),
+        Err(Errno::NXIO) => return Ok(size..size),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(position..size), // holes are not told: all is data
+        Err(error) => return Err(error),
+    };
+    let end = match rustix::fs::seek(fd, SeekFrom::Hole(start)) {
+        Ok(end) => end.min(size),
+        Err(Errno::NXIO) => size,
+        Err(error) => return Err(error),
+    };
+    Ok(start..end)
+}
+
+/// The parts of pieces that make up a range of the buffer they were cut from.
+fn overlap(range: &Range<usize>, pieces: &[Range<usize>], ids: &[ChunkId]) -> Vec<Span> {
+    pieces
+        .iter()
+        .zip(ids)
+        .take_while(|(piece, _)| piece.start < range.end)
+        .filter_map(|(piece, id)| {
+            let (start, end) = (piece.start.max(range.start), piece.end.min(range.end));
+            let length = end.checked_sub(start).filter(|length| *length > 0)? as u32;
+            Some(Span::Data { id: *id, offset: (start - piece.start) as u32, length })
+        })
+        .collect()
+}

@@ -1,0 +1,115 @@
+//! Where content is cut: FastCDC (version 2020), seeded per data set, or fixed blocks for what is rewritten in place.
+//!
+//! Invariant: cuts depend on the content and the seed alone, never on how the bytes arrived in buffers.
+
+use std::ops::Range;
+
+use fastcdc::v2020::{FastCDC, Normalization};
+
+/// How a stream is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// By content: insertions move the cuts along.
+    Content,
+    /// Every so many bytes: for files whose pages are rewritten in place, such as a database's.
+    Fixed(u32),
+}
+
+impl Cut {
+    /// The sizes for files: about 1 MiB compresses well and keeps the number of objects small.
+    pub(crate) const LENGTH_MAX: usize = 4 << 20;
+    /// 64 KiB holds whole pages of every usual database and costs little when one of them changes.
+    pub const PAGES: Cut = Cut::Fixed(64 << 10);
+}
+
+struct Sizes {
+    min: usize,
+    average: usize,
+    max: usize,
+}
+
+const CONTENT: Sizes = Sizes { min: 256 << 10, average: 1 << 20, max: Cut::LENGTH_MAX };
+/// Listings are cut finer, so that a change in a huge directory stores little.
+const LISTING: Sizes = Sizes { min: 16 << 10, average: 64 << 10, max: 256 << 10 };
+
+/// Cuts buffers for one data set.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chunker {
+    seed: u64,
+}
+
+impl Chunker {
+    pub(crate) fn new(seed: u64) -> Self {
+        Chunker { seed }
+    }
+
+    /// The pieces that `data` certainly begins with. Unless it is the `last` data, the end is left over: join it with
+    /// what follows and call again.
+    pub(crate) fn cut(&self, cut: Cut, data: &[u8], last: bool) -> Vec<Range<usize>> {
+        match cut {
+            Cut::Content => self.cut_by_content(&CONTENT, data, last),
+            Cut::Fixed(length) => cut_fixed((length as usize).clamp(512, Cut::LENGTH_MAX), data, last),
+        }
+    }
+
+    /// The pieces of a listing.
+    pub(crate) fn cut_listing(&self, data: &[u8]) -> Vec<Range<usize>> {
+        self.cut_by_content(&LISTING, data, true)
+    }
+
+    fn cut_by_content(&self, sizes: &Sizes, data: &[u8], last: bool) -> Vec<Range<usize>> {
+        let cdc =
+            FastCDC::with_level_and_seed(data, sizes.min, sizes.average, sizes.max, Normalization::Level1, self.seed);
+        let mut pieces = Vec::new();
+        let mut start = 0;
+        // A cut is certain only when the longest possible piece was in view.
+        while start < data.len() && (last || data.len() - start >= sizes.max) {
+            let (_, end) = cdc.cut(start, data.len() - start);
+            pieces.push(start..end);
+            start = end;
+        }
+        pieces
+    }
+}
+
+fn cut_fixed(length: usize, data: &[u8], last: bool) -> Vec<Range<usize>> {
+    let whole = data.len() / length * length;
+    let end = if last { data.len() } else { whole };
+    (0..end).step_by(length).map(|start| start..(start + length).min(end)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn cuts_do_not_depend_on_the_buffers() {
+        let data = noise(20 << 20);
+        let chunker = Chunker::new(7);
+        let whole = chunker.cut(Cut::Content, &data, true);
+        let (mut pieces, mut start) = (Vec::new(), 0);
+        while start < data.len() {
+            let end = (start + (5 << 20) + 12_345).min(data.len());
+            let found = chunker.cut(Cut::Content, &data[start..end], end == data.len());
+            assert!(!found.is_empty());
+            pieces.extend(found.iter().map(|piece| start + piece.start..start + piece.end));
+            start = pieces.last().map_or(0, |piece: &Range<usize>| piece.end);
+        }
+        assert_eq!(whole, pieces);
+        assert_ne!(whole, Chunker::new(8).cut(Cut::Content, &data, true));
+    }
+
+    #[test]
+    fn fixed_blocks_cover_everything() {
+        let data = noise(200_000);
+        let pieces = Chunker::new(0).cut(Cut::PAGES, &data, true);
+        assert_eq!(pieces, [0..65536, 65536..131072, 131072..196608, 196608..200000]);
+        assert_eq!(Chunker::new(0).cut(Cut::PAGES, &data, false).len(), 3);
+    }
+}
