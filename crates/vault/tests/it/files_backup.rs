@@ -65,7 +65,8 @@ fn files_and_directories_that_vanish_are_told() {
         }
     });
     let options = BackupOptions { threads: 1, ..BackupOptions::default() };
-    let summary = backup_tree(&vault, &[from.clone()], &options, &progress, &AtomicBool::new(false)).unwrap();
+    let summary =
+        backup_tree(&vault, std::slice::from_ref(&from), &options, &progress, &AtomicBool::new(false)).unwrap();
     assert_eq!(summary.skipped_count, 1);
     assert_eq!(summary.skipped[0].path, gone);
     assert_eq!(summary.skipped[0].reason, "vanished while it was being read");
@@ -95,7 +96,8 @@ fn a_file_swapped_for_a_link_or_pipe_is_not_followed() {
     });
     let vault = MemoryVault::default();
     let options = BackupOptions { threads: 1, ..BackupOptions::default() };
-    let summary = backup_tree(&vault, &[from.clone()], &options, &progress, &AtomicBool::new(false)).unwrap();
+    let summary =
+        backup_tree(&vault, std::slice::from_ref(&from), &options, &progress, &AtomicBool::new(false)).unwrap();
     let reasons: Vec<_> = summary.skipped.iter().map(|skipped| skipped.reason.as_str()).collect();
     assert_eq!(reasons, ["was replaced by something else while it was being read"; 2]);
     assert_eq!(summary.files, 1);
@@ -215,7 +217,7 @@ fn an_interrupted_backup_goes_on_where_it_stopped() {
             cancel.store(true, Ordering::Relaxed);
         }
     });
-    let error = backup_tree(&vault, &[from.clone()], &with_cache(&cache), &progress, &cancel).unwrap_err();
+    let error = backup_tree(&vault, std::slice::from_ref(&from), &with_cache(&cache), &progress, &cancel).unwrap_err();
     insta::assert_snapshot!(error, @"the backup was interrupted; what was stored so far is kept, run it again to go on");
     assert_eq!(vault.checkpoints.load(Ordering::Relaxed), 1, "what was stored is made findable");
     let stored = vault.len();
