@@ -5,6 +5,7 @@
 
 pub mod arbitrate;
 pub mod canary;
+pub mod evidence;
 pub mod execute;
 pub mod journal;
 pub mod perform;
