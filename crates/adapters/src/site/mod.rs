@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lifeboat_core::plan::{self, Reach};
-use lifeboat_engine::port::{PortError, Site};
+use lifeboat_engine::port::{Context, PortError, Site};
 
 pub use command::{CommandSite, CommandSiteConfig};
 pub use local::{LocalSite, LocalSiteConfig};
@@ -26,13 +26,14 @@ pub struct SiteSettings {
 
 impl SiteSettings {
     /// Settings with which `program` is its own supervisor and its own agent.
-    pub fn new(program: PathBuf, site: &str, plan: &Path, state: Option<&Path>) -> SiteSettings {
+    pub fn new(program: PathBuf, site: &str, plan: &Path, state: Option<&Path>) -> Result<SiteSettings, PortError> {
+        let text = |path: &Path| absolute(path).map(|path| path.to_string_lossy().into_owned());
         let mut arguments: Vec<String> = ["protect", "--site", site, "--plan"].map(str::to_owned).to_vec();
-        arguments.push(plan.to_string_lossy().into_owned());
+        arguments.push(text(plan)?);
         if let Some(state) = state {
-            arguments.extend(["--state".to_owned(), state.to_string_lossy().into_owned()]);
+            arguments.extend(["--state".to_owned(), text(state)?]);
         }
-        SiteSettings { program, agent_arguments: Some(arguments) }
+        Ok(SiteSettings { program, agent_arguments: Some(arguments) })
     }
 
     fn program(&self) -> String {
@@ -44,7 +45,9 @@ impl SiteSettings {
 pub fn site_from_plan(name: &str, site: &plan::Site, settings: &SiteSettings) -> Result<Arc<dyn Site>, PortError> {
     match &site.reach {
         Reach::Local { root, address } => {
-            let supervisor = vec![settings.program(), "supervise".to_owned(), "--root".to_owned(), root.clone()];
+            let root = absolute(Path::new(root))?;
+            let whole = root.to_string_lossy().into_owned();
+            let supervisor = vec![settings.program(), "supervise".to_owned(), "--root".to_owned(), whole];
             let mut config = LocalSiteConfig::new(name, root, address, supervisor);
             config.agent_command = settings
                 .agent_arguments
@@ -57,6 +60,22 @@ pub fn site_from_plan(name: &str, site: &plan::Site, settings: &SiteSettings) ->
         }
         Reach::Ssh => Err(cannot_act(name, "by ssh")),
         Reach::Aws => Err(cannot_act(name, "at AWS")),
+    }
+}
+
+/// What runs under a supervisor has another working directory than who gave the path.
+fn absolute(path: &Path) -> Result<PathBuf, PortError> {
+    std::path::absolute(path)
+        .map_err(|error| PortError::new(format!("`{}` is no usable path", path.display())).because(error))
+}
+
+/// A drill leaves what is live alone: it may neither fence nor lift a fence.
+fn refuse_in_isolation(context: &Context) -> Result<(), PortError> {
+    match &context.isolation {
+        None => Ok(()),
+        Some(name) => Err(PortError::new(format!(
+            "isolation `{name}` may not touch fences: they belong to what is live, and this is a drill"
+        ))),
     }
 }
 

@@ -218,7 +218,10 @@ async fn isolates(site: &dyn Site) {
     assert!(volume.starts_with(place["volumes"].as_str().unwrap()) && volume != outside);
     fs::create_dir_all(&volume).unwrap();
 
-    // A fence of the live service is no business of the drill.
+    // A fence of the live service is no business of the drill, nor the drill's of the live service.
+    let error = site.fence(&request(&[], &[]), &inside).await.unwrap_err();
+    assert!(error.message.contains("this is a drill"), "{}", error.message);
+    assert!(site.lift_fence("shop", &inside).await.is_err());
     site.fence(&request(&[], &[files("data/uploads")]), &context(6, "fence")).await.unwrap();
     assert_eq!(site.observe(&app).await.unwrap(), InstanceState::Running);
     site.lift_fence("shop", &context(6, "lift")).await.unwrap();

@@ -185,6 +185,7 @@ impl Site for CommandSite {
     }
 
     async fn fence(&self, request: &FenceRequest, context: &Context) -> Result<Fenced, PortError> {
+        super::refuse_in_isolation(context)?;
         let asked = Asked {
             write_domain: Some(&request.write_domain),
             instances: Some(&request.instances),
@@ -214,6 +215,7 @@ impl Site for CommandSite {
     }
 
     async fn lift_fence(&self, write_domain: &str, context: &Context) -> Result<(), PortError> {
+        super::refuse_in_isolation(context)?;
         let asked = Asked { write_domain: Some(write_domain), ..self.asked("lift-fence", Some(context)) };
         self.act(&asked, context).await.map(|_| ())
     }

@@ -145,6 +145,7 @@ impl Site for LocalSite {
     }
 
     async fn fence(&self, request: &FenceRequest, context: &Context) -> Result<Fenced, PortError> {
+        super::refuse_in_isolation(context)?;
         let (asked, context) = (request.clone(), context.clone());
         let fenced = self.blocking(move |inner| inner.fence(&asked, &context)).await;
         // Whatever went wrong: what cannot be asked is not fenced, and a person may know more.
@@ -152,6 +153,7 @@ impl Site for LocalSite {
     }
 
     async fn lift_fence(&self, write_domain: &str, context: &Context) -> Result<(), PortError> {
+        super::refuse_in_isolation(context)?;
         let (write_domain, context) = (write_domain.to_owned(), context.clone());
         self.blocking(move |inner| inner.lift_fence(&write_domain, &context)).await
     }
