@@ -575,3 +575,35 @@ fn other_reaches_are_refused_clearly() {
     insta::assert_snapshot!(refused(Reach::Ssh), @r#"this version cannot act at a site by ssh (site `paris`): use reach = "command" with a script of your own that does"#);
     insta::assert_snapshot!(refused(Reach::Aws), @r#"this version cannot act at a site at AWS (site `paris`): use reach = "command" with a script of your own that does"#);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_supervisor_killed_at_any_moment_of_a_start_leaves_one_instance() {
+    let world = World::new();
+    let tag = format!("TAG={}", world.root().display());
+    let mut app = instance("exec sleep 1000");
+    app.env.insert("TAG".into(), Value::Text(world.root().to_str().unwrap().into()));
+    for round in 0..12_u64 {
+        let site = world.site.clone();
+        let (under, spec) = (context(1, "start"), app.clone());
+        let mut blog = instance("exec sleep 1000");
+        blog.service = "blog".into();
+        world.start(&blog).await;
+        let supervisor = world.supervisor();
+        let started = tokio::spawn(async move { site.start(&spec, &under).await });
+        // Another moment in every round: before, during and after the start.
+        tokio::time::sleep(Duration::from_micros(round * 900)).await;
+        kill_and_see(supervisor);
+        let _ = started.await.unwrap();
+        let pid = world.start(&app).await;
+        let marks = |pid: &i32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let environment = String::from_utf8_lossy(&environment).into_owned();
+            environment.contains("LIFEBOAT_INSTANCE=shop.app.1") && environment.contains(&tag)
+        };
+        let running: Vec<i32> = all_processes().into_iter().filter(marks).filter(|pid| is_alive(*pid)).collect();
+        assert_eq!(running, [pid], "round {round}");
+        proven(world.site.fence(&request(&[], &[]), &context(1, "fence")).await);
+        assert!(!is_alive(pid));
+        world.site.lift_fence("shop", &context(1, "lift")).await.unwrap();
+    }
+}
