@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lifeboat_core::plan::{Name, Person};
-use lifeboat_core::run::{Entry, Event, Facts, Found, Need, RunState, State, next};
+use lifeboat_core::run::{Entry, Event, Facts, Found, Need, Next, Phase, RunState, State, Undo, next};
 use lifeboat_core::runbook::lint::lint;
 use lifeboat_core::runbook::{Action, Runbook, StepId};
 use tokio::sync::broadcast;
@@ -221,6 +221,7 @@ impl Executor {
         }
         let local = self.journal.lock_service(&runbook.service)?;
         self.refuse_unfinished(&runbook.service).await?;
+        self.close_last(&runbook.service, interrupt).await?;
         let lock = self.take_lock(&runbook.service, &start.run, None, interrupt).await?;
         let Some(lock) = lock else { return Ok(Ended::Interrupted) };
         if let Err(error) = self.require_epoch(&runbook).await {
@@ -247,11 +248,12 @@ impl Executor {
         self.adopt(run).await?;
         let recorded = self.blocking(|journal, run| journal.read(&run), run).await?;
         let live = Live::from(self, run, recorded)?;
-        if let lifeboat_core::run::Phase::Ended { state } = live.state.phase {
-            return Err(ExecuteError::Over { run: run.into(), state });
-        }
         let service = live.runbook.service.clone();
         let local = self.journal.lock_service(&service)?;
+        if let Phase::Ended { state } = live.state.phase {
+            self.close(live, interrupt).await?;
+            return Err(ExecuteError::Over { run: run.into(), state });
+        }
         let lock = self.take_lock(&service, run, Some(&live.head), interrupt).await?;
         let Some(lock) = lock else { return Ok(Ended::Interrupted) };
         let mut live = live;
@@ -267,6 +269,7 @@ impl Executor {
         let known = self.blocking(|journal, run| journal.read(&run), run).await;
         match (mirrored, known) {
             (Ok(mirrored), Ok(known)) if mirrored.len() as u64 <= known.head.seq => Ok(()),
+            (Ok(_), Err(error)) if !matches!(error, ExecuteError::Journal(JournalError::NoRun { .. })) => Err(error),
             (Ok(mirrored), known) => {
                 if mirrored.is_empty() {
                     return known.map(|_| ());
@@ -291,6 +294,36 @@ impl Executor {
             Some(listing) => Err(ArbiterError::Unfinished { service: service.into(), run: listing.run }.into()),
             None => Ok(()),
         }
+    }
+
+    /// The last run here may have ended without its executor living to mirror that and let go of the lock.
+    async fn close_last(&self, service: &str, interrupt: &Cancel) -> Result<(), ExecuteError> {
+        let arbiter = self.arbiter.clone();
+        let Some((claim, _)) = self.blocking_arbiter(service, move |service| arbiter.run_lock(&service)).await? else {
+            return Ok(());
+        };
+        match self.blocking(|journal, run| journal.read(&run), &claim.run).await {
+            Ok(recorded) => {
+                let live = Live::from(self, &claim.run, recorded)?;
+                if matches!(live.state.phase, Phase::Ended { .. }) { self.close(live, interrupt).await } else { Ok(()) }
+            }
+            Err(ExecuteError::Journal(JournalError::NoRun { .. })) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sees to it that an ended run is mirrored to its end and keeps its service no longer.
+    async fn close(&self, live: Live, interrupt: &Cancel) -> Result<(), ExecuteError> {
+        let (service, run) = (live.runbook.service.clone(), live.run.clone());
+        let arbiter = self.arbiter.clone();
+        let lock = self.blocking_arbiter(&service, move |service| arbiter.run_lock(&service)).await?;
+        let kept = lock
+            .is_some_and(|(claim, beat)| claim.run == run && beat.is_none_or(|beat| beat.state != LockState::Finished));
+        live.settle_mirror().await;
+        if kept && let Some(lock) = self.take_lock(&service, &run, Some(&live.head), interrupt).await? {
+            self.let_go(&lock, LockState::Finished).await;
+        }
+        Ok(())
     }
 
     async fn require_epoch(&self, runbook: &Runbook) -> Result<(), ExecuteError> {
@@ -432,7 +465,7 @@ impl Dispatch<'_> {
                 self.live.must_record(Event::Finished { state }).await?;
                 return Ok(Ended::Finished(state));
             }
-            if !matches!(self.live.state.phase, lifeboat_core::run::Phase::Forward) {
+            if !matches!(self.live.state.phase, Phase::Forward) {
                 self.cancel_what_is_not_cleanup();
             }
             let began = self.superseded.is_none() && self.begin(&due).await?;
@@ -454,7 +487,7 @@ impl Dispatch<'_> {
     }
 
     /// Begins all that is due. Whether anything was: then the state has changed.
-    async fn begin(&mut self, due: &lifeboat_core::run::Next) -> Result<bool, ExecuteError> {
+    async fn begin(&mut self, due: &Next) -> Result<bool, ExecuteError> {
         let mut began = false;
         for (step, needs) in &due.ask {
             let held = Event::Held { step: step.clone(), attempt: 0, needs: needs.clone() };
@@ -513,10 +546,12 @@ impl Dispatch<'_> {
     async fn conclude(&mut self, ended: StepEnded, pausing: bool) -> Result<(), ExecuteError> {
         self.cancels.remove(&ended.step);
         let event = match ended.result {
-            step::Result::Superseded { why } => {
+            step::Result::Superseded { why, .. } if !matches!(self.live.state.phase, Phase::Stopping { .. }) => {
                 self.superseded = Some(why);
                 return Ok(());
             }
+            // The run is stopping already; only this piece of clean-up is refused.
+            step::Result::Superseded { instead, .. } => instead,
             step::Result::LockLost { why } => {
                 return Err(ExecuteError::LockLost { run: self.live.run.clone(), why });
             }
@@ -560,7 +595,7 @@ impl Dispatch<'_> {
     fn cancel_what_is_not_cleanup(&self) {
         for (id, cancel) in &self.cancels {
             let of_step = self.live.state.steps.get(id);
-            let undoing = of_step.is_some_and(|of_step| of_step.undo != lifeboat_core::run::Undo::No);
+            let undoing = of_step.is_some_and(|of_step| of_step.undo != Undo::No);
             let cleanup = self.live.runbook.step(id).is_some_and(|step| step.always);
             if !undoing && !cleanup {
                 cancel.cancel();

@@ -486,7 +486,7 @@ fn choose(runbook: &Runbook, state: &State, pick: u32) -> Option<Event> {
             }
         }
     }
-    if state.phase == Phase::Forward && pick % 37 == 0 {
+    if state.phase == Phase::Forward && pick.is_multiple_of(37) {
         return Some(Event::CancelAsked { by: "anna".into(), reason: "enough".into() });
     }
     if let Some(state) = due.finish {

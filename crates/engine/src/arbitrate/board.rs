@@ -12,6 +12,7 @@ use lifeboat_vault::{PublicKey, Signed, SigningKey, State, VaultError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::epoch::Claim;
 use crate::port::Clock;
 
 /// No object here is larger; the largest is the first entry of a journal, with its run-book.
@@ -24,13 +25,13 @@ pub enum ArbiterError {
         location: String,
         key: String,
         #[source]
-        source: StorageError,
+        source: Box<StorageError>,
     },
     #[error("the arbiter's object {key} is not to be trusted; find out who wrote it before you go on")]
     Untrusted {
         key: String,
         #[source]
-        source: VaultError,
+        source: Box<VaultError>,
     },
     #[error(
         "the arbiter's object {key} is signed by {signer}, who is not on the roster; find out who wrote it, or enrol them"
@@ -46,8 +47,11 @@ pub enum ArbiterError {
         #[source]
         source: serde_json::Error,
     },
-    #[error("epoch {epoch} of {write_domain} was claimed by run {run} for {primary} at {at}; only one can have it")]
-    EpochTaken { write_domain: String, epoch: u64, run: String, primary: String, at: String },
+    #[error(
+        "epoch {} of {} was claimed by run {} for {} at {}; only one can have it",
+        by.epoch, by.write_domain, by.run, by.primary, by.at
+    )]
+    EpochTaken { by: Box<Claim> },
     #[error("epoch {wanted} of {write_domain} cannot be had: {in_force} is in force")]
     EpochMoved { write_domain: String, wanted: u64, in_force: u64 },
     #[error("the lease of {write_domain} under epoch {epoch} is held by {holder}")]
@@ -200,7 +204,7 @@ impl Arbiter {
             return Err(ArbiterError::Malformed { key: key.into(), reason: "it is too large".into() });
         }
         let signed = Signed::open(&kind(key), key, &bytes)
-            .map_err(|source| ArbiterError::Untrusted { key: key.into(), source })?;
+            .map_err(|source| ArbiterError::Untrusted { key: key.into(), source: source.into() })?;
         if !self.trusted.read().unwrap_or_else(PoisonError::into_inner).contains_key(&signed.signer) {
             return Err(ArbiterError::UnknownSigner { key: key.into(), signer: signed.signer.fingerprint() });
         }
@@ -237,11 +241,11 @@ impl Arbiter {
     fn seal<T: Serialize>(&self, key: &str, body: &T) -> Result<Vec<u8>, ArbiterError> {
         let payload = serde_json::to_vec(body).map_err(|source| ArbiterError::Encode { key: key.into(), source })?;
         Signed::seal(&kind(key), &payload, self.key.signing_key())
-            .map_err(|source| ArbiterError::Untrusted { key: key.into(), source })
+            .map_err(|source| ArbiterError::Untrusted { key: key.into(), source: source.into() })
     }
 
     fn failed(&self, key: &str, source: StorageError) -> ArbiterError {
-        ArbiterError::Storage { location: self.storage.location(), key: key.into(), source }
+        ArbiterError::Storage { location: self.storage.location(), key: key.into(), source: source.into() }
     }
 }
 

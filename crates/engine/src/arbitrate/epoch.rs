@@ -37,13 +37,7 @@ impl Arbiter {
         if theirs.run == claim.run && theirs.primary == claim.primary {
             return Ok(theirs);
         }
-        Err(ArbiterError::EpochTaken {
-            write_domain: domain.clone(),
-            epoch: claim.epoch,
-            run: theirs.run,
-            primary: theirs.primary,
-            at: theirs.at,
-        })
+        Err(ArbiterError::EpochTaken { by: Box::new(theirs) })
     }
 
     pub fn epoch(&self, write_domain: &str, epoch: u64) -> Result<Option<Claim>, ArbiterError> {

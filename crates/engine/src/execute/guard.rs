@@ -30,8 +30,9 @@ impl Guard {
         Guard { arbiter, lock, runbook, run: run.into() }
     }
 
-    /// Blocking: asks the arbiter. `cleanup` is a drill's own, which is done whatever the epoch.
-    pub(super) fn check(&self, action: &Action, cleanup: bool) -> Result<(), Stop> {
+    /// Blocking: asks the arbiter. `claimed` when the run has its own epoch; `cleanup` is a drill's, which is done whatever
+    /// the epoch.
+    pub(super) fn check(&self, action: &Action, claimed: bool, cleanup: bool) -> Result<(), Stop> {
         if !changes_the_world(action) {
             return Ok(());
         }
@@ -42,7 +43,7 @@ impl Guard {
         let claim = self.arbiter.current_epoch(&self.runbook.write_domain).map_err(stop)?;
         let in_force = claim.as_ref().map_or(0, |claim| claim.epoch);
         let ours = claim.as_ref().is_some_and(|claim| claim.epoch == self.runbook.epoch && claim.run == self.run);
-        if ours || in_force == self.runbook.from_epoch {
+        if ours || !claimed && in_force == self.runbook.from_epoch {
             return Ok(());
         }
         let by = claim.map_or(String::new(), |claim| format!(" by run {} for {}", claim.run, claim.primary));

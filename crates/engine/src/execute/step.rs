@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lifeboat_core::plan::Rerun;
-use lifeboat_core::run::{Event, Found};
+use lifeboat_core::run::{Event, Found, StepStatus, Undo};
 use lifeboat_core::runbook::{Action, Purpose, Runbook, Step, StepId};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -33,8 +33,14 @@ pub(super) struct Ended {
 
 pub(super) enum Result {
     Event(Event),
-    Superseded { why: String },
-    LockLost { why: String },
+    /// `instead` is what to record when the run is stopping anyway.
+    Superseded {
+        why: String,
+        instead: Event,
+    },
+    LockLost {
+        why: String,
+    },
 }
 
 pub(super) struct Work {
@@ -47,6 +53,8 @@ pub(super) struct Work {
     action: Action,
     task: Task,
     undoing: bool,
+    /// The run has claimed its epoch: from then on the one before will not do.
+    claimed: bool,
     attempt: u32,
     context: Context,
     grace: Duration,
@@ -66,7 +74,7 @@ impl Work {
         let stuck = |detail: String| ExecuteError::Stuck { run: live.run.clone(), detail };
         let step = live.runbook.step(id).ok_or_else(|| stuck(format!("there is no step {id}")))?.clone();
         let of_step = live.state.steps.get(id).ok_or_else(|| stuck(format!("step {id} has no state")))?;
-        let undoing = of_step.undo == lifeboat_core::run::Undo::Running;
+        let undoing = of_step.undo == Undo::Running;
         let action = if undoing {
             step.undo.clone().ok_or_else(|| stuck(format!("step {id} has no undo")))?
         } else {
@@ -91,6 +99,7 @@ impl Work {
             action,
             task,
             undoing,
+            claimed: has_claimed(live),
             grace: executor.settings.grace,
             mirror_wait: executor.settings.mirror_wait,
             backoff: executor.settings.backoff,
@@ -115,7 +124,10 @@ impl Work {
                 Event::Failed { step, attempt, error, may_pass: may_pass && self.may_repeat() }
             }
             Err(Trouble::Failure(Failure::Needs(needs))) => Event::Held { step, attempt, needs },
-            Err(Trouble::Superseded(why)) => return Result::Superseded { why },
+            Err(Trouble::Superseded(why)) => {
+                let instead = Event::Failed { step, attempt, error: why.clone(), may_pass: false };
+                return Result::Superseded { why, instead };
+            }
             Err(Trouble::LockLost(why)) => return Result::LockLost { why },
         })
     }
@@ -136,7 +148,10 @@ impl Work {
                 }
                 Err(Trouble::Failure(Failure::Failed { error, .. })) => error,
                 Err(Trouble::Failure(Failure::Needs(need))) => need.to_string(),
-                Err(Trouble::Superseded(why)) => return Result::Superseded { why },
+                Err(Trouble::Superseded(why)) => {
+                    let instead = Event::UndoFailed { step, error: why.clone() };
+                    return Result::Superseded { why, instead };
+                }
                 Err(Trouble::LockLost(why)) => return Result::LockLost { why },
             };
             return Result::Event(Event::UndoFailed { step, error });
@@ -148,8 +163,9 @@ impl Work {
         if self.step.mirrored && !self.undoing {
             self.await_mirror(deadline).await?;
         }
-        let (guard, action, cleanup) = (self.guard.clone(), self.action.clone(), self.step.always);
-        let checked = tokio::task::spawn_blocking(move || guard.check(&action, cleanup)).await;
+        let (guard, action, claimed) = (self.guard.clone(), self.action.clone(), self.claimed);
+        let cleanup = self.step.always;
+        let checked = tokio::task::spawn_blocking(move || guard.check(&action, claimed, cleanup)).await;
         match checked {
             Ok(Ok(())) => {}
             Ok(Err(Stop::Superseded(why))) => return Err(Trouble::Superseded(why)),
@@ -269,6 +285,11 @@ async fn within<T>(
     work: impl Future<Output = std::result::Result<T, PortError>>,
 ) -> Option<std::result::Result<T, PortError>> {
     tokio::time::timeout_at(deadline, work).await.ok()
+}
+
+fn has_claimed(live: &Live) -> bool {
+    let done = |id: &str| live.state.steps.get(id).is_some_and(|of_step| of_step.status == StepStatus::Done);
+    live.runbook.steps.iter().any(|step| matches!(step.action, Action::ClaimEpoch { .. }) && done(&step.id))
 }
 
 /// The isolation a drill acts in.

@@ -1,0 +1,274 @@
+//! The arbiter: races, leases on skewed clocks, hostile objects.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Barrier};
+
+use lifeboat_core::desired::{AgentReport, AgentRole, TrafficAnswer};
+use lifeboat_engine::arbitrate::{
+    Acquire, Arbiter, ArbiterError, Attempt, CanaryRecord, Claim, LeaseHeld, LeaseObserver, LeaseView, LockState,
+    LockTimes, LockWatch, Trusted,
+};
+use lifeboat_engine::port::Clock;
+use lifeboat_vault::SigningKey;
+use lifeboat_vault::storage::{Faulty, FsStorage, MemoryStorage, Storage};
+
+use crate::world::{Bench, TestClock};
+
+fn claim(epoch: u64, primary: &str, run: &str) -> Claim {
+    Claim { write_domain: "shop".into(), epoch, primary: primary.into(), run: run.into(), at: "now".into() }
+}
+
+#[test]
+fn of_many_claimants_exactly_one_wins_each_epoch() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage: Arc<dyn Storage> = Arc::new(FsStorage::create(directory.path()).unwrap());
+    let bench = Bench::on(storage);
+    for epoch in 1..=5 {
+        let barrier = Arc::new(Barrier::new(6));
+        let claimants: Vec<_> = (0..6)
+            .map(|n| {
+                let (arbiter, barrier) = (bench.arbiter(), barrier.clone());
+                std::thread::spawn(move || {
+                    barrier.wait();
+                    arbiter.claim_epoch(&claim(epoch, &format!("site-{n}"), &format!("r{n}")))
+                })
+            })
+            .collect();
+        let results: Vec<_> = claimants.into_iter().map(|claimant| claimant.join().unwrap()).collect();
+        let winners: Vec<_> = results.iter().filter_map(|result| result.as_ref().ok()).collect();
+        assert_eq!(winners.len(), 1, "{results:?}");
+        assert!(results.iter().filter_map(|result| result.as_ref().err()).all(ArbiterError::is_refusal));
+        assert_eq!(bench.arbiter().current_epoch("shop").unwrap().as_ref(), Some(winners[0]));
+    }
+}
+
+#[test]
+fn an_epoch_is_claimed_in_order_and_again_only_by_the_same_run() {
+    let arbiter = Bench::new().arbiter();
+    assert_eq!(arbiter.current_epoch("shop").unwrap(), None);
+    insta::assert_snapshot!(arbiter.claim_epoch(&claim(2, "south", "r1")).unwrap_err(), @"epoch 2 of shop cannot be had: 0 is in force");
+    arbiter.claim_epoch(&claim(1, "south", "r1")).unwrap();
+    arbiter.claim_epoch(&claim(1, "south", "r1")).unwrap();
+    insta::assert_snapshot!(arbiter.claim_epoch(&claim(1, "north", "r2")).unwrap_err(), @"epoch 1 of shop was claimed by run r1 for south at now; only one can have it");
+    arbiter.claim_epoch(&claim(2, "north", "r2")).unwrap();
+    insta::assert_snapshot!(arbiter.claim_epoch(&claim(1, "south", "r1")).unwrap_err(), @"epoch 1 of shop cannot be had: 2 is in force");
+}
+
+#[test]
+fn what_is_not_signed_by_the_roster_for_its_place_is_an_error_and_not_an_absence() {
+    let memory = Arc::new(MemoryStorage::new());
+    let bench = Bench::on(memory.clone());
+    let arbiter = bench.arbiter();
+    arbiter.claim_epoch(&claim(1, "south", "r1")).unwrap();
+    // A stranger's claim.
+    let stranger = Arc::new(SigningKey::generate().unwrap());
+    let trusts_itself =
+        Trusted::from([(stranger.public(), "mallory".to_owned()), (bench.key.public(), "us".to_owned())]);
+    let theirs = Arbiter::new(memory.clone(), stranger, trusts_itself, bench.clock.clone());
+    theirs.claim_epoch(&claim(2, "north", "evil")).unwrap();
+    assert!(
+        matches!(arbiter.current_epoch("shop"), Err(ArbiterError::UnknownSigner { key, .. }) if key == "epochs/shop/2")
+    );
+    // A good claim in another place.
+    memory.delete("epochs/shop/2").unwrap();
+    memory.put("epochs/shop/2", &memory.get("epochs/shop/1").unwrap()).unwrap();
+    assert!(
+        matches!(arbiter.current_epoch("shop"), Err(ArbiterError::Untrusted { key, .. }) if key == "epochs/shop/2")
+    );
+    // Every byte flipped, every length cut.
+    let good = memory.get("epochs/shop/1").unwrap();
+    for place in 0..good.len() {
+        let mut bad = good.clone();
+        bad[place] ^= 1;
+        memory.put("epochs/shop/1", &bad).unwrap();
+        assert!(arbiter.epoch("shop", 1).is_err(), "byte {place}");
+        memory.put("epochs/shop/1", &good[..place]).unwrap();
+        assert!(arbiter.epoch("shop", 1).is_err(), "cut at {place}");
+    }
+}
+
+#[test]
+fn names_that_only_look_like_numbers_are_no_epochs() {
+    let memory = Arc::new(MemoryStorage::new());
+    let arbiter = Bench::on(memory.clone()).arbiter();
+    arbiter.claim_epoch(&claim(1, "south", "r1")).unwrap();
+    for odd in ["epochs/shop/007", "epochs/shop/x", "epochs/shop/1.tmp"] {
+        memory.put(odd, b"?").unwrap();
+    }
+    assert_eq!(arbiter.current_epoch("shop").unwrap().unwrap().epoch, 1);
+}
+
+#[test]
+fn the_holder_of_a_lease_stops_before_any_observer_says_so_whatever_the_clocks() {
+    // (how far the observer's clock is off, how fast it runs against the holder's): drift is within the skew over one TTL.
+    for (offset, rate) in [(0.0, 1.0), (-10_000.0, 1.0), (10_000.0, 0.92), (0.0, 1.08)] {
+        let bench = Bench::new();
+        let arbiter = bench.arbiter();
+        arbiter.claim_epoch(&claim(1, "north", "protect")).unwrap();
+        let mut held = LeaseHeld::new("shop", 1, "host-1", 10.0);
+        assert!(!held.is_valid(bench.clock.monotonic_seconds()));
+        held.renew(&arbiter).unwrap();
+        let renewed_at = bench.clock.monotonic_seconds();
+        let mut observer = LeaseObserver::new(1.0);
+        let mut ran_out = None;
+        for tenth in 0..140 {
+            let elapsed = f64::from(tenth) / 10.0;
+            let lease = arbiter.read_lease("shop", 1).unwrap();
+            let view = observer.observe(lease, offset + elapsed * rate);
+            if matches!(view, LeaseView::RunOut { .. }) {
+                assert!(!held.is_valid(renewed_at + elapsed), "said to have run out while held: {offset} {rate}");
+                ran_out.get_or_insert(elapsed);
+            }
+        }
+        assert!(ran_out.is_some_and(|at| at < 13.0), "{ran_out:?}");
+    }
+}
+
+#[test]
+fn a_renewal_starts_the_count_anew_and_no_renewal_ever_seen_counts_nothing() {
+    let bench = Bench::new();
+    let arbiter = bench.arbiter();
+    arbiter.claim_epoch(&claim(1, "north", "protect")).unwrap();
+    let mut observer = LeaseObserver::new(1.0);
+    assert_eq!(observer.observe(None, 1e9), LeaseView::NeverSeen);
+    let mut held = LeaseHeld::new("shop", 1, "host-1", 10.0);
+    held.renew(&arbiter).unwrap();
+    let read = || arbiter.read_lease("shop", 1).unwrap();
+    assert_eq!(observer.observe(read(), 100.0), LeaseView::MayBeLive { seconds: 11.0 });
+    assert_eq!(observer.observe(read(), 110.0), LeaseView::MayBeLive { seconds: 1.0 });
+    held.renew(&arbiter).unwrap();
+    assert_eq!(observer.observe(read(), 110.0), LeaseView::MayBeLive { seconds: 11.0 });
+    // The object gone counts as silence.
+    assert_eq!(observer.observe(None, 125.0), LeaseView::RunOut { seconds_ago: 4.0 });
+}
+
+#[test]
+fn a_lease_is_not_renewed_under_a_past_epoch_nor_by_two() {
+    let arbiter = Bench::new().arbiter();
+    arbiter.claim_epoch(&claim(1, "north", "protect")).unwrap();
+    let mut held = LeaseHeld::new("shop", 1, "host-1", 10.0);
+    held.renew(&arbiter).unwrap();
+    let mut other = LeaseHeld::new("shop", 1, "host-2", 10.0);
+    insta::assert_snapshot!(other.renew(&arbiter).unwrap_err(), @"the lease of shop under epoch 1 is held by host-1");
+    arbiter.claim_epoch(&claim(2, "south", "r1")).unwrap();
+    insta::assert_snapshot!(held.renew(&arbiter).unwrap_err(), @"epoch 1 of shop cannot be had: 2 is in force");
+    assert!(!held.is_valid(arbiter.clock().monotonic_seconds()));
+}
+
+#[test]
+fn generations_count_up_and_never_carry_an_older_epoch() {
+    let arbiter = Bench::new().arbiter();
+    assert_eq!(arbiter.desired_writer("shop").unwrap(), None);
+    let first = arbiter.publish_writer("shop", 1, "north", false).unwrap();
+    assert_eq!((first.generation, first.primary.as_str()), (1, "north"));
+    assert_eq!(arbiter.publish_writer("shop", 1, "north", false).unwrap(), first);
+    assert_eq!(arbiter.publish_writer("shop", 1, "north", true).unwrap().generation, 2);
+    assert_eq!(arbiter.publish_writer("shop", 2, "south", false).unwrap().generation, 3);
+    insta::assert_snapshot!(arbiter.publish_writer("shop", 1, "north", false).unwrap_err(), @"epoch 1 may not publish desired state of shop any more: the state in force carries epoch 2");
+    assert_eq!(arbiter.desired_writer("shop").unwrap().unwrap().primary, "south");
+
+    let to =
+        |site: &str| vec![TrafficAnswer { site: site.into(), address: "127.0.2.1".into(), weight: 100, health: None }];
+    let one = arbiter.publish_traffic("shop.example.", 1, 30, &to("north")).unwrap();
+    assert_eq!(arbiter.publish_traffic("shop.example.", 1, 30, &to("north")).unwrap(), one);
+    assert_eq!(arbiter.publish_traffic("shop.example.", 2, 30, &to("south")).unwrap().generation, 2);
+    assert!(arbiter.publish_traffic("shop.example.", 1, 30, &to("north")).is_err());
+    assert_eq!(arbiter.traffic("shop.example.").unwrap().unwrap().answers, to("south"));
+}
+
+#[test]
+fn publishers_that_race_get_a_generation_each() {
+    let bench = Bench::new();
+    let publishers: Vec<_> = (0..4)
+        .map(|n| {
+            let arbiter = bench.arbiter();
+            std::thread::spawn(move || {
+                arbiter.publish_writer("shop", 1, &format!("site-{n}"), false).unwrap().generation
+            })
+        })
+        .collect();
+    let mut generations: Vec<_> = publishers.into_iter().map(|publisher| publisher.join().unwrap()).collect();
+    generations.sort_unstable();
+    assert_eq!(generations, [1, 2, 3, 4]);
+}
+
+#[test]
+fn reports_are_replaced_and_canaries_are_kept() {
+    let arbiter = Bench::new().arbiter();
+    let report = |beat| AgentReport {
+        site: "north".into(),
+        dataset: "orders".into(),
+        role: AgentRole::Writer,
+        epoch: 1,
+        generation: 1,
+        durable: [("far".to_owned(), "2026-11-21T12:00:00Z".to_owned())].into(),
+        position: Some("7".into()),
+        applied: None,
+        settled: true,
+        problem: None,
+        at: "2026-11-21T12:00:01Z".into(),
+        beat,
+    };
+    assert_eq!(arbiter.agent_report("north", "orders").unwrap(), None);
+    arbiter.report(&report(1)).unwrap();
+    arbiter.report(&report(2)).unwrap();
+    assert_eq!(arbiter.agent_report("north", "orders").unwrap(), Some(report(2)));
+    for number in 1..=12 {
+        let value = format!("canary-{number}");
+        arbiter.record_canary(&CanaryRecord { service: "shop".into(), number, value, at: "then".into() }).unwrap();
+    }
+    let last: Vec<_> = arbiter.canaries("shop", 3).unwrap().into_iter().map(|canary| canary.number).collect();
+    assert_eq!(last, [12, 11, 10]);
+}
+
+fn want<'a>(run: &'a str, host: &'a str) -> Acquire<'a> {
+    Acquire { service: "shop", run, host, journal: None, times: LockTimes { ttl_seconds: 10.0, skew_seconds: 1.0 } }
+}
+
+fn advance(clock: &TestClock, seconds: i64) {
+    clock.monotonic_offset_ms.fetch_add(seconds * 1000, Ordering::SeqCst);
+}
+
+#[test]
+fn a_run_lock_is_one_runs_and_passes_on_only_when_it_ended_or_ran_out() {
+    let bench = Bench::new();
+    let arbiter = bench.arbiter();
+    let Attempt::Taken(lock) = arbiter.acquire(&want("r1", "here"), &mut LockWatch::default()).unwrap() else {
+        panic!()
+    };
+    // Another run elsewhere that saw no sign of it having acted watches it; a beat shows that it lives.
+    let mut watch = LockWatch::default();
+    let Attempt::Watch { seconds } = arbiter.acquire(&want("r2", "there"), &mut watch).unwrap() else { panic!() };
+    assert!(seconds > 10.5 && seconds <= 11.0, "{seconds}");
+    arbiter.renew_lock(&lock).unwrap();
+    assert!(
+        matches!(arbiter.acquire(&want("r2", "there"), &mut watch), Err(ArbiterError::Busy { run, .. }) if run == "r1")
+    );
+    // Paused, it stays r1's; r1 itself may go on at once, from anywhere.
+    arbiter.release_lock(&lock, LockState::Paused).unwrap();
+    let Attempt::Taken(second) = arbiter.acquire(&want("r1", "there"), &mut LockWatch::default()).unwrap() else {
+        panic!()
+    };
+    assert!(matches!(arbiter.check_lock(&lock), Err(ArbiterError::LockLost { .. })));
+    arbiter.check_lock(&second).unwrap();
+    // Silent for TTL plus skew, it is taken over by who resumes the same run.
+    let mut watch = LockWatch::default();
+    assert!(matches!(arbiter.acquire(&want("r1", "here"), &mut watch).unwrap(), Attempt::Watch { .. }));
+    advance(&bench.clock, 12);
+    let Attempt::Taken(third) = arbiter.acquire(&want("r1", "here"), &mut watch).unwrap() else { panic!() };
+    assert!(matches!(arbiter.renew_lock(&second), Err(ArbiterError::LockLost { .. })));
+    // Ended, it is free for anyone.
+    arbiter.release_lock(&third, LockState::Finished).unwrap();
+    assert!(matches!(arbiter.acquire(&want("r2", "there"), &mut LockWatch::default()).unwrap(), Attempt::Taken(_)));
+}
+
+#[test]
+fn an_arbiter_that_is_gone_is_an_error_that_may_pass() {
+    let faulty = Faulty::new(Arc::new(MemoryStorage::new()));
+    let arbiter = Bench::on(faulty.clone()).arbiter();
+    faulty.set_gone(true);
+    let error = arbiter.current_epoch("shop").unwrap_err();
+    assert!(error.may_pass() && !error.is_refusal(), "{error}");
+    faulty.repair();
+    assert_eq!(arbiter.current_epoch("shop").unwrap(), None);
+}
