@@ -277,6 +277,21 @@ fn links_between_documents_lead_somewhere() {
 }
 
 #[test]
+fn every_document_is_named_in_the_index() {
+    let index = std::fs::read_to_string(root().join("docs/README.md")).unwrap();
+    let decisions = std::fs::read_to_string(root().join("docs/decisions/README.md")).unwrap();
+    let mut findings = Vec::new();
+    for path in files().into_iter().filter(|path| path.starts_with("docs")) {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let index = if path.starts_with("docs/decisions") { &decisions } else { &index };
+        if name != "README.md" && !path.starts_with("docs/pictures") && !index.contains(&format!("({name})")) {
+            findings.push(path.display().to_string());
+        }
+    }
+    fail_if_any("a document is named in docs/README.md, a decision in docs/decisions/README.md", findings);
+}
+
+#[test]
 fn ci_runs_the_readme_s_test_command_and_nothing_else() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     assert!(readme.contains("\ncargo xtask test\n"), "README.md names the test command on a line of its own");

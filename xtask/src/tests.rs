@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ExitCode, Stdio};
 
-use crate::{Outcome, cargo, packages};
+use crate::{Outcome, cargo, docs, packages};
 
 /// What one test binary reported.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,10 @@ pub(crate) fn run() -> Outcome {
     let (tally, succeeded) = run_tests()?;
     if !succeeded && tally.failed == 0 {
         complaints.push("cargo test failed outside a test");
+    }
+    println!("== cargo xtask docs --check");
+    if !docs::is_current()? {
+        complaints.push("a generated document is out of date");
     }
     if tally.passed == 0 {
         complaints.push("no test ran");
