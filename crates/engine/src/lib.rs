@@ -10,4 +10,5 @@ pub mod execute;
 pub mod journal;
 pub mod perform;
 pub mod port;
+pub mod protect;
 pub mod traffic;

@@ -226,8 +226,10 @@ pub trait DataAgent: Send + Sync {
     /// more) or `Stop` (at once).
     fn write(&self, epoch: u64, orders: &Orders, tell: &dyn Fn(DataStatus)) -> Result<(), PortError>;
     /// Applies what the vaults hold to the standby's volume until the orders say `Finish` (apply to the end, leave a
-    /// volume that the service can open) or `Stop`. None if this host has no key to follow with.
-    fn follow(&self, orders: &Orders, tell: &dyn Fn(DataStatus)) -> Option<Result<(), PortError>>;
+    /// volume that the service can open) or `Stop`. `adopt`: what lies there is all in the vaults and may be written over.
+    fn follow(&self, adopt: bool, orders: &Orders, tell: &dyn Fn(DataStatus)) -> Result<(), PortError>;
+    /// Whether this host has a key to follow with.
+    fn can_follow(&self) -> bool;
     /// Whether there is something in the volume's place.
     fn has_volume(&self) -> bool;
 }
@@ -240,6 +242,10 @@ pub struct DataStatus {
     pub durable: BTreeMap<String, Timestamp>,
     /// Up to which source time a standby has applied everything.
     pub applied: Option<Timestamp>,
+    /// The epoch of what a standby has applied.
+    pub applied_epoch: Option<u64>,
+    /// A standby has applied all that a frozen writer shipped; its writer said that nothing follows.
+    pub complete: bool,
     pub problem: Option<String>,
 }
 

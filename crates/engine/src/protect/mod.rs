@@ -1,0 +1,156 @@
+//! The agent on a host: it writes where its site is the writer, follows where it is not, and reports what it does.
+//!
+//! Invariant: it acts on what is published in the arbiter's storage and on nothing else; nobody calls it. While the
+//! arbiter cannot be read it goes on with what it was told last.
+//!
+//! ```text
+//!   desired/DOMAIN/N ──▶ Domain (polls) ──▶ one Task a data set ──▶ DataAgent (threads)
+//!                                                └──▶ agents/SITE/DATASET
+//! ```
+
+pub mod role;
+mod task;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lifeboat_core::desired::{DesiredWriter, TrafficAnswer};
+use tokio::sync::watch;
+
+use crate::arbitrate::{Arbiter, ArbiterError, Claim};
+use crate::port::{Cancel, Clock, DataAgent};
+use role::{Orders, decide};
+use task::Task;
+
+/// One write domain, as the host of one site serves it.
+pub struct Domain {
+    pub site: String,
+    pub write_domain: String,
+    /// The plan's primary: it writes when nobody has ever been named.
+    pub first_writer: String,
+    /// Where the service's name points on the first day.
+    pub first_traffic: Option<FirstTraffic>,
+    pub data: Vec<Arc<dyn DataAgent>>,
+    pub arbiter: Arc<Arbiter>,
+    pub clock: Arc<dyn Clock>,
+    /// A directory of this host's for what it did.
+    pub state: PathBuf,
+    pub poll: Duration,
+}
+
+impl std::fmt::Debug for Domain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Domain")
+            .field("site", &self.site)
+            .field("write_domain", &self.write_domain)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct FirstTraffic {
+    pub name: String,
+    pub ttl_seconds: u32,
+    pub answers: Vec<TrafficAnswer>,
+}
+
+impl Domain {
+    /// Serves the domain until cancelled; then stops what it began.
+    pub async fn serve(self, cancel: Cancel) {
+        let (orders, watched) = watch::channel::<Option<Orders>>(None);
+        let tasks: Vec<_> = self
+            .data
+            .iter()
+            .map(|data| {
+                let task = Task::new(&self, Arc::clone(data));
+                tokio::spawn(task.serve(watched.clone(), cancel.clone()))
+            })
+            .collect();
+        drop(watched);
+        let mut told = String::new();
+        while !cancel.is_cancelled() {
+            match self.look().await {
+                Ok(found) => {
+                    told.clear();
+                    orders.send_if_modified(|known| {
+                        // Generations only go up; an older one is a storage that went back.
+                        let newer =
+                            known.is_none_or(|known| (found.epoch, found.generation) > (known.epoch, known.generation));
+                        if newer {
+                            *known = Some(found);
+                        }
+                        newer
+                    });
+                }
+                Err(error) => {
+                    let error = crate::execute::with_cause(&error);
+                    if error != told {
+                        tracing::warn!("{}: going on as told last: {error}", self.write_domain);
+                        told = error;
+                    }
+                }
+            }
+            tokio::time::sleep(self.poll).await;
+        }
+        for task in tasks {
+            if let Err(error) = task.await {
+                tracing::error!("{}: a data set's task died: {error}", self.write_domain);
+            }
+        }
+    }
+
+    /// What is published; the first time ever, the plan's primary publishes itself.
+    async fn look(&self) -> Result<Orders, ArbiterError> {
+        let arbiter = Arc::clone(&self.arbiter);
+        let domain = self.write_domain.clone();
+        let desired = blocking(move || arbiter.desired_writer(&domain)).await?;
+        let desired = match desired {
+            Some(desired) => desired,
+            None => self.begin().await?,
+        };
+        Ok(decide(&self.site, &desired))
+    }
+
+    async fn begin(&self) -> Result<DesiredWriter, ArbiterError> {
+        let nobody = DesiredWriter {
+            write_domain: self.write_domain.clone(),
+            generation: 0,
+            epoch: 0,
+            primary: self.first_writer.clone(),
+            frozen: true,
+            at: self.clock.now().to_string(),
+        };
+        if self.site != self.first_writer {
+            return Ok(nobody);
+        }
+        let (arbiter, traffic) = (Arc::clone(&self.arbiter), self.first_traffic.clone());
+        let claim = Claim {
+            write_domain: self.write_domain.clone(),
+            epoch: 1,
+            primary: self.site.clone(),
+            run: "protect".into(),
+            at: self.clock.now().to_string(),
+        };
+        blocking(move || {
+            if arbiter.current_epoch(&claim.write_domain)?.is_none() {
+                arbiter.claim_epoch(&claim)?;
+            }
+            if let Some(traffic) = traffic
+                && arbiter.traffic(&traffic.name)?.is_none()
+            {
+                arbiter.publish_traffic(&traffic.name, 1, traffic.ttl_seconds, &traffic.answers)?;
+            }
+            arbiter.publish_writer(&claim.write_domain, 1, &claim.primary, false)
+        })
+        .await
+    }
+}
+
+/// Runs what blocks on a thread of its own; a thread that dies takes its caller with it.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(died) => std::panic::resume_unwind(died.into_panic()),
+    }
+}
