@@ -194,6 +194,18 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Rate, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// Money in a three-letter currency, for a unit of something: `"4000 EUR/h"`, `"0.021 EUR/GB/month"`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Price {

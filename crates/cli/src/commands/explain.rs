@@ -14,10 +14,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let Some(code) = args.code else {
-        for explanation in explain::ALL {
+        for explanation in explain::all() {
             ui.line(format_args!("{}  {}", explanation.code, explanation.title));
         }
-        ui.document(explain::ALL)?;
+        ui.document(&explain::all().collect::<Vec<_>>())?;
         return Ok(Exit::Done);
     };
     let explanation = find(&code)?;
@@ -28,7 +28,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
 
 fn find(code: &str) -> Result<&'static Explanation, CommandError> {
     let wanted = code.trim().to_ascii_uppercase();
-    explain::ALL.iter().find(|explanation| explanation.code == wanted).ok_or_else(|| {
+    explain::all().find(|explanation| explanation.code == wanted).ok_or_else(|| {
         CommandError::usage(format!("there is no diagnostic `{code}`")).hint("`lifeboat explain` lists all of them")
     })
 }

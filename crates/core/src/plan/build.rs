@@ -205,6 +205,7 @@ fn site(_: &str, table: Reader<'_>) -> Option<Site> {
         region: table.text("region"),
         organization: table.text("organization"),
         jurisdiction: table.text("jurisdiction"),
+        bandwidth: table.parsed("bandwidth"),
         hosts,
     })
 }
@@ -371,6 +372,7 @@ fn dataset(name: &str, table: Reader<'_>) -> Option<DataSet> {
             _ => return None,
         },
         source: source(table)?,
+        size: table.parsed("size"),
         residency: table.text("residency"),
         protect: table.tables("protect").into_iter().filter_map(protect).collect(),
         replica: table.0.optional("replica", replica)?,

@@ -8,6 +8,7 @@ pub mod explain;
 pub mod grammar;
 pub mod model;
 mod reference;
+mod schedule;
 mod syntax;
 mod text;
 
@@ -58,7 +59,9 @@ pub fn parse(files: &[(&str, &str)]) -> Parsed {
 /// place of the file that includes it; its error is a sentence's end, such as "permission denied".
 pub fn load(root: SourceFile, loader: &mut dyn FnMut(&str) -> Result<String, String>) -> Parsed {
     let syntax::Read { tree, files, mut diagnostics, hash } = syntax::read(root, loader);
-    diagnostics.extend(grammar::validate(&tree));
+    let malformed = grammar::validate(&tree).into_iter().filter(|found| !follows_from(&diagnostics, &files, found));
+    let malformed: Vec<Diagnostic> = malformed.collect();
+    diagnostics.extend(malformed);
     let mut plan = None;
     if !diagnostics.iter().any(|found| found.severity == Severity::Error) {
         match build::plan(&tree) {
@@ -73,4 +76,17 @@ pub fn load(root: SourceFile, loader: &mut dyn FnMut(&str) -> Result<String, Str
     diagnostics.dedup();
     let wrong = diagnostics.iter().any(|found| found.severity == Severity::Error);
     Parsed { plan: plan.filter(|_| !wrong), diagnostics, files, hash }
+}
+
+/// Whether a finding may only be there because something was not TOML: what stands on such a line is not known, and
+/// what is missing may have stood there.
+fn follows_from(earlier: &[Diagnostic], files: &[SourceFile], found: &Diagnostic) -> bool {
+    let line = |found: &Diagnostic| {
+        let span = found.span.as_ref()?;
+        let before = files.get(span.file)?.text.get(..span.range.start)?;
+        Some((span.file, before.matches('\n').count()))
+    };
+    let mut broken = earlier.iter().filter(|earlier| earlier.code == "P0001").peekable();
+    let missing = matches!(found.code, "P0103" | "P0110" | "P0111") && broken.peek().is_some();
+    missing || broken.any(|broken| line(broken).is_some() && line(broken) == line(found))
 }

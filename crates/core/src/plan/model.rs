@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::Span;
+use crate::units::{Rate, Size, Span};
 
 pub type Name = String;
 
@@ -127,6 +127,9 @@ pub struct Site {
     pub region: Option<Name>,
     pub organization: Option<Name>,
     pub jurisdiction: Option<Name>,
+    /// What the site can fetch from a vault.
+    #[serde(default)]
+    pub bandwidth: Option<Rate>,
     /// Host name to address.
     pub hosts: BTreeMap<Name, String>,
 }
@@ -312,6 +315,9 @@ pub struct DataSet {
     pub name: Name,
     pub kind: DataKind,
     pub source: Source,
+    /// About how much there is, for estimates.
+    #[serde(default)]
+    pub size: Option<Size>,
     pub residency: Option<Name>,
     pub protect: Vec<Protect>,
     pub replica: Option<Replica>,

@@ -76,7 +76,6 @@ impl Table {
         entries
     }
 
-    #[allow(dead_code, reason = "for the checks to come")]
     /// The entry that a path of keys and list positions (`"0"`) leads to.
     pub(super) fn find(&self, path: &[&str]) -> Option<Found<'_>> {
         let (first, rest) = path.split_first()?;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what a kind accepts here, its JSON Schema pattern accepts, too.
 
-use std::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, SocketAddr};
 
 use crate::units::{Price, Rate, Size, Span};
 
@@ -86,13 +86,14 @@ impl Kind {
             Kind::Duration => r"^\s*([0-9]+\s*(ms|s|m|h|d|w)\s*)+$",
             Kind::Size => r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgGtTpP][iI]?)?[bB]\s*$",
             Kind::Rate => r"^\s*[0-9]+(\.[0-9]+)?\s*[kKmMgGtTpP]?[iI]?([bB]|[bB][iI][tT])/s\s*$",
-            Kind::Money(_) => r"^\s*[0-9]+(\.[0-9]+)?\s*[A-Z]{3}\s*(/\s*[A-Za-z]+(/[A-Za-z]+)*\s*)?$",
+            Kind::Money("h") => r"^\s*[0-9]+(\.[0-9]+)?\s*[A-Z]{3}\s*/\s*h\s*$",
+            Kind::Money(_) => r"^\s*[0-9]+(\.[0-9]+)?\s*[A-Z]{3}\s*/\s*[A-Za-z]+(/[A-Za-z]+)*\s*$",
             Kind::Cron => r"^\s*\S+\s+\S+\s+\S+\s+\S+\s+\S+\s*$",
             Kind::Recipient => "^age1[0-9a-z]+$",
             Kind::PublicKey => "^[0-9a-fA-F]{64}$",
             Kind::IpAddress => r"^[0-9a-fA-F.:]+$",
             Kind::Listen => r"^[\[\]0-9a-fA-F.:]+:[0-9]+$",
-            Kind::DomainName => r"^[^.].*\.$",
+            Kind::DomainName => r"^([A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?\.)+$",
             Kind::Exchange => r"^(GET|HEAD|POST|PUT|PATCH|DELETE) /",
             Kind::HttpPath => "^(/|https?://)",
             Kind::StorageUrl => "^(/|\\.|[a-z][a-z0-9+.-]*:)",

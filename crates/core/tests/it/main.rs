@@ -1,4 +1,9 @@
 //! What the pure half decides, looked at from outside.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod documents;
+mod mutations;
+mod plans;
+mod rendered;
 mod run;
+mod units;

@@ -8,7 +8,7 @@ mod validate;
 
 pub use schema::json_schema;
 pub use tables::PLAN;
-pub(super) use validate::validate;
+pub(super) use validate::{closest, list, validate};
 
 use super::text;
 

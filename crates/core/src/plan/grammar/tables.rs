@@ -166,6 +166,11 @@ static SITE: Table = Table {
         optional("zone", NAME, "The zone that it is in."),
         optional("region", NAME, "The region that it is in."),
         optional("organization", NAME, "Who runs it."),
+        optional(
+            "bandwidth",
+            Type::Text(Kind::Rate),
+            "What it can fetch from a vault, such as `\"100 MB/s\"` or `\"1 Gbit/s\"`; for estimates.",
+        ),
         optional("jurisdiction", NAME, "Whose law applies."),
         optional(
             "host",
@@ -426,6 +431,7 @@ static DATASET: Table = Table {
             Type::Table(&DATA_COMMAND),
             "Anything that a command can write to stdout and read back from stdin.",
         ),
+        optional("size", Type::Text(Kind::Size), "About how much there is, such as `\"5 GB\"`; for estimates."),
         optional("residency", NAME, "The jurisdiction that it may not leave, with its replicas and recovery points."),
         optional(
             "protect",

@@ -1,0 +1,268 @@
+//! Whether every data set is protected, where its copies lie, and what they could step on.
+//!
+//! Invariant: a data set about which nothing is found here can be restored after its primary site is gone.
+
+use super::super::model::*;
+use super::super::syntax;
+use super::{Checker, Held, lies_in, places};
+
+pub(super) fn check(checker: &mut Checker<'_>) {
+    let stranded = primaries_without_a_vault_outside(checker);
+    for held in checker.datasets() {
+        let has_source = held.dataset.source != Source::Nothing;
+        if !has_source && held.dataset.kind != DataKind::Transient {
+            let message = format!("nothing says where the data of `{}` lies", held.dataset.name);
+            checker.error("P0316", &held.path(), message, "add `files`, `sqlite`, `postgres`, `mariadb` or `command`");
+            continue;
+        }
+        schedules(checker, held);
+        protected(checker, held);
+        if !stranded.contains(&held.service.primary.as_str()) {
+            outside(checker, held);
+        }
+        residency(checker, held);
+        history(checker, held);
+        path(checker, held);
+    }
+    overlaps(checker);
+}
+
+fn primaries_without_a_vault_outside<'a>(checker: &mut Checker<'a>) -> Vec<&'a str> {
+    let mut stranded: Vec<&str> = Vec::new();
+    for service in checker.plan.services.values() {
+        let site = service.primary.as_str();
+        let outside = checker.plan.vaults.values().any(|vault| vault.site.as_deref() != Some(site));
+        if outside || stranded.contains(&site) || service.datasets().all(|(_, dataset)| dataset.protect.is_empty()) {
+            continue;
+        }
+        stranded.push(site);
+        let help = "add a [vault.…] at another site or with none, and protect the data to it";
+        checker.error(
+            "P0302",
+            &["site", site],
+            format!("no vault lies outside of `{site}`: what destroys the site destroys every copy"),
+            help,
+        );
+    }
+    stranded
+}
+
+/// Protections without full points never become part of the model, so they are looked for in the text.
+fn schedules(checker: &mut Checker<'_>, held: Held<'_>) {
+    let Some(found) = checker.tree.find(&held.path_to(&["protect"])) else { return };
+    let syntax::Value::List(items) = &found.node.value else { return };
+    for (number, item) in items.iter().enumerate() {
+        let syntax::Value::Table(table) = &item.value else { continue };
+        let number = number.to_string();
+        let path = held.path_to(&["protect"]);
+        let path = [&path[..], &[number.as_str()]].concat();
+        let scheduled = ["every", "cron", "base"].iter().any(|key| table.get(key).is_some());
+        let logged = table.get("log").is_some();
+        if !scheduled && logged {
+            let message = format!(
+                "the log of `{}` goes to a vault that has no full recovery point to apply it to",
+                held.dataset.name
+            );
+            checker.error(
+                "P0303",
+                &path,
+                message,
+                "add base = { every = \"1d\" } here; a log needs its base in the same vault",
+            );
+        } else if !scheduled {
+            let message = format!("nothing says when a recovery point of `{}` is due", held.dataset.name);
+            checker.error("P0317", &path, message, "add every = \"…\" or cron = \"…\"");
+        }
+        if logged
+            && !matches!(held.dataset.source, Source::Sqlite { .. } | Source::Postgres { .. } | Source::Mariadb { .. })
+        {
+            let message = format!("`{}` has no log that could be streamed", held.dataset.name);
+            checker.error(
+                "P0308",
+                &[&path[..], &["log"]].concat(),
+                message,
+                "only databases have one; take `log` out and give the points a short `every`",
+            );
+        }
+    }
+}
+
+fn protected(checker: &mut Checker<'_>, held: Held<'_>) {
+    let Held { dataset, .. } = held;
+    let name = &dataset.name;
+    let declared = checker.has(&held.path_to(&["protect", "0"]));
+    match dataset.kind {
+        DataKind::Persistent if !declared => {
+            let message = match dataset.replica {
+                Some(_) => {
+                    format!("`{name}` has a replica but no protection: a replica repeats every deletion at once")
+                }
+                None => format!("`{name}` is not protected: with its site it is gone"),
+            };
+            checker.error("P0301", &held.path(), message, "add protect = [{ to = \"…\", every = \"…\" }]");
+        }
+        DataKind::Configuration | DataKind::Fixed if !declared => {
+            let message =
+                format!("`{name}` is not protected: it has to be made anew, by hand, in the middle of an outage");
+            checker.warning("P0318", &held.path(), message, "add protect = [{ to = \"…\", every = \"1d\" }]");
+        }
+        DataKind::Transient if dataset.rebuild.is_none() => {
+            let message = format!("nothing says how `{name}` is made anew");
+            checker.warning(
+                "P0304",
+                &held.path(),
+                message,
+                "add rebuild = [\"command\"], or make it `persistent` and protect it",
+            );
+        }
+        _ => {}
+    }
+    for (number, protect) in dataset.protect.iter().enumerate() {
+        if dataset.protect[..number].iter().any(|earlier| earlier.to == protect.to) {
+            let position = number.to_string();
+            let path = held.path_to(&["protect"]);
+            let message = format!("`{name}` is protected to `{}` twice", protect.to);
+            checker.error("P0312", &[&path[..], &[position.as_str(), "to"]].concat(), message, "make one of them");
+        }
+    }
+}
+
+fn outside(checker: &mut Checker<'_>, held: Held<'_>) {
+    let primary = held.service.primary.as_str();
+    let vault_site = |protect: &Protect| checker.plan.vaults.get(&protect.to).and_then(|vault| vault.site.as_deref());
+    let protect = &held.dataset.protect;
+    if !protect.is_empty() && protect.iter().all(|protect| vault_site(protect) == Some(primary)) {
+        let message = format!("every copy of `{}` lies in `{primary}`, where the data itself is", held.dataset.name);
+        checker.error("P0313", &held.path_to(&["protect"]), message, "protect it to a vault outside of that site, too");
+    }
+}
+
+fn residency(checker: &mut Checker<'_>, held: Held<'_>) {
+    let Some(residency) = held.dataset.residency.as_deref() else { return };
+    let name = &held.dataset.name;
+    let stay = |place: &str| format!("`{name}` may not leave {residency}, and {place}");
+    for (number, protect) in held.dataset.protect.iter().enumerate() {
+        let number = number.to_string();
+        let path = held.path_to(&["protect"]);
+        let path = [&path[..], &[number.as_str(), "to"]].concat();
+        let site = checker.plan.vaults.get(&protect.to).and_then(|vault| vault.site.as_deref());
+        match site.and_then(|site| checker.site(site)).map(|site| site.jurisdiction.as_deref()) {
+            Some(Some(jurisdiction)) if jurisdiction != residency => {
+                checker.error(
+                    "P0305",
+                    &path,
+                    stay(&format!("the vault `{}` is in {jurisdiction}", protect.to)),
+                    "protect it to a vault in the same jurisdiction",
+                );
+            }
+            Some(Some(_)) => {}
+            Some(None) | None => {
+                let message = stay(&format!("nothing says where the vault `{}` is", protect.to));
+                checker.warning("P0307", &path, message, "give the vault a `site`, and the site a `jurisdiction`");
+            }
+        }
+    }
+    if let Some(replica) = &held.dataset.replica
+        && let Some(jurisdiction) = checker.site(&replica.at).and_then(|site| site.jurisdiction.as_deref())
+        && jurisdiction != residency
+    {
+        let message = stay(&format!("its replica at `{}` is in {jurisdiction}", replica.at));
+        checker.error(
+            "P0306",
+            &held.path_to(&["replica", "at"]),
+            message,
+            "have the replica at a site in the same jurisdiction",
+        );
+    }
+    for place in places(held.service) {
+        if let Some(jurisdiction) = checker.site(place).and_then(|site| site.jurisdiction.as_deref())
+            && jurisdiction != residency
+        {
+            let message =
+                stay(&format!("`{}` runs or recovers at `{place}`, which is in {jurisdiction}", held.service.name));
+            checker.error(
+                "P0314",
+                &held.path_to(&["residency"]),
+                message,
+                "recover it at a site in the same jurisdiction",
+            );
+        }
+    }
+}
+
+/// What was deleted or spoiled an hour ago is only found in a point that is older than that.
+fn history(checker: &mut Checker<'_>, held: Held<'_>) {
+    for (number, protect) in held.dataset.protect.iter().enumerate() {
+        let Keep { last, hourly, daily, weekly, monthly, yearly } = protect.keep;
+        if last + hourly + daily + weekly + monthly + yearly == 1 && !protect.log {
+            let number = number.to_string();
+            let path = held.path_to(&["protect"]);
+            let message = format!(
+                "one recovery point of `{}` is kept: the next one takes its place, whatever is in it",
+                held.dataset.name
+            );
+            checker.warning(
+                "P0315",
+                &[&path[..], &[number.as_str()]].concat(),
+                message,
+                "keep more, so that corruption is noticed before the last good point is gone",
+            );
+        }
+    }
+}
+
+/// The path on a host or in a site's volumes, and the key that it stands under.
+fn data_path(dataset: &DataSet) -> Option<(&str, &'static str)> {
+    match &dataset.source {
+        Source::Files { path, .. } => Some((path, "files")),
+        Source::Sqlite { path } => Some((path, "sqlite")),
+        _ => None,
+    }
+}
+
+fn path(checker: &mut Checker<'_>, held: Held<'_>) {
+    let Some((path, key)) = data_path(held.dataset) else { return };
+    let place = held.path_to(&[key, "path"]);
+    let local = |site: &&str| checker.site(site).is_some_and(|site| matches!(site.reach, Reach::Local { .. }));
+    let local_sites = places(held.service).filter(local).count();
+    let elsewhere = places(held.service).find(|site| !local(site));
+    if path.starts_with('/') {
+        if local_sites > 1 {
+            let message = format!("`{path}` is the same place at every site of this machine");
+            checker.error("P0311", &place, message, "write a relative path: it lies in each site's own volumes");
+        }
+    } else if let Some(site) = elsewhere {
+        let message = format!("`{path}` is relative, and `{site}` has no volumes of its own");
+        checker.error(
+            "P0310",
+            &place,
+            message,
+            "write the whole path; relative ones need sites with reach = \"local\"",
+        );
+    } else if path.split('/').any(|part| part == "..") {
+        checker.error("P0319", &place, format!("`{path}` leads out of the site's volumes"), "take the `..` out");
+    }
+}
+
+fn overlaps(checker: &mut Checker<'_>) {
+    let mut seen: Vec<(Held<'_>, &str, &'static str)> = Vec::new();
+    for held in checker.datasets() {
+        let Some((path, key)) = data_path(held.dataset) else { continue };
+        let shares_a_site = |other: &Service| places(other).any(|site| places(held.service).any(|own| own == site));
+        let clash = seen.iter().find(|(other, other_path, _)| {
+            shares_a_site(other.service) && (lies_in(path, other_path) || lies_in(other_path, path))
+        });
+        if let Some((other, other_path, other_key)) = clash.copied() {
+            let message =
+                format!("`{}` ({path}) and `{}` ({other_path}) overlap", held.dataset.name, other.dataset.name);
+            checker.error(
+                "P0309",
+                &held.path_to(&[key, "path"]),
+                message,
+                "give each data set a place of its own: restoring one would overwrite the other",
+            );
+            checker.related(&other.path_to(&[other_key, "path"]), "the other one");
+        }
+        seen.push((held, path, key));
+    }
+}

@@ -1,0 +1,141 @@
+//! Copies: where, how often, and of what.
+//!
+//! Invariant: in the order of the codes.
+
+use super::{Explanation, explanation};
+
+pub(super) const ALL: &[Explanation] = &[
+    explanation(
+        "P0301",
+        "data without protection",
+        "Persistent data that goes to no vault is gone with its site. A replica is no protection: it repeats every deletion and every corruption at once.",
+        "[service.shop.component.db.dataset.orders]\nkind = \"persistent\"\nsqlite = { path = \"orders.db\" }",
+        "[service.shop.component.db.dataset.orders]\nkind = \"persistent\"\nsqlite = { path = \"orders.db\" }\nprotect = [{ to = \"main\", base = { every = \"1d\" }, log = \"stream\" }]",
+    ),
+    explanation(
+        "P0302",
+        "a site that no vault lies outside of",
+        "What destroys the site destroys every copy with it. At least one vault has to be somewhere else.",
+        "[vault.near]\nurl = \"file:///srv/vault\"\nsite = \"north\"",
+        "[vault.far]\nurl = \"file:///mnt/elsewhere/vault\"\nsite = \"south\"",
+    ),
+    explanation(
+        "P0303",
+        "a log without its base",
+        "A log holds changes, and changes apply to a full recovery point in the same vault. A vault with a log and no base restores nothing.",
+        "protect = [{ to = \"main\", log = \"stream\" }]",
+        "protect = [{ to = \"main\", base = { every = \"1d\" }, log = \"stream\" }]",
+    ),
+    explanation(
+        "P0304",
+        "transient data that nothing makes anew",
+        "Transient data is not protected, because it can be made again: by what? Without a command it is simply missing after a recovery.",
+        "kind = \"transient\"",
+        "kind = \"transient\"\nrebuild = [\"/srv/shop/reindex\"]",
+    ),
+    explanation(
+        "P0305",
+        "residency broken by a vault",
+        "The data set may not leave a jurisdiction, and one of the vaults that it goes to is in another one.",
+        "residency = \"EU\"\nprotect = [{ to = \"overseas\", every = \"1h\" }]",
+        "residency = \"EU\"\nprotect = [{ to = \"frankfurt\", every = \"1h\" }]",
+    ),
+    explanation(
+        "P0306",
+        "residency broken by a replica",
+        "The data set may not leave a jurisdiction, and its replica is in another one.",
+        "residency = \"EU\"\nreplica = { at = \"virginia\" }",
+        "residency = \"EU\"\nreplica = { at = \"frankfurt\" }",
+    ),
+    explanation(
+        "P0307",
+        "residency that cannot be seen",
+        "The data set may not leave a jurisdiction, and nothing says in which one its vault is. What is not known is not kept.",
+        "[vault.main]\nurl = \"file:///srv/vault\"",
+        "[vault.main]\nurl = \"file:///srv/vault\"\nsite = \"south\"\n\n[site.south]\njurisdiction = \"EU\"",
+    ),
+    explanation(
+        "P0308",
+        "a log where there is none",
+        "Databases keep a log that can be shipped as it grows; files and commands do not. For those, frequent recovery points do the same: each costs its changes only.",
+        "files = { path = \"uploads\" }\nprotect = [{ to = \"main\", every = \"1d\", log = \"stream\" }]",
+        "files = { path = \"uploads\" }\nprotect = [{ to = \"main\", every = \"1m\" }]",
+    ),
+    explanation(
+        "P0309",
+        "data sets that overlap",
+        "Two data sets share a place: restoring one would overwrite the other with another moment, and a database copied as plain files is not consistent.",
+        "a.files = { path = \"data\" }\nb.sqlite = { path = \"data/shop.db\" }",
+        "a.files = { path = \"uploads\" }\nb.sqlite = { path = \"shop.db\" }",
+    ),
+    explanation(
+        "P0310",
+        "a relative path at a site without volumes",
+        "Relative paths lie in the volumes of a local site. Other sites have hosts with paths of their own, and a relative one would depend on where a process was started.",
+        "files = { path = \"uploads\" }",
+        "files = { path = \"/srv/uploads\" }",
+    ),
+    explanation(
+        "P0311",
+        "one place for two sites",
+        "Local sites are directories on one machine. A whole path is the same place at both of them, so the recovery site would overwrite what it recovers from.",
+        "files = { path = \"/srv/uploads\" }",
+        "files = { path = \"uploads\" }",
+    ),
+    explanation(
+        "P0312",
+        "protected twice to one vault",
+        "Two protections of one data set in one vault would prune each other's recovery points.",
+        "protect = [{ to = \"main\", every = \"1h\" }, { to = \"main\", every = \"1d\" }]",
+        "protect = [{ to = \"main\", every = \"1h\", keep = { hourly = 24, daily = 7 } }]",
+    ),
+    explanation(
+        "P0313",
+        "every copy beside the data",
+        "All vaults that this data set goes to are in its primary site. They help against a mistake and not against the loss of the site.",
+        "protect = [{ to = \"near\", every = \"1h\" }]",
+        "protect = [{ to = \"near\", every = \"1h\" }, { to = \"far\", every = \"1h\" }]",
+    ),
+    explanation(
+        "P0314",
+        "residency broken by recovery itself",
+        "The data set may not leave a jurisdiction, and the service runs or would be recovered at a site in another one.",
+        "residency = \"EU\"    # recovery = [\"virginia\"]",
+        "residency = \"EU\"    # recovery = [\"frankfurt\"]",
+    ),
+    explanation(
+        "P0315",
+        "a single recovery point",
+        "When only the newest recovery point is kept, corruption that is noticed a day later has taken the last good one with it.",
+        "keep = { last = 1 }",
+        "keep = { last = 3, daily = 14 }",
+    ),
+    explanation(
+        "P0316",
+        "data that lies nowhere",
+        "A data set needs a source: files, a database, or commands that write and read it. Only transient data may do without.",
+        "kind = \"persistent\"",
+        "kind = \"persistent\"\nfiles = { path = \"uploads\" }",
+    ),
+    explanation(
+        "P0317",
+        "a protection that is never due",
+        "Nothing says when a recovery point is to be taken, so none would ever be.",
+        "protect = [{ to = \"main\" }]",
+        "protect = [{ to = \"main\", every = \"1h\" }]",
+    ),
+    explanation(
+        "P0318",
+        "configuration or fixed data without protection",
+        "It changes seldom, but a service does not start without it. If it comes from somewhere else (a repository, a package), that place has to survive, too.",
+        "kind = \"configuration\"\nfiles = { path = \"etc\" }",
+        "kind = \"configuration\"\nfiles = { path = \"etc\" }\nprotect = [{ to = \"main\", every = \"1d\" }]",
+    ),
+    explanation(
+        "P0319",
+        "a path that leads out of the volumes",
+        "A relative path lies in the site's volumes, so that a lost site loses it and nothing else. With `..` it could be anything on the machine.",
+        "files = { path = \"../shared\" }",
+        "files = { path = \"shared\" }",
+    ),
+];

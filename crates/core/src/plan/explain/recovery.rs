@@ -1,0 +1,141 @@
+//! Starting elsewhere, being found there, being well.
+//!
+//! Invariant: in the order of the codes.
+
+use super::{Explanation, explanation};
+
+pub(super) const ALL: &[Explanation] = &[
+    explanation(
+        "P0601",
+        "a component that runs only where everything is lost",
+        "The service is to be recovered at a site where one of its components does not run: it would come back without it, or not at all.",
+        "runs-on = { north = \"app1\" }",
+        "runs-on = { north = \"app1\", south = \"app1\" }",
+    ),
+    explanation(
+        "P0602",
+        "something that only the lost site has",
+        "An address or directory of the primary site is written out in a text. At the recovery site it leads to what has just been lost.",
+        "env = { DB = \"10.0.1.21\" }",
+        "env = { DB = \"{{ component.db.address }}\" }",
+    ),
+    explanation(
+        "P0603",
+        "a component on no host",
+        "A component listens on a port, and nothing says on which host of a site it runs, so it has no address there.",
+        "[service.shop.component.app]\nport = 8080",
+        "[service.shop.component.app]\nport = 8080\nruns-on = { north = \"app1\", south = \"app1\" }",
+    ),
+    explanation(
+        "P0604",
+        "a fence that needs a person",
+        "Before another site writes, the lost one must be proven not to. That it cannot be reached is no proof: it may be running and writing, behind a cut line. In these scenarios a run holds until a person attests it.",
+        "replica = { at = \"south\", mode = \"async\" }",
+        "replica = { at = \"south\", mode = \"sync-required\" }",
+    ),
+    explanation(
+        "P0605",
+        "recovery by itself that holds at the fence",
+        "The plan lets recovery start without asking, and nothing can prove the fence without a person: it would start, and wait.",
+        "on-verdict = \"act\"",
+        "on-verdict = \"ask\"",
+    ),
+    explanation(
+        "P0606",
+        "a component without health",
+        "A recovery is complete when the service is seen to be well. Without a way to see it, a run ends with what nobody has looked at.",
+        "launch = { command = [\"app\"] }",
+        "launch = { command = [\"app\"] }\nport = 8080\nhealth = { http = \"/healthz\" }",
+    ),
+    explanation(
+        "P0607",
+        "a service without a canary",
+        "Health says that a service answers; a canary that was written before and is read after says that it answers with its data. Without one, the loss that users see is not measured.",
+        "[service.shop.traffic]\nname = \"shop.example.com.\"",
+        "[service.shop.canary]\nwrite = { http = \"POST /canary\", body = \"{{ canary.value }}\" }\nread = { http = \"GET /canary\", expect = \"{{ canary.value }}\" }",
+    ),
+    explanation(
+        "P0608",
+        "a service that nobody is sent to",
+        "Without [traffic] nothing sends users to another site. The data can be restored, but there is no failover.",
+        "[service.shop]\n…",
+        "[service.shop.traffic]\nname = \"shop.example.com.\"\ndns = { authority = \"127.0.9.53:53\" }\neveryday = { north = 100 }",
+    ),
+    explanation(
+        "P0609",
+        "health asked at no port",
+        "A health check by a path or by TCP is asked at the instance's port, and the component has none.",
+        "health = { http = \"/healthz\" }",
+        "port = 8080\nhealth = { http = \"/healthz\" }",
+    ),
+    explanation(
+        "P0610",
+        "a canary without traffic",
+        "A canary asks where users ask: through the service's name. Without [traffic] there is no such name.",
+        "[service.shop.canary]\n…",
+        "[service.shop.traffic]\n…\n[service.shop.canary]\n…",
+    ),
+    explanation(
+        "P0611",
+        "a canary that proves nothing",
+        "The value that is written has to be the one that is looked for afterwards: both sides need `{{ canary.value }}`.",
+        "read = { http = \"GET /canary\" }",
+        "read = { http = \"GET /canary\", expect = \"{{ canary.value }}\" }",
+    ),
+    explanation(
+        "P0612",
+        "more agreement than observers",
+        "More observers have to agree than there are, so no verdict would ever be reached.",
+        "observers = [\"a\", \"b\"]\nagree = 3",
+        "observers = [\"a\", \"b\", \"c\"]\nagree = 2",
+    ),
+    explanation(
+        "P0613",
+        "less than a majority decides",
+        "When half of the observers or fewer can decide, a cut between them makes two groups that may decide opposite things.",
+        "observers = [\"a\", \"b\", \"c\"]\nagree = 1",
+        "observers = [\"a\", \"b\", \"c\"]\nagree = 2",
+    ),
+    explanation(
+        "P0614",
+        "an approver who cannot sign",
+        "Approvals and attestations count when they are signed. This person approves, and has no key that a signature could be checked with.",
+        "[person.anna]\napproves = true",
+        "[person.anna]\napproves = true\nkey = \"…\"",
+    ),
+    explanation(
+        "P0615",
+        "a service without components",
+        "A service is what its components are. Without any there is nothing to start, to protect or to recover.",
+        "[service.shop]\n…",
+        "[service.shop.component.app]\n…",
+    ),
+    explanation(
+        "P0616",
+        "a component that is nothing",
+        "A component that starts nothing and has no data is a mistake more often than a plan.",
+        "[service.shop.component.app]\nrole = \"application\"",
+        "[service.shop.component.app]\nlaunch = { command = [\"app\"] }",
+    ),
+    explanation(
+        "P0617",
+        "standby instances without a standby",
+        "In `backup-restore` nothing runs at the recovery site on a normal day, so standby instances would have no data to stand by with.",
+        "strategy = \"backup-restore\"\n…\ninstances = { standby = 1 }",
+        "strategy = \"warm-standby\"\n…\ninstances = { standby = 1 }",
+    ),
+    explanation(
+        "P0618",
+        "an observer named twice",
+        "One observer that counts twice agrees with itself, and a single mistake becomes a verdict.",
+        "observers = [\"a\", \"a\", \"b\"]",
+        "observers = [\"a\", \"b\", \"c\"]",
+    ),
+    explanation(
+        "P0619",
+        "nobody to ask",
+        "A verdict is put to the people who approve, and the plan names none. Nobody would be told.",
+        "[watch]\non-verdict = \"ask\"",
+        "[person.anna]\nnotify = [\"mailto:anna@example.com\"]\napproves = true",
+    ),
+];
