@@ -10,7 +10,7 @@ use super::grammar::{Choice, PLAN, Table, Type};
 pub fn reference() -> String {
     let mut text = String::from(
         "# Reference of the plan language\n\n\
-         Made from the grammar that the parser itself uses (`cargo xtask docs`); `docs/plan.md` explains how it all fits together.\n\
+         Made from the grammar that the parser itself uses; [plan.md](plan.md) explains how it all fits together.\n\
          *Required* keys have to be there; what another key has when it is left out stands behind it.\n",
     );
     section(&mut text, "", &PLAN);
