@@ -38,6 +38,9 @@ pub struct RestoreOptions {
     pub in_place: bool,
     /// In place: remove what the recovery point does not have.
     pub delete_extra: bool,
+    /// In place: the tree that was restored here before. A file that is alike in both, and still has its length and time
+    /// of change, is not fetched again. Without it every block is compared.
+    pub base: Option<ChunkId>,
     /// Restore owners and groups; needs the rights to give files away.
     pub owners: bool,
     /// Threads for reading and writing; 0 for one per core.
@@ -48,7 +51,7 @@ impl Default for RestoreOptions {
     /// Owners are restored when this process may.
     fn default() -> Self {
         let owners = rustix::process::geteuid().is_root();
-        RestoreOptions { paths: Vec::new(), in_place: false, delete_extra: false, owners, threads: 0 }
+        RestoreOptions { paths: Vec::new(), in_place: false, delete_extra: false, base: None, owners, threads: 0 }
     }
 }
 
@@ -101,6 +104,8 @@ pub struct Restored {
     pub bytes: u64,
     /// Every chunk matched its id, every file its length. (A restore that finds otherwise fails.)
     pub verified: bool,
+    /// Files that were left as they are because `base` says that they are there.
+    pub kept: u64,
     /// What was written to files: in place, only what differed.
     pub written_bytes: u64,
     /// Names that were removed in place because the recovery point does not have them.
@@ -129,6 +134,7 @@ struct Job<'a> {
     bytes: AtomicU64,
     written_bytes: AtomicU64,
     removed: AtomicU64,
+    kept: AtomicU64,
 }
 
 /// Restores a tree, or the parts that `options.paths` name, to the directory `to`.
@@ -151,8 +157,10 @@ pub fn restore_tree(
         progress.report(&Event::Expected { files: browser.root().files, bytes: browser.root().bytes });
     }
     let ground = Ground::prepare(to, root, options)?;
+    // After an interruption the target is a mixture: then the base is not what is there.
+    let base = options.base.as_ref().filter(|_| ground.holds_base()).and_then(|base| Browser::open(source, base).ok());
     let job = Job::new(source, options, &ground, progress, cancel);
-    let after = job.fill(&browser)?;
+    let after = job.fill(&browser, base.as_ref())?;
     let restored = job.report();
     after.apply(&job)?;
     let top = browser.root().top.metadata.as_ref().filter(|_| options.paths.is_empty());
@@ -183,16 +191,17 @@ impl<'a> Job<'a> {
             bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             removed: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
         }
     }
 
     /// Walks the tree in one thread while the batches it gives are written by all.
-    fn fill(&self, browser: &Browser<'_>) -> Result<plan::Afterwards, RestoreError> {
+    fn fill(&self, browser: &Browser<'_>, base: Option<&Browser<'_>>) -> Result<plan::Afterwards, RestoreError> {
         let threads = if self.options.threads == 0 { available_threads() } else { self.options.threads };
         let selection = Selection::new(&self.options.paths);
         let planned = std::thread::scope(|scope| {
             let (sender, batches) = sync_channel::<Batch>(1);
-            let planner = scope.spawn(move || Planner::new(self, browser, sender).run(selection));
+            let planner = scope.spawn(move || Planner::new(self, browser, base, sender).run(selection));
             for batch in batches {
                 if self.check().is_ok() {
                     batch.write(self, threads);
@@ -254,6 +263,7 @@ impl<'a> Job<'a> {
             verified: true,
             written_bytes: count(&self.written_bytes),
             removed: count(&self.removed),
+            kept: count(&self.kept),
             resumed: self.ground.resumed(),
             ..Restored::default()
         }

@@ -147,6 +147,38 @@ fn in_place_writes_only_what_differs() {
 }
 
 #[test]
+fn a_follower_fetches_only_what_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (source(dir.path()), dir.path().join("to"));
+    let vault = MemoryVault::default();
+    let cache = with_cache(&dir.path().join("cache"));
+    let first = try_backup(&vault, &[&from], &cache).unwrap();
+    restore(&vault, &first.root, &to);
+    write(from.join("2/2"), b"changed");
+    write(from.join("new/file"), b"new");
+    fs::rename(from.join("1/same"), from.join("6/same")).unwrap();
+    fs::remove_file(from.join("5/5")).unwrap();
+    let second = try_backup(&vault, &[&from], &cache).unwrap();
+    vault.gets.store(0, Ordering::Relaxed);
+    write(to.join("0/14"), b"meddled with");
+    let follow = RestoreOptions { base: Some(first.root), ..in_place() };
+    let restored = try_restore(&vault, &second.root, &to, &follow).unwrap();
+    assert!(restored.notes.is_empty(), "{:?}", restored.notes);
+    assert_same(&from, &to);
+    assert_eq!(restored.files, second.files);
+    assert_eq!(restored.kept, second.files - 4, "changed, new, meddled with, and the moved name");
+    assert!(vault.gets.load(Ordering::Relaxed) < 8, "{:?}", vault.gets);
+
+    // A base that is not to be had, or a target that is a mixture: everything is compared.
+    let follow = RestoreOptions { base: Some(ChunkId([9; 32])), ..in_place() };
+    assert_eq!(try_restore(&vault, &second.root, &to, &follow).unwrap().kept, 0);
+    write(to.join(".lifeboat-restore-incomplete"), b"");
+    let follow = RestoreOptions { base: Some(second.root), ..in_place() };
+    assert_eq!(try_restore(&vault, &second.root, &to, &follow).unwrap().kept, 0);
+    assert_same(&from, &to);
+}
+
+#[test]
 fn in_place_keeps_what_is_extra_unless_told_otherwise_and_never_touches_other_names() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (source(dir.path()), dir.path().join("to"));

@@ -165,6 +165,11 @@ impl Ground {
         matches!(self.kind, Kind::InPlace { .. } | Kind::Staging { resumed: true, .. })
     }
 
+    /// Whether what was restored here before can still be relied on.
+    pub(super) fn holds_base(&self) -> bool {
+        matches!(self.kind, Kind::InPlace { resumed: false })
+    }
+
     /// Whether names that are not in the recovery point have to go: always from what an interrupted restore left.
     pub(super) fn removes_extra(&self, options: &RestoreOptions) -> bool {
         options.delete_extra && self.compares() || matches!(self.kind, Kind::Staging { resumed: true, .. })

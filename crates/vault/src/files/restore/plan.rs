@@ -17,6 +17,7 @@ use super::place::MARKER;
 use super::write::FileWork;
 use super::{Job, RestoreError, add};
 use crate::ChunkId;
+use crate::files::Event;
 use crate::files::browse::Browser;
 use crate::files::metadata::{self, Metadata, Seen};
 use crate::files::tree::{Kind, Node, Span, TreeError};
@@ -56,6 +57,15 @@ impl Selection {
     }
 }
 
+/// A directory to do.
+struct Place {
+    path: PathBuf,
+    node: Node,
+    selection: Selection,
+    /// What was restored there before.
+    base: Option<Node>,
+}
+
 /// A piece of a chunk that belongs into a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece {
@@ -84,6 +94,7 @@ pub(super) struct Afterwards {
 pub(super) struct Planner<'a> {
     job: &'a Job<'a>,
     browser: &'a Browser<'a>,
+    base: Option<&'a Browser<'a>>,
     sender: SyncSender<Batch>,
     batch: Batch,
     /// By link group: the first name, and what stood behind it.
@@ -92,17 +103,23 @@ pub(super) struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    pub(super) fn new(job: &'a Job<'a>, browser: &'a Browser<'a>, sender: SyncSender<Batch>) -> Self {
+    pub(super) fn new(
+        job: &'a Job<'a>,
+        browser: &'a Browser<'a>,
+        base: Option<&'a Browser<'a>>,
+        sender: SyncSender<Batch>,
+    ) -> Self {
         let (batch, after) = (Batch::default(), Afterwards::default());
-        Planner { job, browser, sender, batch, firsts: HashMap::new(), after }
+        Planner { job, browser, base, sender, batch, firsts: HashMap::new(), after }
     }
 
     /// Goes through the wanted part of the tree.
     pub(super) fn run(mut self, selection: Selection) -> Result<Afterwards, RestoreError> {
-        let mut waiting = vec![(PathBuf::new(), self.browser.root().top.clone(), selection)];
+        let (node, base) = (self.browser.root().top.clone(), self.base.map(|base| base.root().top.clone()));
+        let mut waiting = vec![Place { path: PathBuf::new(), node, selection, base }];
         let result = loop {
-            let Some((path, node, selection)) = waiting.pop() else { break Ok(()) };
-            match self.job.check().and_then(|()| self.directory(&path, &node, &selection)) {
+            let Some(place) = waiting.pop() else { break Ok(()) };
+            match self.job.check().and_then(|()| self.directory(&place)) {
                 Ok(below) => waiting.extend(below.into_iter().rev()),
                 Err(error) => break Err(error),
             }
@@ -124,13 +141,10 @@ impl<'a> Planner<'a> {
     }
 
     /// Does one directory; what lies below it is still to do.
-    fn directory(
-        &mut self,
-        path: &Path,
-        node: &Node,
-        selection: &Selection,
-    ) -> Result<Vec<(PathBuf, Node, Selection)>, RestoreError> {
+    fn directory(&mut self, place: &Place) -> Result<Vec<Place>, RestoreError> {
+        let Place { path, node, selection, .. } = place;
         let job = self.job;
+        let mut base = self.base_entries(place);
         let fail = |source| job.write_error(path)(source);
         let dir = open_directory(job.ground.fd().as_fd(), path).map_err(fail)?;
         let folder = Arc::new(path.to_owned());
@@ -144,15 +158,19 @@ impl<'a> Planner<'a> {
             }
             let Some(selection) = selection.child(&entry.name) else { continue };
             let relative = path.join(OsStr::from_bytes(&entry.name));
+            let former = base.remove(&entry.name);
             match &entry.kind {
                 Kind::Directory(_) => {
                     let made = self.make_directory(&dir, &entry, &relative)?;
                     if let Some(metadata) = entry.metadata.clone().filter(|_| made || selection.all) {
                         self.after.directories.push((relative.clone(), metadata));
                     }
-                    below.push((relative, entry, selection));
+                    below.push(Place { path: relative, node: entry, selection, base: former });
                 }
-                Kind::File { .. } => self.file(&folder, entry, relative)?,
+                Kind::File { .. } => {
+                    let there = former.is_some_and(|former| former == entry) && is_unchanged(&dir, &entry);
+                    self.file(&folder, entry, relative, there)?;
+                }
                 Kind::Symlink { .. } | Kind::Fifo => self.special(&dir, &entry, &relative)?,
             }
         }
@@ -162,6 +180,14 @@ impl<'a> Planner<'a> {
             }
         }
         Ok(below)
+    }
+
+    /// What the tree that was restored before had in this directory.
+    fn base_entries(&self, place: &Place) -> HashMap<Vec<u8>, Node> {
+        let (Some(base), Some(former)) = (self.base, &place.base) else { return HashMap::new() };
+        // What cannot be read of it is not there: then blocks are compared.
+        let entries = base.entries(former).into_iter().flatten();
+        entries.filter_map(Result::ok).map(|node| (node.name.clone(), node)).collect()
     }
 
     /// Makes a directory, or makes do with the one that is there; whether it is new.
@@ -188,7 +214,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Queues a file, or a further name of one.
-    fn file(&mut self, folder: &Arc<PathBuf>, node: Node, relative: PathBuf) -> Result<(), RestoreError> {
+    fn file(&mut self, folder: &Arc<PathBuf>, node: Node, relative: PathBuf, there: bool) -> Result<(), RestoreError> {
         if let Some(link) = &node.link {
             let mut content = Vec::new();
             Node { name: b"-".to_vec(), metadata: None, ..node.clone() }.encode(&mut content);
@@ -205,6 +231,13 @@ impl<'a> Planner<'a> {
                     self.firsts.insert(link.group, (relative, content));
                 }
             }
+        }
+        if there {
+            add(&self.job.files, 1);
+            add(&self.job.bytes, node.size());
+            add(&self.job.kept, 1);
+            self.job.progress.report(&Event::Files(1));
+            return Ok(());
         }
         let Kind::File { size, spans } = node.kind else { return Ok(()) };
         let Ok(file) = u32::try_from(self.batch.files.len()) else {
@@ -252,6 +285,16 @@ impl<'a> Planner<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether a file still has the length and time of change that it was restored with.
+fn is_unchanged(dir: &OwnedFd, node: &Node) -> bool {
+    let Some(metadata) = &node.metadata else { return false };
+    rustix::fs::statat(dir, &node.name[..], AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
+        let seen = Seen::from(&stat);
+        let time = (metadata.mtime_seconds, metadata.mtime_nanos);
+        seen.file_type() == FileType::RegularFile && seen.size == node.size() && seen.mtime == time
+    })
 }
 
 /// Whether the same symbolic link, or a FIFO, stands there already.

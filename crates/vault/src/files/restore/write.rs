@@ -163,7 +163,7 @@ fn make_ready(job: &Job<'_>, file: &FileWork, folder: &mut LastFolder) -> Result
         return Ok((fd, new));
     }
     let (fd, new) = if job.ground.compares() { reuse(job, dir, file)? } else { (create(job, dir, file)?, true) };
-    let length = rustix::fs::fstat(&fd).map(|stat| Seen::from(&stat).size).unwrap_or(0);
+    let length = if new { 0 } else { rustix::fs::fstat(&fd).map(|stat| Seen::from(&stat).size).unwrap_or(0) };
     // A single piece that begins the file sets the length by being written.
     if length != file.size && !(new && file.pieces == 1 && file.holes.is_empty()) {
         rustix::fs::ftruncate(&fd, file.size).map_err(job.write_error(&file.relative()))?;
