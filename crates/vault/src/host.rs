@@ -176,6 +176,14 @@ impl State {
         self.with_heads(vault, |heads| (heads.chains.get(chain).cloned(), false))
     }
 
+    /// Remembered chains that start with `prefix`, with their newest numbers.
+    pub(crate) fn heads_within(&self, vault: &str, prefix: &str) -> Result<Vec<(String, u64)>> {
+        self.with_heads(vault, |heads| {
+            let within = heads.chains.range(prefix.to_owned()..).take_while(|(chain, _)| chain.starts_with(prefix));
+            (within.map(|(chain, head)| (chain.clone(), head.0)).collect(), false)
+        })
+    }
+
     /// Remembers heads, where they are newer than what is remembered.
     pub(crate) fn keep_heads(&self, vault: &str, new: impl IntoIterator<Item = (String, u64, [u8; 32])>) -> Result<()> {
         self.with_heads(vault, |heads| {

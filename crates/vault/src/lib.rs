@@ -13,20 +13,47 @@
 //! * `HostVault::begin(dataset, SessionOptions) -> BackupSession` (a `ChunkSink`); `BackupSession::commit(SnapshotDraft) -> PointInfo`.
 //! * `HostVault::log_writer(dataset, lineage, timeline) -> LogWriter`; `LogWriter::append(LogPiece, payload) -> LogEntry`.
 //! * `Unlocked::source(dataset) -> ChunkSource`, `read_root(&PointInfo) -> Vec<u8>`, `read_log(&LogEntry) -> Vec<u8>`.
-#![allow(dead_code)] // until the rest of the repository stands on it
+//! * `Points::newest(dataset, at)`, `HostVault::record_verification`, `Unlocked::inherit(&host, dataset)` (a promoted standby goes on
+//!   where the other host was), `Vault::{request_enrolment, enrolment_requests}`, `Unlocked::{approve, admit, revoke}`,
+//!   `Unlocked::{add_recipient, add_holder, remove_recipient}`, `Roster::permits(key, role)` for the arbiter's objects.
 
+mod check;
+mod codec;
 mod crypt;
+mod enroll;
 mod error;
 pub mod files;
+mod finding;
 mod host;
+mod index;
+mod keys;
+mod log;
 mod name;
+mod open;
+mod pack;
+mod points;
 mod port;
+mod refs;
+mod roster;
 pub mod seal;
+mod session;
 pub mod sign;
+mod snapshot;
+mod source;
 pub mod storage;
 
+pub use check::{CheckOptions, CheckReport, DatasetStat, Stat};
+pub use enroll::Request;
 pub use error::{Result, VaultError};
+pub use finding::{Finding, Severity};
 pub use host::State;
+pub use log::{LogEntry, LogPiece, LogTrail, LogWriter};
+pub use open::{HostVault, InitOptions, Initialised, Unlocked, Vault};
+pub use points::Points;
 pub use port::{CHUNK_BYTES_MAX, ChunkId, ChunkSink, ChunkSource, Stored};
+pub use roster::{ChainFrom, Holder, Member, Revocation, Role, Roster};
 pub use seal::{Identity, Recipient};
+pub use session::{BackupSession, SessionOptions};
 pub use sign::{PublicKey, Signed, SigningKey};
+pub use snapshot::{Badge, PointInfo, Position, SnapshotDraft};
+pub use source::Source;

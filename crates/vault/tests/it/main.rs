@@ -1,7 +1,11 @@
 //! The vault's integration tests: one binary, a module per subject.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod bad_days;
+mod basics;
 mod files_backup;
 mod files_restore;
 mod files_round_trip;
 mod files_world;
+mod hostile;
+mod world;

@@ -1,0 +1,244 @@
+//! Who joins, who leaves, who may open: changes of the roster and of keys' recipients, by the owner.
+//!
+//! Invariants: only the owner's key makes a roster; a request is only a request; changing recipients rewrites keys and nothing else.
+
+use minicbor::{Decode, Encode};
+
+use crate::codec;
+use crate::error::{Doing, Result, VaultError};
+use crate::host::State;
+use crate::keys::{self, Pair};
+use crate::name;
+use crate::open::{Unlocked, Vault, member_of};
+use crate::roster::{ChainFrom, Holder, Member, Revocation, Role, Roster};
+use crate::seal::{Identity, Recipient};
+use crate::sign::Signed;
+
+const KIND: &str = "vault.enrolment";
+
+/// A machine's wish to be on the roster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub name: String,
+    /// What the owner compares with what the machine shows.
+    pub fingerprint: String,
+    pub roles: Vec<Role>,
+    pub(crate) member: Member,
+    pub(crate) key: String,
+}
+
+#[derive(Debug, Encode, Decode)]
+struct RequestBody {
+    #[n(0)]
+    vault: String,
+    #[n(1)]
+    member: Member,
+}
+
+impl Vault {
+    /// Leaves a request that the owner approves (`Unlocked::approve`). Asking twice is asking once.
+    pub fn request_enrolment(&self, state: &State, roles: &[Role]) -> Result<Request> {
+        let roles = if roles.is_empty() { vec![Role::Host] } else { roles.to_vec() };
+        let member = member_of(state, roles.clone());
+        let fingerprint = member.key.fingerprint();
+        let key = format!("enroll/{fingerprint}");
+        let body = RequestBody { vault: self.id(), member: member.clone() };
+        let bytes = Signed::seal(KIND, &codec::encode(&body)?, state.signing_key())?;
+        self.storage().put_if_absent(&key, &bytes).doing(|| format!("writing {key}"))?;
+        Ok(Request { name: member.name.clone(), fingerprint, roles, member, key })
+    }
+
+    /// Requests that wait; those that do not prove the key they ask for are left out.
+    pub fn enrolment_requests(&self) -> Result<Vec<Request>> {
+        self.refresh()?;
+        let roster = self.roster();
+        let mut requests = Vec::new();
+        for object in self.storage().list("enroll/").doing(|| "listing requests".to_owned())? {
+            let bytes = self.storage().get(&object.key).doing(|| format!("reading {}", object.key))?;
+            let Ok(signed) = Signed::open(KIND, &object.key, &bytes) else { continue };
+            let Ok(body) = codec::decode::<RequestBody>(&object.key, &signed.payload) else { continue };
+            let member = body.member;
+            if body.vault != roster.vault
+                || member.key != signed.signer
+                || member.revoked.is_some()
+                || roster.member(&member.key).is_some()
+            {
+                continue;
+            }
+            let fingerprint = member.key.fingerprint();
+            requests.push(Request {
+                name: member.name.clone(),
+                fingerprint,
+                roles: member.roles.clone(),
+                member,
+                key: object.key,
+            });
+        }
+        Ok(requests)
+    }
+}
+
+impl Unlocked {
+    /// Puts the machine with this fingerprint, which asked, on the roster.
+    pub fn approve(&self, fingerprint: &str) -> Result<Member> {
+        let requests = self.enrolment_requests()?;
+        let Some(request) = requests.into_iter().find(|r| r.fingerprint == fingerprint) else {
+            let why =
+                "no such request waits; run `lifeboat vault enroll` on that machine first, and compare what it prints";
+            return Err(VaultError::invalid(format!("fingerprint {fingerprint}"), why));
+        };
+        self.admit(request.member.clone())?;
+        // The roster speaks now; a request that stays behind is ignored.
+        let _ = self.storage().delete(&request.key);
+        Ok(request.member)
+    }
+
+    /// Puts a host, controller, person or observer on the roster.
+    pub fn admit(&self, member: Member) -> Result<()> {
+        self.change_roster(|roster| {
+            roster.members.push(member.clone());
+            Ok(())
+        })
+    }
+
+    /// From now on nothing that this member signs counts; what it had written so far stays.
+    pub fn revoke(&self, member_name: &str) -> Result<()> {
+        let mut from = Vec::new();
+        let datasets = keys::datasets(&**self.storage())?;
+        let points = self.points(None)?.points;
+        for dataset in &datasets {
+            let newest =
+                points.iter().filter(|p| p.host == member_name && p.dataset == *dataset).map(|p| p.sequence).max();
+            from.extend(newest.map(|n| ChainFrom { chain: name::snapshots_of(member_name, dataset), number: n + 1 }));
+            let indexes = name::indexes_of(member_name, dataset);
+            let listed = self.storage().list(&indexes).doing(|| format!("listing {indexes}"))?;
+            let newest = listed.iter().filter_map(|o| o.key.strip_prefix(indexes.as_str())?.parse::<u64>().ok()).max();
+            from.extend(newest.map(|n| ChainFrom { chain: indexes, number: n + 1 }));
+            for lineage in self.log_lineages(dataset)? {
+                let entries = self.log_trail(dataset, &lineage)?.entries;
+                let mut ends = std::collections::BTreeMap::new();
+                for entry in entries.iter().filter(|e| e.host == member_name) {
+                    ends.insert(entry.timeline, entry.number + 1);
+                }
+                from.extend(
+                    ends.into_iter()
+                        .map(|(t, number)| ChainFrom { chain: crate::log::chain(dataset, &lineage, t), number }),
+                );
+            }
+        }
+        self.change_roster(|roster| {
+            let member = roster.members.iter_mut().find(|m| m.name == member_name && m.revoked.is_none());
+            let member = member.ok_or_else(|| {
+                VaultError::invalid(format!("member {member_name:?}"), "it is not on the roster, or revoked already")
+            })?;
+            member.revoked = Some(Revocation { from: from.clone() });
+            Ok(())
+        })
+    }
+
+    /// Lets another key open everything from now on (all that is there included).
+    pub fn add_recipient(&self, recipient: &Recipient) -> Result<()> {
+        let text = recipient.to_string();
+        self.change_roster(|roster| {
+            if !roster.recipients.contains(&text) {
+                roster.recipients.push(text.clone());
+            }
+            Ok(())
+        })?;
+        self.reseal_all()
+    }
+
+    /// Lets another key open one data set.
+    pub fn add_holder(&self, holder: &Holder) -> Result<()> {
+        self.change_roster(|roster| {
+            if !roster.holders.contains(holder) {
+                roster.holders.push(holder.clone());
+            }
+            Ok(())
+        })?;
+        self.reseal(Pair::Content(&holder.dataset))
+    }
+
+    /// Takes a key (everywhere) out of those that open. What it could open before it may have kept.
+    pub fn remove_recipient(&self, recipient: &Recipient) -> Result<()> {
+        let text = recipient.to_string();
+        self.change_roster(|roster| {
+            let before = (roster.recipients.len(), roster.holders.len());
+            roster.recipients.retain(|r| *r != text);
+            roster.holders.retain(|h| h.recipient != text);
+            if roster.recipients.is_empty() {
+                return Err(VaultError::invalid(
+                    "the list of recipients",
+                    "the last one cannot be removed: nobody could restore",
+                ));
+            }
+            if before == (roster.recipients.len(), roster.holders.len()) {
+                return Err(VaultError::invalid(
+                    format!("recipient {text}"),
+                    "it is not among those that open this vault",
+                ));
+            }
+            Ok(())
+        })?;
+        self.reseal_all()
+    }
+
+    fn change_roster(&self, change: impl Fn(&mut Roster) -> Result<()>) -> Result<()> {
+        let owner = self.owner_key()?;
+        self.refresh()?;
+        let loaded = self.loaded();
+        let mut next = loaded.roster.successor(loaded.hash);
+        change(&mut next)?;
+        next.check_valid()?;
+        next.publish(&**self.storage(), owner)?;
+        self.refresh()
+    }
+
+    fn reseal_all(&self) -> Result<()> {
+        self.reseal(Pair::Owner)?;
+        self.reseal(Pair::Refs)?;
+        for dataset in keys::datasets(&**self.storage())? {
+            self.reseal(Pair::Content(&dataset))?;
+        }
+        Ok(())
+    }
+
+    /// Seals a private half anew to today's recipients; the files before are removed after that. A data set that does not
+    /// exist yet is sealed rightly when it does.
+    fn reseal(&self, pair: Pair<'_>) -> Result<()> {
+        let storage = self.storage();
+        let roster = self.roster();
+        let Some(stated) = keys::stated(&**storage, &roster, pair)? else { return Ok(()) };
+        let wanted = match pair {
+            Pair::Content(dataset) => roster.recipients_of(dataset)?,
+            _ => roster.recipients_of("")?,
+        };
+        if wanted.iter().map(Recipient::to_string).collect::<Vec<_>>() == stated.statement.recipients {
+            return Ok(());
+        }
+        let private = match pair {
+            Pair::Owner => crate::crypt::hex(self.owner_key()?.seed()),
+            Pair::Refs => self
+                .refs
+                .as_ref()
+                .map(Identity::expose)
+                .ok_or_else(|| VaultError::KeyNeeded { what: pair.describe() })?,
+            Pair::Content(dataset) => self.content(dataset)?.expose(),
+        };
+        let by = (&roster, self.owner_key()?);
+        let number = stated.statement.number + 1;
+        let next = keys::state(&**storage, pair, number, by, &stated.statement.public, &private, &wanted)?;
+        let next = next.ok_or_else(|| VaultError::Conflict {
+            object: pair.prefix(),
+            why: "its recipients were changed elsewhere".to_owned(),
+        })?;
+        self.check_stated(pair, &next)?;
+        let prefix = pair.prefix();
+        for object in storage.list(&prefix).doing(|| format!("listing {prefix}"))? {
+            if object.key.ends_with(".age") && object.key != next.file_key() {
+                storage.delete(&object.key).doing(|| format!("removing {}", object.key))?;
+            }
+        }
+        Ok(())
+    }
+}

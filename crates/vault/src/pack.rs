@@ -1,0 +1,293 @@
+//! Packs: many chunks in one object, named by the hash of its bytes.
+//!
+//! ```text
+//! "LBPK" 1 | u32 header length | header (CBOR) | frame 0 | frame 1 | … | sealed directory | u32 directory length | "LBPE"
+//! ```
+//! A frame is several chunks one after another, compressed together, sealed with AES-256-GCM under the pack's key (HKDF of the
+//! session secret and the pack's salt), nonce = its ordinal. Invariant: who holds the content key can read a pack with nothing
+//! but the pack itself; who does not, learns sizes of frames only.
+
+use minicbor::{Decode, Encode};
+
+use crate::codec::{self, Hash};
+use crate::crypt::{FrameKey, TAG_BYTES, hash, random};
+use crate::error::{Result, VaultError};
+use crate::port::{CHUNK_BYTES_MAX, ChunkId};
+use crate::seal::{Identity, decompress, unseal};
+
+const MAGIC: &[u8; 5] = b"LBPK\x01";
+const END: &[u8; 4] = b"LBPE";
+const PURPOSE: &str = "lifeboat pack 1";
+const DIRECTORY_ORDINAL: u64 = u64::MAX;
+/// A pack is closed when it has grown to this.
+pub(crate) const PACK_BYTES: usize = 16 << 20;
+/// A frame is closed when its chunks have grown to this; one more chunk may follow.
+pub(crate) const FRAME_BYTES: usize = 4 << 20;
+const FRAME_BYTES_MAX: usize = FRAME_BYTES + CHUNK_BYTES_MAX;
+const HEADER_BYTES_MAX: usize = 64 << 10;
+const RECORD_BYTES: usize = 36;
+
+/// The content key's kind: 1 = age X25519.
+const SLOT_X25519: u8 = 1;
+
+#[derive(Debug, Clone, Encode, Decode)]
+struct Header {
+    #[n(0)]
+    vault: String,
+    #[n(1)]
+    slot: u8,
+    /// The session secret, sealed to the content key with age.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    secret: Vec<u8>,
+    #[n(3)]
+    salt: Hash,
+}
+
+/// One frame, as directories and indexes list it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct FrameRecord {
+    #[n(0)]
+    pub(crate) offset: u64,
+    #[n(1)]
+    pub(crate) bytes: u32,
+    #[n(2)]
+    pub(crate) plain_bytes: u32,
+    /// 0 = as it is, 1 = zstd.
+    #[n(3)]
+    pub(crate) codec: u8,
+    /// For each chunk: its id (32 bytes) and length (u32, little endian).
+    #[cbor(n(4), with = "minicbor::bytes")]
+    pub(crate) chunks: Vec<u8>,
+}
+
+impl FrameRecord {
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = (ChunkId, usize)> + '_ {
+        self.chunks.chunks_exact(RECORD_BYTES).filter_map(|record| {
+            let (id, length) = record.split_first_chunk::<32>()?;
+            Some((ChunkId(*id), u32::from_le_bytes(length.try_into().ok()?) as usize))
+        })
+    }
+}
+
+/// A pack, as an index lists it: enough to read any of its chunks with one ranged read.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct PackRecord {
+    #[n(0)]
+    pub(crate) hash: Hash,
+    #[n(1)]
+    pub(crate) bytes: u64,
+    #[n(2)]
+    pub(crate) salt: Hash,
+    #[n(3)]
+    pub(crate) frames: Vec<FrameRecord>,
+}
+
+/// What a frame is bound to besides its key: the vault, its type, its origin (the pack's salt) and its ordinal there.
+fn aad(vault: &str, salt: &Hash, ordinal: u64) -> Vec<u8> {
+    format!("{vault}|pack|{salt}|{ordinal}").into_bytes()
+}
+
+/// The key of a pack that was made in the session of this secret.
+pub(crate) fn pack_key(secret: &[u8; 32], salt: &Hash) -> Result<FrameKey> {
+    FrameKey::derive(secret, &salt.0, PURPOSE)
+}
+
+/// Chunks on their way into a frame.
+#[derive(Debug, Default)]
+pub(crate) struct FrameBuffer {
+    pub(crate) plain: Vec<u8>,
+    chunks: Vec<u8>,
+}
+
+impl FrameBuffer {
+    pub(crate) fn add(&mut self, id: &ChunkId, plain: &[u8]) {
+        self.plain.extend_from_slice(plain);
+        self.chunks.extend_from_slice(&id.0);
+        self.chunks.extend_from_slice(&u32::try_from(plain.len()).unwrap_or(u32::MAX).to_le_bytes());
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.plain.len() >= FRAME_BYTES
+    }
+}
+
+/// A pack being filled.
+#[derive(Debug)]
+pub(crate) struct PackBuilder {
+    vault: String,
+    bytes: Vec<u8>,
+    key: FrameKey,
+    salt: Hash,
+    frames: Vec<FrameRecord>,
+}
+
+impl PackBuilder {
+    pub(crate) fn new(vault: &str, secret: &[u8; 32], sealed_secret: &[u8]) -> Result<PackBuilder> {
+        let salt = Hash(random());
+        let header = codec::encode(&Header {
+            vault: vault.to_owned(),
+            slot: SLOT_X25519,
+            secret: sealed_secret.to_vec(),
+            salt,
+        })?;
+        let mut bytes = Vec::with_capacity(PACK_BYTES + PACK_BYTES / 4);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&u32::try_from(header.len()).unwrap_or(u32::MAX).to_le_bytes());
+        bytes.extend_from_slice(&header);
+        Ok(PackBuilder { vault: vault.to_owned(), bytes, key: pack_key(secret, &salt)?, salt, frames: Vec::new() })
+    }
+
+    /// Seals one frame; `body` is the buffer's contents, compressed (`codec` 1) or not (0).
+    pub(crate) fn add(&mut self, buffer: &FrameBuffer, codec: u8, body: &[u8]) -> Result<()> {
+        let ordinal = self.frames.len() as u64;
+        let offset = self.bytes.len() as u64;
+        self.key.seal_onto(ordinal, &aad(&self.vault, &self.salt, ordinal), body, &mut self.bytes)?;
+        self.frames.push(FrameRecord {
+            offset,
+            bytes: u32::try_from(self.bytes.len() as u64 - offset).unwrap_or(u32::MAX),
+            plain_bytes: u32::try_from(buffer.plain.len()).unwrap_or(u32::MAX),
+            codec,
+            chunks: buffer.chunks.clone(),
+        });
+        Ok(())
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes.len() >= PACK_BYTES
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Closes the pack with its sealed directory.
+    pub(crate) fn finish(mut self) -> Result<(Vec<u8>, PackRecord)> {
+        let directory = codec::encode(&self.frames)?;
+        let start = self.bytes.len();
+        self.key.seal_onto(
+            DIRECTORY_ORDINAL,
+            &aad(&self.vault, &self.salt, DIRECTORY_ORDINAL),
+            &directory,
+            &mut self.bytes,
+        )?;
+        let length = u32::try_from(self.bytes.len() - start).unwrap_or(u32::MAX);
+        self.bytes.extend_from_slice(&length.to_le_bytes());
+        self.bytes.extend_from_slice(END);
+        let record = PackRecord {
+            hash: Hash(hash(&self.bytes)),
+            bytes: self.bytes.len() as u64,
+            salt: self.salt,
+            frames: self.frames,
+        };
+        Ok((self.bytes, record))
+    }
+}
+
+/// Opens one frame that was read from its place. `object` is the pack's name.
+pub(crate) fn open_frame(
+    object: &str,
+    vault: &str,
+    salt: &Hash,
+    key: &FrameKey,
+    ordinal: usize,
+    record: &FrameRecord,
+    sealed: Vec<u8>,
+) -> Result<Vec<u8>> {
+    let damaged = |why: &str| VaultError::damaged(object, format!("frame {ordinal} {why}"));
+    if record.plain_bytes as usize > FRAME_BYTES_MAX {
+        return Err(damaged("claims to be larger than any frame"));
+    }
+    let ordinal = ordinal as u64;
+    let body = key
+        .open(ordinal, &aad(vault, salt, ordinal), sealed)
+        .ok_or_else(|| damaged("does not open: its bytes were changed"))?;
+    let plain = match record.codec {
+        0 => body,
+        1 => decompress(&body, record.plain_bytes as usize).ok_or_else(|| damaged("does not unpack"))?,
+        other => return Err(damaged(&format!("is packed in a way this version does not know ({other})"))),
+    };
+    if plain.len() != record.plain_bytes as usize {
+        return Err(damaged("has another length than its record says"));
+    }
+    Ok(plain)
+}
+
+/// The directory of a pack, read with the content key from nothing but the pack; also its sealed session secret.
+pub(crate) fn read_directory(
+    object: &str,
+    bytes: &[u8],
+    vault: &str,
+    content: &Identity,
+) -> Result<(PackRecord, Vec<u8>)> {
+    let damaged = |why: &str| VaultError::damaged(object, why.to_owned());
+    let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged("it is not a pack"))?;
+    let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(|| damaged("it was cut off"))?;
+    let length = u32::from_le_bytes(*length) as usize;
+    if length > HEADER_BYTES_MAX {
+        return Err(damaged("its header is too long"));
+    }
+    let header = rest.get(..length).ok_or_else(|| damaged("it was cut off"))?;
+    let header: Header = codec::decode(object, header)?;
+    if header.vault != vault || header.slot != SLOT_X25519 {
+        return Err(damaged("it belongs to another vault, or to another kind of key"));
+    }
+    let secret = unseal([content], &header.secret).ok().and_then(|s| <[u8; 32]>::try_from(s).ok());
+    let Some(secret) = secret else {
+        return Err(VaultError::WrongKey {
+            object: object.to_owned(),
+            given: 1,
+            recipients: "another data set's".to_owned(),
+        });
+    };
+    let key = pack_key(&secret, &header.salt)?;
+    let body = bytes.strip_suffix(END).ok_or_else(|| damaged("it was cut off"))?;
+    let (body, length) = body.split_last_chunk::<4>().ok_or_else(|| damaged("it was cut off"))?;
+    let start = body
+        .len()
+        .checked_sub(u32::from_le_bytes(*length) as usize)
+        .ok_or_else(|| damaged("its directory is too long"))?;
+    let plain = key.open(DIRECTORY_ORDINAL, &aad(vault, &header.salt, DIRECTORY_ORDINAL), body[start..].to_vec());
+    let frames: Vec<FrameRecord> =
+        codec::decode(object, &plain.ok_or_else(|| damaged("its directory does not open"))?)?;
+    let record = PackRecord { hash: Hash(hash(bytes)), bytes: bytes.len() as u64, salt: header.salt, frames };
+    Ok((record, header.secret))
+}
+
+/// Least size that a frame of so many plain bytes can have; smaller claims are lies.
+pub(crate) const SEALED_BYTES_MIN: usize = TAG_BYTES;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn a_pack_reads_back_from_itself(chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..2000), 1..20)) {
+            let content = Identity::generate();
+            let secret = random();
+            let sealed = crate::seal::seal(&[content.recipient()], &secret).unwrap();
+            let mut builder = PackBuilder::new("v", &secret, &sealed).unwrap();
+            for (place, chunk) in chunks.iter().enumerate() {
+                let mut buffer = FrameBuffer::default();
+                buffer.add(&ChunkId([place as u8; 32]), chunk);
+                let packed = zstd::bulk::compress(chunk, 1).unwrap();
+                if place % 2 == 0 { builder.add(&buffer, 1, &packed).unwrap() } else { builder.add(&buffer, 0, chunk).unwrap() }
+            }
+            let (bytes, record) = builder.finish().unwrap();
+            let (read, _) = read_directory("p", &bytes, "v", &content).unwrap();
+            prop_assert_eq!(&read, &record);
+            prop_assert!(read_directory("p", &bytes, "v", &Identity::generate()).is_err());
+            let key = pack_key(&secret, &record.salt).unwrap();
+            for (place, frame) in record.frames.iter().enumerate() {
+                let (start, end) = (frame.offset as usize, frame.offset as usize + frame.bytes as usize);
+                let plain = open_frame("p", "v", &record.salt, &key, place, frame, bytes[start..end].to_vec()).unwrap();
+                prop_assert_eq!(&plain, &chunks[place]);
+                prop_assert!(open_frame("p", "v", &record.salt, &key, place + 1, frame, bytes[start..end].to_vec()).is_err());
+                prop_assert_eq!(frame.chunks().next().unwrap(), (ChunkId([place as u8; 32]), chunks[place].len()));
+            }
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Recovery points as a list: every chain of snapshots, walked and checked, without keys.
+//!
+//! Invariant: a point whose object is missing, forged or unreadable is never shown as one, and always named in a finding.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::codec::Hash;
+use crate::error::{Doing, Result, VaultError};
+use crate::finding::{Finding, Severity, note};
+use crate::index::Head;
+use crate::name;
+use crate::open::Vault;
+use crate::snapshot::{Badge, PointInfo, Snapshot, badge_from, read_tombstone, tombstone_key, verification_prefix};
+
+/// Recovery points, oldest first, and what is wrong with their chains.
+#[derive(Debug, Clone, Default)]
+pub struct Points {
+    pub points: Vec<PointInfo>,
+    pub findings: Vec<Finding>,
+}
+
+impl Points {
+    /// The newest point of a data set whose state is not after `at`; corrupt ones do not count.
+    pub fn newest(&self, dataset: &str, at: Option<jiff::Timestamp>) -> Option<&PointInfo> {
+        let usable = self.points.iter().filter(|p| p.dataset == dataset && p.badge != Badge::Corrupt);
+        usable.filter(|p| at.is_none_or(|at| p.taken_at <= at)).max_by_key(|p| (p.taken_at, p.epoch, p.sequence))
+    }
+}
+
+impl Vault {
+    /// Every recovery point (of one data set, or of all).
+    pub fn points(&self, dataset: Option<&str>) -> Result<Points> {
+        let (snapshots, mut findings) = self.read_chains(dataset)?;
+        let roster = self.roster();
+        let verified = self.storage().list("verify/").doing(|| "listing verifications".to_owned())?;
+        let mut points = Vec::with_capacity(snapshots.len());
+        for snapshot in &snapshots {
+            let prefix = verification_prefix(&snapshot.key);
+            let start = verified.partition_point(|o| o.key.as_str() < prefix.as_str());
+            let newest = verified[start..].iter().take_while(|o| o.key.starts_with(&prefix)).last();
+            let badge = match newest {
+                None => Some(Badge::Unverified),
+                Some(object) => {
+                    let read = self.storage().get(&object.key).doing(|| format!("reading {}", object.key));
+                    note(read.and_then(|bytes| badge_from(&roster, snapshot, &object.key, &bytes)), &mut findings)?
+                }
+            };
+            points.push(snapshot.info(badge.unwrap_or(Badge::Suspect)));
+        }
+        points.sort_by(|a, b| (a.taken_at, &a.id).cmp(&(b.taken_at, &b.id)));
+        Ok(Points { points, findings })
+    }
+
+    /// Reads one snapshot, from memory where it was read before.
+    pub(crate) fn read_snapshot(&self, host: &str, dataset: &str, sequence: u64) -> Result<Arc<Snapshot>> {
+        let key = format!("{}{}", name::snapshots_of(host, dataset), name::number(sequence));
+        if let Some(kept) = self.snapshots_cache().get(&key) {
+            return Ok(kept.clone());
+        }
+        let bytes = self.storage().get(&key).doing(|| format!("reading {key}"))?;
+        let snapshot = Arc::new(Snapshot::open(&self.roster(), host, dataset, sequence, &bytes)?);
+        self.snapshots_cache().insert(key, snapshot.clone());
+        Ok(snapshot)
+    }
+
+    pub(crate) fn read_chains(&self, dataset: Option<&str>) -> Result<(Vec<Arc<Snapshot>>, Vec<Finding>)> {
+        self.refresh()?;
+        let mut findings = self.findings();
+        let listed = self.storage().list("snap/").doing(|| "listing recovery points".to_owned())?;
+        let mut chains: BTreeMap<(String, String), BTreeSet<u64>> = BTreeMap::new();
+        for object in &listed {
+            let parts: Vec<&str> = object.key.split('/').collect();
+            let place = match parts[..] {
+                [_, host, dataset, number] => {
+                    name::decode(host).zip(name::decode(dataset)).zip(number.parse::<u64>().ok())
+                }
+                _ => None,
+            };
+            match place {
+                Some((chain, number)) if number > 0 => {
+                    chains.entry(chain).or_default().insert(number);
+                }
+                _ => {
+                    let message = format!("{} is no snapshot; remove it", object.key);
+                    findings.push(Finding::new(Severity::Warning, "unknown", &object.key, message));
+                }
+            }
+        }
+        // A chain that was seen here before and is gone as a whole is missed, too.
+        for (chain, _) in self.remembered_heads("snap/")? {
+            if let [_, host, dataset, ""] = chain.split('/').collect::<Vec<_>>()[..]
+                && let Some(place) = name::decode(host).zip(name::decode(dataset))
+            {
+                chains.entry(place).or_default();
+            }
+        }
+        let mut snapshots = Vec::new();
+        for ((host, set), numbers) in chains {
+            if dataset.is_none_or(|wanted| wanted == set) {
+                self.read_chain(&host, &set, &numbers, &mut snapshots, &mut findings)?;
+            }
+        }
+        Ok((snapshots, findings))
+    }
+
+    fn read_chain(
+        &self,
+        host: &str,
+        dataset: &str,
+        numbers: &BTreeSet<u64>,
+        snapshots: &mut Vec<Arc<Snapshot>>,
+        findings: &mut Vec<Finding>,
+    ) -> Result<()> {
+        let chain = name::snapshots_of(host, dataset);
+        let seen = self.remembered_head(&chain)?;
+        let newest = numbers.last().copied().unwrap_or(0);
+        let until = newest.max(seen.as_ref().map_or(0, |s| s.0)).min(newest.saturating_add(10_000));
+        let mut before = Some(None);
+        let mut last = None;
+        for number in 1..=until {
+            let hash = match numbers.contains(&number) {
+                true => self.read_link(host, dataset, number, before, snapshots, findings)?,
+                false => self.read_gap(
+                    host,
+                    dataset,
+                    number,
+                    seen.as_ref().is_some_and(|s| s.0 == number && number > newest),
+                    findings,
+                )?,
+            };
+            if let (Some((seen, kept)), Some(found)) = (&seen, hash)
+                && *seen == number
+                && *kept != found.to_string()
+            {
+                let key = format!("{chain}{}", name::number(number));
+                snapshots.retain(|s| s.key != key);
+                findings
+                    .push(Finding::from(&VaultError::untrusted(key, "it was replaced since it was first seen here")));
+            }
+            if let Some(hash) = hash {
+                last = Some((number, hash));
+            }
+            before = hash.map(Some);
+        }
+        match (seen, last) {
+            (None, Some((number, hash))) => {
+                findings.push(Finding::freshness_unproven(&chain));
+                self.remember_head(&chain, number, hash.0)
+            }
+            (Some((seen, _)), Some((number, hash))) if number > seen => self.remember_head(&chain, number, hash.0),
+            _ => Ok(()),
+        }
+    }
+
+    /// One snapshot of a chain. `before`: the hash it must name as its predecessor's, where that is known.
+    fn read_link(
+        &self,
+        host: &str,
+        dataset: &str,
+        number: u64,
+        before: Option<Option<Hash>>,
+        snapshots: &mut Vec<Arc<Snapshot>>,
+        findings: &mut Vec<Finding>,
+    ) -> Result<Option<Hash>> {
+        let Some(snapshot) = note(self.read_snapshot(host, dataset, number), findings)? else { return Ok(None) };
+        match before {
+            Some(expected) if snapshot.head.previous != expected => {
+                let error = VaultError::untrusted(&snapshot.key, "it does not name the point before it");
+                findings.push(Finding::from(&error));
+            }
+            _ => {}
+        }
+        if snapshot.head.roster > self.loaded().roster.version {
+            let object = name::roster(snapshot.head.roster);
+            let finding = Finding::missing(&object, &format!("{} was written under it", snapshot.key));
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
+        snapshots.push(snapshot.clone());
+        Ok(Some(snapshot.hash))
+    }
+
+    /// A number without a snapshot: pruned, with a tombstone, or an alarm by name.
+    fn read_gap(
+        &self,
+        host: &str,
+        dataset: &str,
+        number: u64,
+        newest_seen: bool,
+        findings: &mut Vec<Finding>,
+    ) -> Result<Option<Hash>> {
+        let key = format!("{}{}", name::snapshots_of(host, dataset), name::number(number));
+        match note(read_tombstone(&**self.storage(), &self.roster(), host, dataset, number), findings)? {
+            Some(Some(hash)) => Ok(Some(hash)),
+            Some(None) if newest_seen => {
+                let message = format!(
+                    "{key}, the newest recovery point seen here, is gone: the vault was rolled back; bring it back from a copy"
+                );
+                findings.push(Finding::new(Severity::Alarm, "rolled-back", key, message));
+                Ok(None)
+            }
+            _ => {
+                let tombstone = tombstone_key(host, dataset, number);
+                findings.push(Finding::missing(key, &format!("and no tombstone {tombstone} says that it was pruned")));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Where a host's chain of points ends: the newest of what lies there and what was seen here.
+    pub(crate) fn chain_head(&self, host: &str, dataset: &str) -> Result<Head> {
+        let chain = name::snapshots_of(host, dataset);
+        let listed = self.storage().list(&chain).doing(|| format!("listing {chain}"))?;
+        let newest =
+            listed.iter().filter_map(|o| o.key.strip_prefix(chain.as_str())?.parse::<u64>().ok()).max().unwrap_or(0);
+        if let Some((seen, hash)) = self.remembered_head(&chain)?
+            && seen >= newest
+        {
+            return Ok(Head { number: seen, hash: crate::crypt::unhex(&hash).map(Hash) });
+        }
+        if newest == 0 {
+            return Ok(Head::default());
+        }
+        let key = format!("{chain}{}", name::number(newest));
+        let bytes = self.storage().get(&key).doing(|| format!("reading {key}"))?;
+        Ok(Head { number: newest, hash: Some(Hash(crate::crypt::hash(&bytes))) })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::open::{HostVault, InitOptions};
+    use crate::seal::Identity;
+    use crate::session::SessionOptions;
+    use crate::sign::SigningKey;
+    use crate::snapshot::{SnapshotDraft, tombstone};
+    use crate::storage::MemoryStorage;
+    use crate::{Member, Role, State};
+
+    fn three_points(pruner: &SigningKey) -> (HostVault, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::open(directory.path(), Some("alpha")).unwrap();
+        let pruner = Member {
+            name: "pruner".into(),
+            roles: vec![Role::Pruner],
+            key: pruner.public(),
+            index: None,
+            revoked: None,
+        };
+        let options = InitOptions {
+            recipients: vec![Identity::generate().recipient(), Identity::generate().recipient()],
+            members: vec![pruner],
+            ..InitOptions::default()
+        };
+        let (vault, _) = Vault::init(Arc::new(MemoryStorage::new()), &state, &options).unwrap();
+        for _ in 0..3 {
+            vault.begin("app", SessionOptions::default()).unwrap().commit(SnapshotDraft::default()).unwrap();
+        }
+        (vault, directory)
+    }
+
+    #[test]
+    fn a_gap_with_a_tombstone_is_pruned_and_without_one_an_alarm() {
+        let pruner = SigningKey::generate().unwrap();
+        let (vault, _directory) = three_points(&pruner);
+        let point = vault.points(None).unwrap().points.remove(1);
+        vault.storage().delete(&point.key).unwrap();
+        let alarmed = vault.points(None).unwrap();
+        assert!(
+            alarmed.findings.iter().any(|f| f.code == "missing" && f.object == point.key),
+            "{:?}",
+            alarmed.findings
+        );
+
+        let hash = Hash(crate::crypt::unhex(&point.hash).unwrap());
+        let place = tombstone_key("alpha", "app", 2);
+        let forged = tombstone(&vault.id(), &point.key, hash, vault.state().signing_key()).unwrap();
+        vault.storage().put(&place, &forged).unwrap();
+        assert!(vault.points(None).unwrap().findings.iter().any(|f| f.code == "untrusted" && f.object == place));
+
+        let honest = tombstone(&vault.id(), &point.key, hash, &pruner).unwrap();
+        vault.storage().put(&place, &honest).unwrap();
+        let points = vault.points(None).unwrap();
+        assert_eq!((points.points.len(), points.findings), (2, Vec::new()));
+        // The chain goes through it: a tombstone for another snapshot does not join the neighbours.
+        let other = tombstone(&vault.id(), &point.key, Hash([1; 32]), &pruner).unwrap();
+        vault.storage().put(&place, &other).unwrap();
+        assert!(vault.points(None).unwrap().findings.iter().any(|f| f.code == "untrusted"));
+    }
+}

@@ -1,0 +1,248 @@
+//! The roster: who counts. Owner-signed, numbered, each version naming its predecessor's hash.
+//!
+//! Invariants: only the owner's signature makes a version; the newest version seen is never replaced by an older one.
+//! A damaged older version is a finding, not an obstacle: the newest one speaks for itself.
+
+use minicbor::{Decode, Encode};
+
+use crate::codec::{self, Hash, Moment};
+use crate::error::{Doing, Result, VaultError};
+use crate::finding::{Finding, Severity};
+use crate::name;
+use crate::seal::Recipient;
+use crate::sign::{PublicKey, Signed, SigningKey};
+use crate::storage::{Put, Storage};
+
+const KIND: &str = "vault.roster";
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Roster {
+    /// The vault's identifier: 32 random hex digits.
+    #[n(0)]
+    pub vault: String,
+    #[n(1)]
+    pub version: u64,
+    #[n(2)]
+    pub(crate) previous: Option<Hash>,
+    #[n(3)]
+    pub owner: PublicKey,
+    /// Public half of the refs key (`age1…`).
+    #[n(4)]
+    pub refs: String,
+    /// To whom every private half is sealed.
+    #[n(5)]
+    pub recipients: Vec<String>,
+    /// Who may open one data set besides.
+    #[n(6)]
+    pub holders: Vec<Holder>,
+    #[n(7)]
+    pub members: Vec<Member>,
+    #[n(8)]
+    pub(crate) at: Moment,
+}
+
+/// A key that opens one data set only, held at a place for a purpose.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Holder {
+    #[n(0)]
+    pub dataset: String,
+    #[n(1)]
+    pub recipient: String,
+    /// `standby`, `drill` or `verify`.
+    #[n(2)]
+    pub purpose: String,
+    #[n(3)]
+    pub place: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize)]
+#[cbor(index_only)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Writes recovery points and logs.
+    #[n(0)]
+    Host,
+    /// Signs what a controller publishes in the arbiter.
+    #[n(1)]
+    Controller,
+    /// Signs attestations and approvals.
+    #[n(2)]
+    Person,
+    #[n(3)]
+    Observer,
+    /// May leave tombstones.
+    #[n(4)]
+    Pruner,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Member {
+    #[n(0)]
+    pub name: String,
+    #[n(1)]
+    pub roles: Vec<Role>,
+    #[n(2)]
+    pub key: PublicKey,
+    /// A host's index key, public half.
+    #[n(3)]
+    pub index: Option<String>,
+    #[n(4)]
+    pub revoked: Option<Revocation>,
+}
+
+/// From where on a member's signature no longer counts: per chain the first number refused; all of every other chain.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Revocation {
+    #[n(0)]
+    pub from: Vec<ChainFrom>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ChainFrom {
+    #[n(0)]
+    pub chain: String,
+    #[n(1)]
+    pub number: u64,
+}
+
+impl Roster {
+    /// The member with this key, revoked or not.
+    pub fn member(&self, key: &PublicKey) -> Option<&Member> {
+        self.members.iter().find(|m| m.key == *key)
+    }
+
+    /// Whether this key may sign in this role today: what engines ask about the arbiter's objects.
+    pub fn permits(&self, key: &PublicKey, role: Role) -> bool {
+        self.member(key).is_some_and(|m| m.revoked.is_none() && m.roles.contains(&role))
+    }
+
+    /// Whether number `number` of `chain`, signed by this key as host `host`, counts.
+    pub(crate) fn check_host(&self, object: &str, key: &PublicKey, host: &str, chain: &str, number: u64) -> Result<()> {
+        let member = self.member(key).filter(|m| m.roles.contains(&Role::Host) && m.name == host);
+        let Some(member) = member else {
+            return Err(VaultError::untrusted(
+                object,
+                format!("it is signed by {}, which is not host {host} on the roster", key.fingerprint()),
+            ));
+        };
+        let Some(revocation) = &member.revoked else { return Ok(()) };
+        match revocation.from.iter().find(|f| f.chain == chain) {
+            Some(from) if number < from.number => Ok(()),
+            _ => Err(VaultError::untrusted(object, format!("host {host} was revoked before it was written"))),
+        }
+    }
+
+    /// To whom a data set's content key is sealed.
+    pub(crate) fn recipients_of(&self, dataset: &str) -> Result<Vec<Recipient>> {
+        let holders = self.holders.iter().filter(|h| h.dataset == dataset).map(|h| &h.recipient);
+        let mut texts: Vec<&String> = self.recipients.iter().chain(holders).collect();
+        texts.sort();
+        texts.dedup();
+        texts.into_iter().map(|text| text.parse()).collect()
+    }
+
+    /// Signs this version and stores it, where no such version is yet.
+    pub(crate) fn publish(&self, storage: &dyn Storage, owner: &SigningKey) -> Result<Hash> {
+        let key = name::roster(self.version);
+        let bytes = Signed::seal(KIND, &codec::encode(self)?, owner)?;
+        match storage.put_if_absent(&key, &bytes).doing(|| format!("writing {key}"))? {
+            Put::Created => Ok(Hash(crate::crypt::hash(&bytes))),
+            Put::Exists => {
+                Err(VaultError::Conflict { object: key, why: "that version of the roster exists already".to_owned() })
+            }
+        }
+    }
+
+    fn open(key: &str, number: u64, bytes: &[u8]) -> Result<(Roster, Hash)> {
+        let signed = Signed::open(KIND, key, bytes)?;
+        let roster: Roster = codec::decode(key, &signed.payload)?;
+        if signed.signer != roster.owner {
+            return Err(VaultError::untrusted(key, "it is not signed by the owner it names"));
+        }
+        if roster.version != number {
+            return Err(VaultError::untrusted(key, format!("it is version {} under another number", roster.version)));
+        }
+        Ok((roster, Hash(signed.hash)))
+    }
+}
+
+/// The newest roster, and what is wrong with the row of versions.
+#[derive(Debug, Clone)]
+pub(crate) struct Loaded {
+    pub(crate) roster: Roster,
+    pub(crate) hash: Hash,
+    pub(crate) findings: Vec<Finding>,
+}
+
+/// Reads every version. `owner` is the fingerprint that must have signed them; without one the first version's owner is believed.
+pub(crate) fn load(storage: &dyn Storage, owner: Option<&str>) -> Result<Loaded> {
+    let location = storage.location();
+    let listed = storage.list(name::ROSTER).doing(|| "looking for the vault's roster".to_owned())?;
+    if listed.is_empty() {
+        return Err(VaultError::NoVault { location });
+    }
+    let mut findings = Vec::new();
+    let mut newest: Option<(Roster, Hash)> = None;
+    let mut expected = 1u64;
+    let mut trouble = None;
+    for object in &listed {
+        let Some(number) = object.key.strip_prefix(name::ROSTER).and_then(|n| n.parse::<u64>().ok()) else {
+            findings.push(Finding::new(
+                Severity::Warning,
+                "unknown",
+                &object.key,
+                format!("{} is not a roster; remove it", object.key),
+            ));
+            continue;
+        };
+        for gap in expected..number.min(expected.saturating_add(16)) {
+            findings.push(Finding::missing(name::roster(gap), "versions of the roster are numbered without gaps"));
+        }
+        expected = number.saturating_add(1);
+        let read = storage.get(&object.key).doing(|| format!("reading {}", object.key));
+        let opened = read.and_then(|bytes| Roster::open(&object.key, number, &bytes)).and_then(|(roster, hash)| {
+            check_owner(&location, &object.key, &roster, owner, newest.as_ref())?;
+            Ok((roster, hash))
+        });
+        match opened {
+            Ok(next) => newest = Some(next),
+            Err(e @ VaultError::Storage { .. }) => return Err(e),
+            Err(e) => {
+                findings.push(Finding::from(&e));
+                trouble = Some(e);
+            }
+        }
+    }
+    match (newest, trouble) {
+        (Some((roster, hash)), _) => Ok(Loaded { roster, hash, findings }),
+        (None, Some(e)) => Err(e),
+        (None, None) => Err(VaultError::NoVault { location }),
+    }
+}
+
+fn check_owner(
+    location: &str,
+    key: &str,
+    roster: &Roster,
+    owner: Option<&str>,
+    before: Option<&(Roster, Hash)>,
+) -> Result<()> {
+    if let Some(expected) = owner {
+        let found = roster.owner.fingerprint();
+        if found != expected {
+            return Err(VaultError::ForeignVault {
+                location: location.to_owned(),
+                expected: expected.to_owned(),
+                found,
+            });
+        }
+    }
+    let Some((before, hash)) = before else { return Ok(()) };
+    if before.owner != roster.owner || before.vault != roster.vault {
+        return Err(VaultError::untrusted(key, "it names another owner or vault than the version before it"));
+    }
+    if before.version + 1 == roster.version && roster.previous != Some(*hash) {
+        return Err(VaultError::untrusted(key, "it does not name the version before it"));
+    }
+    Ok(())
+}

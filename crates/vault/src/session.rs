@@ -1,0 +1,698 @@
+//! A backup session: takes chunks from many threads, writes packs in the background, ends in a snapshot.
+//!
+//! ```text
+//! put (n threads) ─ hash ─ known? ─ frame of the thread ─ compress ─┐ seal into the pack ─ bounded queue ─ writer ─ index ─ snapshot
+//! ```
+//! Invariants: packs before indexes before the snapshot; nothing is compressed that the vault has; an interrupted session loses no
+//! uploaded pack (the host keeps a list of what it is uploading, and checkpoints publish it); after a failure nothing is committed.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::codec::{self, Hash};
+use crate::crypt::random;
+use crate::error::{Doing, Result, VaultError};
+use crate::host::{ChunkKey, read_file, write_secret_file};
+use crate::index::{self, Head, IndexBody};
+use crate::name;
+use crate::open::HostVault;
+use crate::pack::{FrameBuffer, PackBuilder, PackRecord};
+use crate::port::{CHUNK_BYTES_MAX, ChunkId, ChunkSink, Stored};
+use crate::refs;
+use crate::seal::{Recipient, seal, seal_frame};
+use crate::sign::Signed;
+use crate::snapshot::{
+    Badge, IndexSeen, PointInfo, ROOT_BYTES_MAX, Snapshot, SnapshotBody, SnapshotDraft, SnapshotHead,
+};
+use crate::storage::Put;
+
+/// An interrupted session's index is at most so old (where the host's own list is lost, too).
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+const CHECKPOINT_PACKS: usize = 64;
+/// Finished packs waiting for the writer.
+const QUEUE_PACKS: usize = 1;
+const FRAME_BUFFERS_MAX: usize = 16;
+
+#[derive(Debug, Clone, Copy)]
+pub struct SessionOptions {
+    /// zstd level; 1 is fast, 3 the default.
+    pub level: i32,
+}
+
+impl Default for SessionOptions {
+    fn default() -> SessionOptions {
+        SessionOptions { level: 3 }
+    }
+}
+
+/// Which chunks a data set has, as far as this host knows. Kept between sessions.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct KnownChunks {
+    head: Head,
+    read: HashSet<u64>,
+    packs: Vec<(Hash, u64)>,
+    chunks: HashMap<ChunkId, u32>,
+    others: Vec<IndexSeen>,
+}
+
+impl KnownChunks {
+    fn add(&mut self, packs: &[PackRecord]) {
+        for pack in packs {
+            let place = self.packs.len() as u32;
+            self.packs.push((pack.hash, pack.bytes));
+            for frame in &pack.frames {
+                self.chunks.extend(frame.chunks().map(|(id, _)| (id, place)));
+            }
+        }
+    }
+}
+
+/// Chunks of other hosts that this one may build on: it was promoted, and read them with the content key.
+#[derive(Debug, minicbor::Encode, minicbor::Decode)]
+pub(crate) struct Inherited {
+    #[n(0)]
+    pub(crate) indexes: Vec<IndexSeen>,
+    #[n(1)]
+    pub(crate) packs: Vec<PackRecord>,
+}
+
+pub(crate) fn inherited_path(vault: &HostVault, dataset: &str) -> Result<PathBuf> {
+    Ok(vault.state().vault_directory(&vault.id())?.join(format!("{}.inherited", name::encode(dataset))))
+}
+
+#[derive(Debug)]
+struct Unindexed {
+    head: Head,
+    packs: Vec<PackRecord>,
+    last: Instant,
+}
+
+/// A finished pack, on its way to the writer.
+type Finished = (Vec<u8>, PackRecord);
+
+#[derive(Debug)]
+struct Shared {
+    vault: HostVault,
+    dataset: String,
+    content: Recipient,
+    index_recipients: Vec<Recipient>,
+    chunk_key: ChunkKey,
+    secret: [u8; 32],
+    sealed_secret: Vec<u8>,
+    level: i32,
+    known: HashSet<ChunkId>,
+    others: Vec<IndexSeen>,
+    fresh: Mutex<HashSet<ChunkId>>,
+    frames: Mutex<Vec<(ThreadId, FrameBuffer)>>,
+    pack: Mutex<Option<PackBuilder>>,
+    queue: Mutex<Option<SyncSender<Finished>>>,
+    in_flight: Mutex<usize>,
+    landed: Condvar,
+    unindexed: Mutex<Unindexed>,
+    failed: AtomicBool,
+    failure: Mutex<Option<String>>,
+    bytes_new: AtomicU64,
+    bytes_stored: AtomicU64,
+    pending: Pending,
+}
+
+/// The host's own list of packs that are being uploaded and in no index yet, and the lock that says that its session lives.
+#[derive(Debug)]
+struct Pending {
+    list: PathBuf,
+    lock: PathBuf,
+    _held: File,
+}
+
+/// Takes chunks for one recovery point of one data set. See `ChunkSink`.
+#[derive(Debug)]
+pub struct BackupSession {
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl HostVault {
+    /// Begins a backup of a data set. Several may run at once; each makes a point of its own.
+    pub fn begin(&self, dataset: &str, options: SessionOptions) -> Result<BackupSession> {
+        name::check(dataset, "the data set's name")?;
+        self.check_enrolled()?;
+        let content = self.content_recipient(dataset)?;
+        let chunk_key = self.chunk_key(dataset, &content)?;
+        let roster = self.roster();
+        let index_recipients = vec![self.state().index_key().recipient(), roster.refs.parse()?, content.clone()];
+        let known = self.load_known(dataset, &index_recipients)?;
+        let present: HashMap<String, u64> = self
+            .storage()
+            .list("pack/")
+            .doing(|| "listing packs".to_owned())?
+            .into_iter()
+            .map(|o| (o.key, o.size))
+            .collect();
+        // A pack that is gone is no pack: its chunks are uploaded again.
+        let there: Vec<bool> =
+            known.packs.iter().map(|(hash, bytes)| present.get(&name::pack(&hash.0)) == Some(bytes)).collect();
+        let chunks = known
+            .chunks
+            .iter()
+            .filter(|(_, pack)| there.get(**pack as usize) == Some(&true))
+            .map(|(id, _)| *id)
+            .collect();
+        let secret: [u8; 32] = random();
+        let sealed_secret = seal(std::slice::from_ref(&content), &secret)?;
+        let (sender, receiver) = sync_channel(QUEUE_PACKS);
+        let shared = Arc::new(Shared {
+            vault: self.clone(),
+            dataset: dataset.to_owned(),
+            content,
+            index_recipients,
+            chunk_key,
+            secret,
+            sealed_secret,
+            level: options.level,
+            known: chunks,
+            others: known.others,
+            fresh: Mutex::default(),
+            frames: Mutex::default(),
+            pack: Mutex::default(),
+            queue: Mutex::new(Some(sender)),
+            in_flight: Mutex::default(),
+            landed: Condvar::new(),
+            unindexed: Mutex::new(Unindexed { head: known.head, packs: Vec::new(), last: Instant::now() }),
+            failed: AtomicBool::new(false),
+            failure: Mutex::default(),
+            bytes_new: AtomicU64::new(0),
+            bytes_stored: AtomicU64::new(0),
+            pending: self.open_pending(dataset)?,
+        });
+        let writing = shared.clone();
+        let writer = std::thread::Builder::new()
+            .name("vault-writer".to_owned())
+            .spawn(move || writing.write_packs(&receiver))
+            .map_err(|source| VaultError::State {
+                path: "-".to_owned(),
+                doing: "starting a thread".to_owned(),
+                source,
+            })?;
+        Ok(BackupSession { shared, writer: Some(writer) })
+    }
+
+    /// What this host's indexes say, read as far as they were not read before; adopts what interrupted sessions left behind.
+    fn load_known(&self, dataset: &str, recipients: &[Recipient]) -> Result<KnownChunks> {
+        let mut known = self.indexes_cache().get(dataset).cloned().unwrap_or_default();
+        let roster = self.roster();
+        let chain = name::indexes_of(self.host_name(), dataset);
+        let listed = self.storage().list(&chain).doing(|| format!("listing {chain}"))?;
+        for object in &listed {
+            let Some(number) = object.key.strip_prefix(chain.as_str()).and_then(|n| n.parse::<u64>().ok()) else {
+                continue;
+            };
+            if !known.read.insert(number) {
+                continue;
+            }
+            let read = index::read(&**self.storage(), &roster, self.host_name(), dataset, number);
+            let opened = read.and_then(|i| Ok((i.open_body(std::slice::from_ref(self.state().index_key()))?, i.hash)));
+            match opened {
+                Ok((body, hash)) => {
+                    known.add(&body.packs);
+                    if number > known.head.number {
+                        known.head = Head { number, hash: Some(hash) };
+                    }
+                }
+                Err(e @ VaultError::Storage { .. }) => return Err(e),
+                // A damaged index costs an upload; `check` names it.
+                Err(e) => {
+                    tracing::warn!(object = object.key, "{e}");
+                    if number > known.head.number {
+                        known.head = Head { number, hash: None };
+                    }
+                }
+            }
+        }
+        if let Some((seen, hash)) = self.remembered_head(&chain)?
+            && seen > known.head.number
+        {
+            known.head = Head { number: seen, hash: crate::crypt::unhex(&hash).map(Hash) };
+        }
+        if known.others.is_empty()
+            && let Some(bytes) = read_file(&inherited_path(self, dataset)?)?
+        {
+            let inherited: Inherited = codec::decode("the inherited index", &bytes)?;
+            known.add(&inherited.packs);
+            known.others = inherited.indexes;
+        }
+        self.adopt_pending(dataset, recipients, &mut known)?;
+        self.indexes_cache().insert(dataset.to_owned(), known.clone());
+        Ok(known)
+    }
+
+    fn pending_directory(&self) -> Result<PathBuf> {
+        self.state().vault_directory(&self.id())
+    }
+
+    fn open_pending(&self, dataset: &str) -> Result<Pending> {
+        let base = format!("{}.{:016x}", name::encode(dataset), crate::crypt::random_u64());
+        let directory = self.pending_directory()?;
+        let lock = directory.join(format!("{base}.lock"));
+        write_secret_file(&lock, b"")?;
+        let failed =
+            |source| VaultError::State { path: lock.display().to_string(), doing: "locking it".to_owned(), source };
+        let held = File::open(&lock).map_err(failed)?;
+        rustix::fs::flock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|e| failed(e.into()))?;
+        Ok(Pending { list: directory.join(format!("{base}.pending")), lock, _held: held })
+    }
+
+    /// Publishes an index of packs that interrupted sessions uploaded, and forgets those sessions.
+    fn adopt_pending(&self, dataset: &str, recipients: &[Recipient], known: &mut KnownChunks) -> Result<()> {
+        let directory = self.pending_directory()?;
+        let prefix = format!("{}.", name::encode(dataset));
+        let failed = |source| VaultError::State {
+            path: directory.display().to_string(),
+            doing: "listing it".to_owned(),
+            source,
+        };
+        for entry in std::fs::read_dir(&directory).map_err(failed)? {
+            let file_name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            let Some(base) =
+                file_name.strip_suffix(".lock").filter(|b| b.strip_prefix(&prefix).is_some_and(|r| r.len() == 16))
+            else {
+                continue;
+            };
+            let (lock_path, list) = (directory.join(&file_name), directory.join(format!("{base}.pending")));
+            let Ok(held) = File::open(&lock_path) else { continue };
+            if rustix::fs::flock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue; // that session lives
+            }
+            if let Some(bytes) = read_file(&list)? {
+                match codec::decode::<IndexBody>("the list of pending packs", &bytes) {
+                    Ok(body) => self.adopt(dataset, recipients, known, body)?,
+                    Err(e) => tracing::warn!("{e}"),
+                }
+            }
+            let _ = std::fs::remove_file(&list);
+            let _ = std::fs::remove_file(&lock_path);
+        }
+        Ok(())
+    }
+
+    fn adopt(
+        &self,
+        dataset: &str,
+        recipients: &[Recipient],
+        known: &mut KnownChunks,
+        mut body: IndexBody,
+    ) -> Result<()> {
+        let indexed: HashSet<Hash> = known.packs.iter().map(|(hash, _)| *hash).collect();
+        let mut there = Vec::new();
+        for pack in body.packs {
+            let key = name::pack(&pack.hash.0);
+            let listed = self.storage().list(&key).doing(|| format!("looking for {key}"))?;
+            if !indexed.contains(&pack.hash) && listed.iter().any(|o| o.key == key && o.size == pack.bytes) {
+                there.push(pack);
+            }
+        }
+        if there.is_empty() {
+            return Ok(());
+        }
+        body.packs = there;
+        known.head = self.publish_index(dataset, recipients, known.head, &body, false)?;
+        known.read.insert(known.head.number);
+        known.add(&body.packs);
+        Ok(())
+    }
+
+    /// Publishes an index at the next free number.
+    fn publish_index(
+        &self,
+        dataset: &str,
+        recipients: &[Recipient],
+        mut head: Head,
+        body: &IndexBody,
+        finished: bool,
+    ) -> Result<Head> {
+        let roster = self.roster();
+        let place = (&roster, self.host_name(), dataset);
+        let chain = name::indexes_of(self.host_name(), dataset);
+        loop {
+            match index::publish(
+                &**self.storage(),
+                place,
+                self.state().signing_key(),
+                recipients,
+                head,
+                body,
+                finished,
+            )? {
+                Some(next) => {
+                    if let Some(hash) = next.hash {
+                        self.remember_head(&chain, next.number, hash.0)?;
+                    }
+                    return Ok(next);
+                }
+                None => {
+                    // Another session of this host took it.
+                    let taken = index::read(&**self.storage(), &roster, self.host_name(), dataset, head.number + 1);
+                    head = Head { number: head.number + 1, hash: taken.ok().map(|i| i.hash) };
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn fail(&self, error: &VaultError) {
+        let mut why = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            why.push_str(": ");
+            why.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        lock(&self.failure).get_or_insert(why);
+        self.failed.store(true, Ordering::SeqCst);
+    }
+
+    fn check(&self) -> Result<()> {
+        if !self.failed.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        Err(VaultError::SessionFailed { why: lock(&self.failure).clone().unwrap_or_default() })
+    }
+
+    /// The thread's own frame buffer, so that what one thread gives in a row is compressed together.
+    fn take_frame(&self) -> FrameBuffer {
+        let mine = std::thread::current().id();
+        let mut frames = lock(&self.frames);
+        let place = frames.iter().position(|(owner, _)| *owner == mine);
+        let place = place.or_else(|| (frames.len() >= FRAME_BUFFERS_MAX).then_some(0));
+        place.map_or_else(FrameBuffer::default, |place| frames.swap_remove(place).1)
+    }
+
+    fn seal_frame(&self, frame: &FrameBuffer) -> Result<()> {
+        if frame.plain.is_empty() {
+            return self.add_frame(frame, 0, &frame.plain);
+        }
+        let compressed =
+            zstd::bulk::compress(&frame.plain, self.level).map_err(|_| VaultError::crypto("compressing"))?;
+        // What hardly shrinks is faster to restore as it is.
+        if compressed.len() + compressed.len() / 32 < frame.plain.len() {
+            self.add_frame(frame, 1, &compressed)
+        } else {
+            self.add_frame(frame, 0, &frame.plain)
+        }
+    }
+
+    fn add_frame(&self, frame: &FrameBuffer, codec: u8, body: &[u8]) -> Result<()> {
+        let mut pack = lock(&self.pack);
+        if pack.is_none() {
+            *pack = Some(PackBuilder::new(&self.vault.id(), &self.secret, &self.sealed_secret)?);
+        }
+        if let Some(builder) = pack.as_mut() {
+            builder.add(frame, codec, body)?;
+        }
+        if pack.as_ref().is_some_and(PackBuilder::is_full)
+            && let Some(full) = pack.take()
+        {
+            drop(pack);
+            self.send(full)?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, builder: PackBuilder) -> Result<()> {
+        if builder.is_empty() {
+            return Ok(());
+        }
+        let finished = builder.finish()?;
+        let queue = lock(&self.queue).clone();
+        *lock(&self.in_flight) += 1;
+        let sent = queue.is_some_and(|queue| queue.send(finished).is_ok());
+        if !sent {
+            *lock(&self.in_flight) -= 1;
+            self.fail(&VaultError::invalid("the backup session", "its writer has ended"));
+        }
+        self.check()
+    }
+
+    fn write_packs(&self, receiver: &Receiver<Finished>) {
+        while let Ok((bytes, record)) = receiver.recv() {
+            // After a failure the queue is only emptied, so that nobody waits.
+            if !self.failed.load(Ordering::SeqCst)
+                && let Err(e) = self.write_pack(&bytes, record)
+            {
+                self.fail(&e);
+            }
+            *lock(&self.in_flight) -= 1;
+            self.landed.notify_all();
+        }
+    }
+
+    fn write_pack(&self, bytes: &[u8], record: PackRecord) -> Result<()> {
+        let key = name::pack(&record.hash.0);
+        let mut unindexed = lock(&self.unindexed);
+        let packs = unindexed.packs.iter().cloned().chain([record.clone()]).collect();
+        write_secret_file(&self.pending.list, &codec::encode(&self.body(packs))?)?;
+        self.vault.storage().put_if_absent(&key, bytes).doing(|| format!("writing {key}"))?;
+        self.bytes_stored.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        unindexed.packs.push(record);
+        if unindexed.packs.len() >= CHECKPOINT_PACKS || unindexed.last.elapsed() >= CHECKPOINT_EVERY {
+            self.publish(&mut unindexed, false)?;
+        }
+        Ok(())
+    }
+
+    fn body(&self, packs: Vec<PackRecord>) -> IndexBody {
+        IndexBody { secret: self.sealed_secret.clone(), chunk_key: self.chunk_key.name(), packs }
+    }
+
+    fn publish(&self, unindexed: &mut Unindexed, finished: bool) -> Result<()> {
+        if !unindexed.packs.is_empty() {
+            let body = self.body(std::mem::take(&mut unindexed.packs));
+            let published =
+                self.vault.publish_index(&self.dataset, &self.index_recipients, unindexed.head, &body, finished);
+            match published {
+                Ok(head) => unindexed.head = head,
+                Err(e) => {
+                    unindexed.packs = body.packs;
+                    return Err(e);
+                }
+            }
+        }
+        unindexed.last = Instant::now();
+        Ok(())
+    }
+
+    /// Everything that was put is in packs, and every pack is in the vault.
+    fn flush(&self) -> Result<()> {
+        self.check()?;
+        let frames = std::mem::take(&mut *lock(&self.frames));
+        for (_, frame) in &frames {
+            self.seal_frame(frame)?;
+        }
+        let open = lock(&self.pack).take();
+        if let Some(builder) = open {
+            self.send(builder)?;
+        }
+        let mut in_flight = lock(&self.in_flight);
+        while *in_flight > 0 {
+            in_flight = self.landed.wait(in_flight).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(in_flight);
+        self.check()
+    }
+}
+
+impl ChunkSink for BackupSession {
+    fn put(&self, plain: &[u8]) -> Result<Stored> {
+        let shared = &self.shared;
+        shared.check()?;
+        if plain.len() > CHUNK_BYTES_MAX {
+            return Err(VaultError::TooLarge {
+                what: "a chunk".to_owned(),
+                size: plain.len() as u64,
+                limit: CHUNK_BYTES_MAX as u64,
+            });
+        }
+        let id = shared.chunk_key.id_of(plain);
+        if shared.known.contains(&id) || !lock(&shared.fresh).insert(id) {
+            return Ok(Stored { id, new: false });
+        }
+        shared.bytes_new.fetch_add(plain.len() as u64, Ordering::Relaxed);
+        let mut frame = shared.take_frame();
+        frame.add(&id, plain);
+        if frame.is_full() {
+            // The chunk counts as put from here on; if sealing it fails, so does the session.
+            shared.seal_frame(&frame).inspect_err(|e| shared.fail(e))?;
+            frame = FrameBuffer::default();
+        } else {
+            lock(&shared.frames).push((std::thread::current().id(), frame));
+            return Ok(Stored { id, new: true });
+        }
+        drop(frame);
+        Ok(Stored { id, new: true })
+    }
+
+    fn contains(&self, id: &ChunkId) -> bool {
+        self.shared.known.contains(id) || lock(&self.shared.fresh).contains(id)
+    }
+
+    fn chunker_seed(&self) -> u64 {
+        self.shared.chunk_key.seed
+    }
+
+    fn bytes_stored(&self) -> u64 {
+        self.shared.bytes_stored.load(Ordering::Relaxed)
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        self.shared.flush()?;
+        let mut unindexed = lock(&self.shared.unindexed);
+        self.shared.publish(&mut unindexed, false).inspect_err(|e| self.shared.fail(e))
+    }
+}
+
+impl BackupSession {
+    pub fn dataset(&self) -> &str {
+        &self.shared.dataset
+    }
+
+    /// Bytes of new chunks taken in so far.
+    pub fn bytes_new(&self) -> u64 {
+        self.shared.bytes_new.load(Ordering::Relaxed)
+    }
+
+    /// Makes a recovery point of what was put. Everything in it is durable when this returns.
+    pub fn commit(self, draft: SnapshotDraft) -> Result<PointInfo> {
+        let shared = &self.shared;
+        if draft.root.len() > ROOT_BYTES_MAX {
+            return Err(VaultError::TooLarge {
+                what: "the root".to_owned(),
+                size: draft.root.len() as u64,
+                limit: ROOT_BYTES_MAX as u64,
+            });
+        }
+        if let Some(id) = draft.references.iter().find(|id| !self.contains(id)) {
+            return Err(VaultError::invalid(
+                "the recovery point",
+                format!("it references chunk {id}, which is not in the vault"),
+            ));
+        }
+        shared.flush()?;
+        let head = {
+            let mut unindexed = lock(&shared.unindexed);
+            shared.publish(&mut unindexed, true)?;
+            unindexed.head
+        };
+        let point = self.publish_snapshot(&draft, head)?;
+        let _ = std::fs::remove_file(&shared.pending.list);
+        let _ = std::fs::remove_file(&shared.pending.lock);
+        Ok(point)
+    }
+
+    fn publish_snapshot(&self, draft: &SnapshotDraft, index: Head) -> Result<PointInfo> {
+        let shared = &self.shared;
+        let vault = &shared.vault;
+        let host = vault.host_name();
+        let chain = name::snapshots_of(host, &shared.dataset);
+        let mut refs_hash = None;
+        loop {
+            let before = vault.chain_head(host, &shared.dataset)?;
+            let sequence = before.number + 1;
+            let refs_hash = match refs_hash {
+                Some(hash) => hash,
+                None => *refs_hash.insert(self.publish_refs(draft, before.number)?),
+            };
+            let key = format!("{chain}{}", name::number(sequence));
+            let body = SnapshotBody {
+                root: draft.root.clone(),
+                notes: draft.notes.clone(),
+                chunk_key: shared.chunk_key.to_bytes().to_vec(),
+            };
+            let own = index.hash.map(|hash| IndexSeen { host: host.to_owned(), number: index.number, hash });
+            let value = SnapshotHead {
+                vault: vault.id(),
+                host: host.to_owned(),
+                dataset: shared.dataset.clone(),
+                sequence,
+                previous: before.hash,
+                roster: vault.roster().version,
+                epoch: draft.epoch,
+                position: draft.position.clone(),
+                taken_at: draft.source_time.into(),
+                stored_at: Timestamp::now().into(),
+                files: draft.files,
+                bytes: draft.bytes,
+                bytes_new: self.bytes_new(),
+                bytes_stored: self.bytes_stored(),
+                schema: draft.schema.clone(),
+                release: draft.release.clone(),
+                final_mark: draft.final_mark,
+                indexes: own.into_iter().chain(shared.others.iter().cloned()).collect(),
+                refs: refs_hash,
+                prune_generation: 0,
+                sealed: seal_frame(std::slice::from_ref(&shared.content), &key, &codec::encode(&body)?)?,
+            };
+            let bytes = Signed::seal(crate::snapshot::KIND, &codec::encode(&value)?, vault.state().signing_key())?;
+            let put = vault.storage().put_if_absent(&key, &bytes);
+            match put.doing(|| format!("writing {key}"))? {
+                Put::Created => {
+                    let hash = crate::crypt::hash(&bytes);
+                    vault.remember_head(&chain, sequence, hash)?;
+                    return Ok(Snapshot { key, head: value, hash: Hash(hash) }.info(Badge::Unverified));
+                }
+                // Of two at once one wins, the other goes on at the next number.
+                Put::Exists => continue,
+            }
+        }
+    }
+
+    fn publish_refs(&self, draft: &SnapshotDraft, before: u64) -> Result<Hash> {
+        let shared = &self.shared;
+        let vault = &shared.vault;
+        let (roster, host) = (vault.roster(), vault.host_name());
+        let known = (before > 0)
+            .then(|| {
+                let snapshot = vault.read_snapshot(host, &shared.dataset, before).ok()?;
+                refs::known(
+                    &**vault.storage(),
+                    &roster,
+                    host,
+                    &shared.dataset,
+                    &snapshot.head.refs,
+                    vault.state().index_key(),
+                )
+                .ok()
+            })
+            .flatten();
+        let writer = refs::Writer {
+            storage: &**vault.storage(),
+            vault: &roster.vault,
+            host,
+            dataset: &shared.dataset,
+            signer: vault.state().signing_key(),
+            recipients: &shared.index_recipients[..2],
+        };
+        writer.publish(&draft.references, known.as_ref())
+    }
+}
+
+impl Drop for BackupSession {
+    fn drop(&mut self) {
+        lock(&self.shared.queue).take();
+        if let Some(writer) = self.writer.take() {
+            // A writer that panicked has nothing left to say.
+            let _ = writer.join();
+        }
+    }
+}

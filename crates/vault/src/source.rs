@@ -1,0 +1,356 @@
+//! Reading chunks: from a chunk's id to its place, its frame, its contents.
+//!
+//! Invariants: contents are given only if their keyed hash is the id; where indexes are missing the packs' own directories are read
+//! instead, so that a lost index costs time and never a restore.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::codec::Hash;
+use crate::crypt::FrameKey;
+use crate::error::{Doing, Result, VaultError};
+use crate::finding::{Finding, note};
+use crate::host::{ChunkKey, write_secret_file};
+use crate::index;
+use crate::keys;
+use crate::name;
+use crate::open::{HostVault, Unlocked, Vault};
+use crate::pack::{PackRecord, SEALED_BYTES_MIN, open_frame, pack_key, read_directory};
+use crate::port::{ChunkId, ChunkSource};
+use crate::seal::{Identity, unseal};
+use crate::session::{Inherited, inherited_path};
+use crate::snapshot::IndexSeen;
+
+/// Unpacked frames kept for their neighbours (4 MiB each, seldom more).
+const FRAMES_KEPT: usize = 8;
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    pack: u32,
+    frame: u32,
+    start: u32,
+    length: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct KnownPack {
+    pub(crate) record: PackRecord,
+    secret: Arc<[u8]>,
+    key: OnceLock<FrameKey>,
+}
+
+type FrameSlot = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
+
+/// The chunks of one data set, of all hosts that wrote it.
+#[derive(Debug)]
+pub struct Source {
+    vault: Vault,
+    vault_id: String,
+    content: Identity,
+    pub(crate) packs: Vec<KnownPack>,
+    places: HashMap<ChunkId, Place>,
+    /// Where a chunk lies a second time.
+    others: HashMap<ChunkId, Vec<Place>>,
+    pub(crate) chunk_keys: Vec<ChunkKey>,
+    indexes: Vec<IndexSeen>,
+    secrets: Mutex<HashMap<Vec<u8>, [u8; 32]>>,
+    frames: Mutex<VecDeque<((u32, u32), FrameSlot)>>,
+    findings: Vec<Finding>,
+}
+
+impl Unlocked {
+    /// Opens a data set's chunks for reading.
+    pub fn source(&self, dataset: &str) -> Result<Source> {
+        self.refresh()?;
+        let content = self.content(dataset)?.clone();
+        let mut source = Source {
+            vault: Vault::clone(self),
+            vault_id: self.id(),
+            content,
+            packs: Vec::new(),
+            places: HashMap::new(),
+            others: HashMap::new(),
+            chunk_keys: Vec::new(),
+            indexes: Vec::new(),
+            secrets: Mutex::default(),
+            frames: Mutex::default(),
+            findings: Vec::new(),
+        };
+        let complete = source.read_indexes(dataset)?;
+        if !complete {
+            source.read_directories()?;
+        }
+        source.read_chunk_keys(self, dataset)?;
+        Ok(source)
+    }
+
+    /// Takes over a data set from the host that wrote it before: its chunk-id key and what it stored, so that this host does
+    /// not upload everything again. Needs the data set's content key (a standby's will do). Idempotent.
+    pub fn inherit(&self, host: &HostVault, dataset: &str) -> Result<()> {
+        let source = self.source(dataset)?;
+        let newest = self.points(Some(dataset))?.points.into_iter().rfind(|p| p.host != host.host_name());
+        let Some(newest) = newest else { return Ok(()) };
+        let key = self.read_body(&newest).ok().and_then(|body| ChunkKey::from_bytes(&body.chunk_key));
+        let Some(key) = key.or_else(|| source.chunk_keys.first().copied()) else { return Ok(()) };
+        let indexes: Vec<IndexSeen> = source.indexes.iter().filter(|i| i.host != host.host_name()).cloned().collect();
+        let inherited = Inherited { indexes, packs: source.packs.into_iter().map(|p| p.record).collect() };
+        write_secret_file(&inherited_path(host, dataset)?, &crate::codec::encode(&inherited)?)?;
+        host.state().keep_chunk_key(&host.id(), dataset, &key)?;
+        host.indexes_cache().remove(dataset);
+        Ok(())
+    }
+}
+
+impl Source {
+    /// What was wrong with the indexes; the chunks that could be found are there all the same.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// Whether every number of every host's indexes was there and readable.
+    fn read_indexes(&mut self, dataset: &str) -> Result<bool> {
+        let storage = self.vault.storage().clone();
+        let roster = self.vault.roster();
+        let listed = storage.list("index/").doing(|| "listing indexes".to_owned())?;
+        let mut hosts: HashMap<String, Vec<u64>> = HashMap::new();
+        for object in &listed {
+            if let [_, host, set, number] = object.key.split('/').collect::<Vec<_>>()[..]
+                && let (Some(host), Some(set), Ok(number)) = (name::decode(host), name::decode(set), number.parse())
+                && set == dataset
+            {
+                hosts.entry(host).or_default().push(number);
+            }
+        }
+        let mut complete = true;
+        for (host, numbers) in hosts {
+            let newest = numbers.iter().max().copied().unwrap_or(0);
+            let there: HashSet<u64> = numbers.into_iter().collect();
+            for number in 1..=newest {
+                if !there.contains(&number) {
+                    complete = false;
+                    let key = format!("{}{}", name::indexes_of(&host, dataset), name::number(number));
+                    self.findings.push(Finding::missing(key, "the directories of the packs are read instead"));
+                    if newest > 1_000_000 {
+                        break;
+                    }
+                    continue;
+                }
+                let read = index::read(&*storage, &roster, &host, dataset, number)
+                    .and_then(|i| Ok((i.open_body(std::slice::from_ref(&self.content))?, i.hash)));
+                match note(read, &mut self.findings)? {
+                    Some((body, hash)) => {
+                        let secret: Arc<[u8]> = body.secret.into();
+                        for pack in body.packs {
+                            self.add(pack, secret.clone());
+                        }
+                        self.indexes.retain(|i| i.host != host);
+                        self.indexes.push(IndexSeen { host: host.clone(), number, hash });
+                    }
+                    None => complete = false,
+                }
+            }
+        }
+        Ok(complete && self.heads_are_there(dataset)?)
+    }
+
+    /// Snapshots name the newest index that they rest on: its absence is noticed even at the end of a row.
+    fn heads_are_there(&mut self, dataset: &str) -> Result<bool> {
+        let (snapshots, _) = self.vault.read_chains(Some(dataset))?;
+        let mut complete = true;
+        for seen in snapshots.iter().flat_map(|s| &s.head.indexes) {
+            let found = self.indexes.iter().find(|i| i.host == seen.host);
+            if found.is_none_or(|i| i.number < seen.number) {
+                complete = false;
+                let key = format!("{}{}", name::indexes_of(&seen.host, dataset), name::number(seen.number));
+                let finding = Finding::missing(
+                    key,
+                    "a recovery point rests on it; the directories of the packs are read instead",
+                );
+                if !self.findings.contains(&finding) {
+                    self.findings.push(finding);
+                }
+            }
+        }
+        Ok(complete)
+    }
+
+    fn add(&mut self, record: PackRecord, secret: Arc<[u8]>) {
+        let pack = self.packs.len() as u32;
+        for (frame, contents) in record.frames.iter().enumerate() {
+            let mut start = 0u32;
+            for (id, length) in contents.chunks() {
+                let length = length as u32;
+                let place = Place { pack, frame: frame as u32, start, length };
+                if let Some(before) = self.places.insert(id, place) {
+                    self.others.entry(id).or_default().push(before);
+                }
+                start = start.saturating_add(length);
+            }
+        }
+        self.packs.push(KnownPack { record, secret, key: OnceLock::new() });
+    }
+
+    /// Reads the directory of every pack that no index names.
+    fn read_directories(&mut self) -> Result<()> {
+        let storage = self.vault.storage().clone();
+        let known: HashSet<String> = self.packs.iter().map(|p| name::pack(&p.record.hash.0)).collect();
+        for object in storage.list("pack/").doing(|| "listing packs".to_owned())? {
+            if known.contains(&object.key) {
+                continue;
+            }
+            let bytes = storage.get(&object.key).doing(|| format!("reading {}", object.key))?;
+            match read_directory(&object.key, &bytes, &self.vault_id, &self.content) {
+                Ok((record, secret)) => self.add(record, secret.into()),
+                Err(VaultError::WrongKey { .. }) => {} // another data set's
+                Err(e) => self.findings.push(Finding::from(&e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// From their own objects, and from the newest snapshot of each host, where those are lost.
+    fn read_chunk_keys(&mut self, unlocked: &Unlocked, dataset: &str) -> Result<()> {
+        let storage = self.vault.storage().clone();
+        let roster = self.vault.roster();
+        let prefix = name::chunk_keys(dataset);
+        for object in storage.list(&prefix).doing(|| format!("listing {prefix}"))? {
+            let read = storage.get(&object.key).doing(|| format!("reading {}", object.key));
+            let opened =
+                read.and_then(|bytes| keys::open_chunk_key(&roster, dataset, &object.key, &bytes, Some(&self.content)));
+            self.chunk_keys.extend(note(opened, &mut self.findings)?.flatten());
+        }
+        let mut hosts = HashSet::new();
+        for point in unlocked.points(Some(dataset))?.points.iter().rev() {
+            if hosts.insert(point.host.clone())
+                && let Ok(body) = unlocked.read_body(point)
+                && let Some(key) = ChunkKey::from_bytes(&body.chunk_key)
+                && !self.chunk_keys.contains(&key)
+            {
+                let key_name = format!("{prefix}{}", key.name());
+                self.findings.push(Finding::missing(key_name, "the copy in a recovery point is used instead"));
+                self.chunk_keys.push(key);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn secret_of(&self, pack: &KnownPack) -> Result<[u8; 32]> {
+        let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(secret) = secrets.get(&*pack.secret) {
+            return Ok(*secret);
+        }
+        let opened = unseal([&self.content], &pack.secret).ok().and_then(|s| <[u8; 32]>::try_from(s).ok());
+        let object = name::pack(&pack.record.hash.0);
+        let secret = opened
+            .ok_or_else(|| VaultError::damaged(object, "its session secret does not open with the content key"))?;
+        secrets.insert(pack.secret.to_vec(), secret);
+        Ok(secret)
+    }
+
+    pub(crate) fn key_of<'a>(&self, pack: &'a KnownPack) -> Result<&'a FrameKey> {
+        if let Some(key) = pack.key.get() {
+            return Ok(key);
+        }
+        let made = pack_key(&self.secret_of(pack)?, &pack.record.salt)?;
+        Ok(pack.key.get_or_init(|| made))
+    }
+
+    fn read_frame(&self, pack: &KnownPack, ordinal: usize) -> Result<Vec<u8>> {
+        let object = name::pack(&pack.record.hash.0);
+        let damaged = |why: &str| VaultError::damaged(&object, why.to_owned());
+        let record = pack.record.frames.get(ordinal).ok_or_else(|| damaged("it has no such frame"))?;
+        if (record.bytes as usize) < SEALED_BYTES_MIN {
+            return Err(damaged("a frame is too short"));
+        }
+        let sealed = self.vault.storage().get_range(&object, record.offset, u64::from(record.bytes));
+        let sealed = sealed.doing(|| format!("reading {object}"))?;
+        if sealed.len() != record.bytes as usize {
+            return Err(damaged("it was cut off"));
+        }
+        open_frame(&object, &self.vault_id, &pack.record.salt, self.key_of(pack)?, ordinal, record, sealed)
+    }
+
+    fn frame(&self, place: &Place) -> Result<Arc<Vec<u8>>> {
+        let at = (place.pack, place.frame);
+        let slot = {
+            let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+            match frames.iter().position(|(kept, _)| *kept == at) {
+                Some(index) => {
+                    let entry = frames.remove(index).unwrap_or_else(|| (at, FrameSlot::default()));
+                    frames.push_back(entry.clone());
+                    entry.1
+                }
+                None => {
+                    let slot = FrameSlot::default();
+                    frames.push_back((at, slot.clone()));
+                    if frames.len() > FRAMES_KEPT {
+                        frames.pop_front();
+                    }
+                    slot
+                }
+            }
+        };
+        // One thread unpacks, the others that want the same frame wait for it.
+        let mut kept = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(frame) = &*kept {
+            return Ok(frame.clone());
+        }
+        let pack = self
+            .packs
+            .get(place.pack as usize)
+            .ok_or_else(|| VaultError::damaged("the index", "it names no such pack"))?;
+        let frame = Arc::new(self.read_frame(pack, place.frame as usize)?);
+        *kept = Some(frame.clone());
+        Ok(frame)
+    }
+
+    pub(crate) fn is_right(&self, id: &ChunkId, plain: &[u8]) -> bool {
+        self.chunk_keys.iter().any(|key| key.id_of(plain) == *id)
+    }
+
+    fn read(&self, id: &ChunkId, place: &Place) -> Result<Vec<u8>> {
+        let frame = self.frame(place)?;
+        let (start, end) = (place.start as usize, place.start as usize + place.length as usize);
+        let object = || self.packs.get(place.pack as usize).map_or_else(String::new, |p| name::pack(&p.record.hash.0));
+        let plain =
+            frame.get(start..end).ok_or_else(|| VaultError::damaged(object(), "a chunk lies outside its frame"))?;
+        if !self.is_right(id, plain) {
+            let why = match self.chunk_keys.is_empty() {
+                true => "nothing verifies its chunks: the chunk-id keys of the data set are missing".to_owned(),
+                false => format!("chunk {id} is not what its id says"),
+            };
+            return Err(VaultError::damaged(object(), why));
+        }
+        Ok(plain.to_vec())
+    }
+
+    pub(crate) fn has(&self, id: &ChunkId) -> bool {
+        self.places.contains_key(id)
+    }
+
+    /// The pack that holds a chunk.
+    pub(crate) fn pack_of(&self, id: &ChunkId) -> Option<Hash> {
+        let place = self.places.get(id)?;
+        self.packs.get(place.pack as usize).map(|p| p.record.hash)
+    }
+}
+
+impl ChunkSource for Source {
+    fn get(&self, id: &ChunkId) -> Result<Vec<u8>> {
+        let Some(place) = self.places.get(id) else {
+            return Err(VaultError::Missing { object: format!("chunk {id}") });
+        };
+        let first = self.read(id, place);
+        let Err(error) = first else { return first };
+        for other in self.others.get(id).into_iter().flatten() {
+            if let Ok(plain) = self.read(id, other) {
+                return Ok(plain);
+            }
+        }
+        Err(error)
+    }
+
+    fn place(&self, id: &ChunkId) -> Option<(u32, u64)> {
+        self.places.get(id).map(|p| (p.pack, (u64::from(p.frame) << 32) | u64::from(p.start)))
+    }
+}

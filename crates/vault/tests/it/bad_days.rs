@@ -1,0 +1,164 @@
+//! Crashes, full disks, vanished directories: a clear error, nothing lost, and it goes on afterwards.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use lifeboat_vault::storage::{Faulty, MemoryStorage, Operation, Storage};
+use lifeboat_vault::{CheckOptions, ChunkSink, LogPiece, SessionOptions, VaultError};
+
+use crate::world::{World, back_up, commit, is_right, put_chunks, unlock};
+
+#[test]
+fn a_backup_that_crashes_at_any_operation_is_resumed_without_loss() {
+    let calm = World::new();
+    let counted = Faulty::new(calm.storage.clone());
+    let host = calm.reopen(counted.clone()).unwrap();
+    let opening = counted.seen().len();
+    run(&host).unwrap();
+    let operations = counted.seen().len() - opening;
+    assert!(operations > 12, "{operations}");
+    for crash_at in 0..operations {
+        for with_effect in [false, true] {
+            let world = World::new();
+            let first = back_up(&world.vault, "app", 9, 10).unwrap();
+            let faulty = Faulty::new(world.storage.clone());
+            let host = world.reopen(faulty.clone()).unwrap();
+            faulty.crash_after(crash_at, with_effect);
+            let crashed = run(&host);
+            let packs_before = world.storage.list("pack/").unwrap();
+            drop(host);
+            // The next process of this host, on a storage that works again.
+            let host = world.reopen(world.storage.clone()).unwrap();
+            let points = host.points(Some("app")).unwrap();
+            assert!(points.findings.is_empty(), "{crash_at}: {:?}", points.findings);
+            let point = run(&host).unwrap();
+            let unlocked = unlock(world.storage.clone(), &world.fingerprint, &world.owner).unwrap();
+            assert!(is_right(&unlocked, &point, 1, 60).unwrap(), "{crash_at}");
+            assert!(is_right(&unlocked, &first, 9, 10).unwrap(), "{crash_at}");
+            let report = unlocked.check(CheckOptions { read_data: true }).unwrap();
+            assert!(report.is_sound(), "{crash_at} {with_effect}: {:?}", report.findings);
+            // What was uploaded is used: every pack is in an index, and none is there twice.
+            assert!(
+                report.findings.iter().all(|f| f.code != "unreferenced"),
+                "{crash_at} {with_effect}: {:?}",
+                report.findings
+            );
+            let packs_after = world.storage.list("pack/").unwrap();
+            assert!(packs_before.iter().all(|p| packs_after.contains(p)));
+            assert!(packs_after.len() <= 3, "{crash_at} {with_effect}: {packs_after:?}");
+            if crashed.is_ok() {
+                assert_eq!(point.bytes_new, 0);
+            }
+        }
+    }
+}
+
+/// A backup in two packs, with a checkpoint between.
+fn run(host: &lifeboat_vault::HostVault) -> lifeboat_vault::Result<lifeboat_vault::PointInfo> {
+    let session = host.begin("app", SessionOptions::default())?;
+    put_chunks(&session, 1, 30)?;
+    session.checkpoint()?;
+    let ids = put_chunks(&session, 1, 60)?;
+    commit(session, &ids)
+}
+
+#[test]
+fn a_full_storage_fails_the_backup_and_nothing_else() {
+    let world = World::new();
+    let first = back_up(&world.vault, "app", 1, 10).unwrap();
+    let faulty = Faulty::new(world.storage.clone());
+    let host = world.reopen(faulty.clone()).unwrap();
+    faulty.set_full(true);
+    let failed = back_up(&host, "app", 2, 10).unwrap_err();
+    insta::assert_snapshot!(
+        failed.to_string().rsplit('/').next().unwrap().split_once(": ").unwrap().1,
+        @"the storage at memory: is full; free some space, nothing that was stored is lost; start it again, what was uploaded is reused"
+    );
+    let piece = LogPiece { first: 1, last: 1, source_time: Timestamp::UNIX_EPOCH, mark: false, final_mark: false };
+    let mut writer = host.log_writer("app", "l", 1).unwrap();
+    assert!(matches!(writer.append(piece, b"x"), Err(VaultError::Storage { .. })));
+    faulty.set_full(false);
+    // The same writer goes on once there is room again.
+    assert_eq!(writer.append(piece, b"x").unwrap().number, 0);
+    let second = back_up(&host, "app", 2, 10).unwrap();
+    assert!(is_right(&world.unlock(), &first, 1, 10).unwrap() && is_right(&world.unlock(), &second, 2, 10).unwrap());
+}
+
+#[test]
+fn a_storage_that_is_gone_or_read_only_says_so() {
+    let world = World::new();
+    let faulty = Faulty::new(world.storage.clone());
+    let host = world.reopen(faulty.clone()).unwrap();
+    faulty.set_read_only(true);
+    let failed = back_up(&host, "app", 1, 3).unwrap_err();
+    let cause = std::error::Error::source(&failed).unwrap().to_string();
+    assert!(cause.contains("does not let this process write"), "{failed}: {cause}");
+    faulty.repair();
+    faulty.set_gone(true);
+    let failed = host.points(None).unwrap_err();
+    let cause = std::error::Error::source(&failed).unwrap().to_string();
+    assert!(failed.may_pass() && cause.contains("is gone"), "{failed}: {cause}");
+    faulty.repair();
+    back_up(&host, "app", 1, 3).unwrap();
+}
+
+#[test]
+fn a_log_writer_adopts_what_it_stored_before_its_answer_was_lost() {
+    let world = World::new();
+    let faulty = Faulty::new(world.storage.clone());
+    let host = world.reopen(faulty.clone()).unwrap();
+    let mut writer = host.log_writer("app", "l", 1).unwrap();
+    let piece = |n| LogPiece {
+        first: n,
+        last: n,
+        source_time: Timestamp::from_second(n as i64).unwrap(),
+        mark: false,
+        final_mark: false,
+    };
+    for n in 0..40 {
+        if n % 3 == 0 {
+            faulty.crash_after(0, n % 2 == 0);
+            assert!(writer.append(piece(n), b"payload").is_err());
+            faulty.repair();
+            if n % 4 == 0 {
+                // Not the writer but its whole process was lost.
+                writer = world.reopen(faulty.clone()).unwrap().log_writer("app", "l", 1).unwrap();
+                if writer.last().is_some_and(|l| l.last == n) {
+                    continue;
+                }
+            }
+        }
+        writer.append(piece(n), b"payload").unwrap();
+    }
+    let entries = host.log_entries("app", "l", None).unwrap();
+    assert_eq!(entries.iter().map(|e| e.first).collect::<Vec<_>>(), (0..40).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_pack_that_vanished_is_uploaded_again_by_the_next_backup() {
+    let world = World::new();
+    let first = back_up(&world.vault, "app", 1, 30).unwrap();
+    let pack = world.storage.list("pack/").unwrap().pop().unwrap();
+    world.storage.delete(&pack.key).unwrap();
+    let report = world.vault.check(CheckOptions::default()).unwrap();
+    assert!(report.findings.iter().any(|f| f.object == pack.key && f.code == "missing"), "{:?}", report.findings);
+    let second = back_up(&world.vault, "app", 1, 30).unwrap();
+    assert!(second.bytes_new > 0);
+    assert!(is_right(&world.unlock(), &first, 1, 30).unwrap() && is_right(&world.unlock(), &second, 1, 30).unwrap());
+}
+
+#[test]
+fn a_session_that_is_dropped_leaves_no_point_and_no_thread() {
+    let world = World::new();
+    let session = world.vault.begin("app", SessionOptions::default()).unwrap();
+    put_chunks(&session, 1, 10).unwrap();
+    drop(session);
+    assert!(world.vault.points(None).unwrap().points.is_empty());
+    let faulty = Faulty::new(Arc::new(MemoryStorage::from_snapshot(world.storage.snapshot())));
+    faulty.fail(Operation::PutIfAbsent, "pack/", 1);
+    let host = world.reopen(faulty.clone()).unwrap();
+    let failed = back_up(&host, "app", 1, 10).unwrap_err();
+    assert!(matches!(failed, VaultError::SessionFailed { .. }), "{failed}");
+    assert!(faulty.list("snap/").unwrap().is_empty());
+    back_up(&host, "app", 1, 10).unwrap();
+}
