@@ -85,7 +85,7 @@ pub enum BackupError {
 pub struct TreeSummary {
     /// The chunk that everything hangs on.
     pub root: ChunkId,
-    /// Every chunk the tree needs, the root's own among them; sorted, each once.
+    /// Every chunk the tree needs, the root's own among them: each once, in the order of the tree.
     pub references: Vec<ChunkId>,
     pub files: u64,
     pub directories: u64,
@@ -105,6 +105,15 @@ pub struct TreeSummary {
     pub changed_count: u64,
     /// Why the file cache could not be written, if it could not: the next backup reads everything again.
     pub cache_failure: Option<String>,
+}
+
+impl TreeSummary {
+    /// What the recovery point should say about itself: what it lacks, what is a mixture.
+    pub fn notes(&self) -> Vec<String> {
+        let skipped = self.skipped.iter().map(|skipped| format!("{}: {}", skipped.path.display(), skipped.reason));
+        let changed = self.changed.iter().map(|path| format!("{}: changed while it was read", path.display()));
+        skipped.chain(changed).collect()
+    }
 }
 
 /// Backs up the roots into one tree.
@@ -140,6 +149,7 @@ pub fn backup_tree(
             crew: &crew,
             group: Group::default(),
             links: HashMap::new(),
+            directories: 0,
         };
         let walked = tour.all(&roots);
         crew.close();
@@ -276,6 +286,8 @@ struct Tour<'a> {
     group: Group,
     /// Files with several names whose other names may still come.
     links: HashMap<(u64, u64), (Arc<LinkGroup>, u64)>,
+    /// Counts directories as they are met.
+    directories: u64,
 }
 
 /// A directory with those below it that are still to be visited.
@@ -318,7 +330,7 @@ impl Tour<'_> {
                 })
             }
             Top::Branch(children) => {
-                let folder = Folder::new(name, None, PathBuf::new(), children.len(), above);
+                let folder = Folder::new(name, None, PathBuf::new(), children.len(), above, self.directories);
                 for (index, (name, child)) in children.iter().enumerate() {
                     self.plant(child, name.clone(), Some((Arc::clone(&folder), index)))?;
                 }
@@ -359,6 +371,7 @@ impl Tour<'_> {
         must: bool,
     ) -> Result<Option<Visit>, BackupError> {
         self.crew.check()?;
+        self.directories += 1;
         let scanned = match self.scanner.take(place) {
             Ok(scanned) => scanned,
             Err(source) if must => return Err(BackupError::Root { path: place.full(), source }),
@@ -370,8 +383,9 @@ impl Tour<'_> {
                 return Ok(None);
             }
         };
-        self.assembler.note_scan(scanned.references, scanned.skipped, scanned.excluded);
-        let folder = Folder::new(name, Some(scanned.metadata), place.full(), scanned.entries.len(), above);
+        self.assembler.note_scan(scanned.references, scanned.skipped, scanned.excluded, self.directories);
+        let folder =
+            Folder::new(name, Some(scanned.metadata), place.full(), scanned.entries.len(), above, self.directories);
         let mut below = Vec::new();
         for (index, entry) in scanned.entries.into_iter().enumerate() {
             match entry.found {
@@ -486,9 +500,9 @@ fn seal_root(
     let root = Root { top, files: summary.files, bytes: summary.bytes, sources };
     let stored = sink.put(&root.encode()).map_err(BackupError::Store)?;
     summary.root = stored.id;
-    summary.references.push(stored.id);
-    summary.references.sort_unstable();
-    summary.references.dedup();
+    if !summary.references.contains(&stored.id) {
+        summary.references.push(stored.id);
+    }
     Ok(summary)
 }
 

@@ -169,9 +169,17 @@ pub(crate) struct Scanned {
     /// Sorted by name.
     pub(crate) entries: Vec<Entry>,
     /// The chunks that cached nodes name, without repeats in a row.
-    pub(crate) references: Vec<ChunkId>,
+    pub(crate) references: Vec<Referenced>,
     pub(crate) skipped: Vec<Skipped>,
     pub(crate) excluded: u64,
+}
+
+/// A chunk that a cached node names.
+pub(crate) struct Referenced {
+    pub(crate) id: ChunkId,
+    /// The ordinals of the entry in its directory and of the chunk in the entry.
+    pub(crate) entry: u32,
+    pub(crate) ordinal: u32,
 }
 
 pub(crate) struct Entry {
@@ -329,7 +337,7 @@ impl<'a> Scanner<'a> {
             }
             if seen.file_type() == FileType::RegularFile {
                 let known = known.as_mut().and_then(|known| known.node(&name));
-                let found = self.recall(known, &seen, &mut scanned.references);
+                let found = self.recall(known, &seen, scanned.entries.len() as u32, &mut scanned.references);
                 scanned.entries.push(Entry { name, seen, found });
                 continue;
             }
@@ -397,16 +405,22 @@ impl<'a> Scanner<'a> {
     }
 
     /// What the cache knows of a regular file, if the vault still holds it.
-    fn recall(&self, known: Option<(&[u8], Memory)>, seen: &Seen, references: &mut Vec<ChunkId>) -> Found {
+    fn recall(
+        &self,
+        known: Option<(&[u8], Memory)>,
+        seen: &Seen,
+        entry: u32,
+        references: &mut Vec<Referenced>,
+    ) -> Found {
         let decoded = known.and_then(|(encoded, memory)| {
             let node = Node::decode(&mut minicbor::Decoder::new(encoded), false).ok()?;
             Some((encoded, memory, node))
         });
         match decoded {
-            Some((encoded, memory, node)) if memory.holds(seen) && self.is_stored(&node, references) => {
+            Some((encoded, memory, node)) if memory.holds(seen) && self.is_stored(&node, entry, references) => {
                 Found::Node { encoded: encoded.to_vec(), memory: Some(memory) }
             }
-            Some((_, Memory { digest: Some(digest), .. }, node)) if self.is_stored(&node, &mut Vec::new()) => {
+            Some((_, Memory { digest: Some(digest), .. }, node)) if self.is_stored(&node, entry, &mut Vec::new()) => {
                 match node.kind {
                     Kind::File { spans, .. } => Found::File { former: Some(Former { digest, spans }) },
                     _ => Found::File { former: None },
@@ -417,16 +431,16 @@ impl<'a> Scanner<'a> {
     }
 
     /// Whether the vault still holds every chunk of a cached node; if so, they are added to `references`.
-    fn is_stored(&self, node: &Node, references: &mut Vec<ChunkId>) -> bool {
+    fn is_stored(&self, node: &Node, entry: u32, references: &mut Vec<Referenced>) -> bool {
         let before = references.len();
-        for id in node.chunk_ids() {
+        for (id, ordinal) in node.chunk_ids().zip(0..) {
             // Neighbours mostly share a chunk.
-            if references.last() != Some(&id) {
+            if references.last().is_none_or(|last| last.id != id) {
                 if !self.sink.contains(&id) {
                     references.truncate(before);
                     return false;
                 }
-                references.push(id);
+                references.push(Referenced { id, entry, ordinal });
             }
         }
         true

@@ -5,7 +5,7 @@
 //!
 //! Invariant: what a folder becomes depends only on the nodes in its slots, not on the order in which they came.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use crate::files::cache::{CacheWriter, Memory, Remembered};
 use crate::files::chunk::Chunker;
 use crate::files::metadata::Metadata;
 use crate::files::tree::{Kind, Link, Listing, Node, Span, begin_listing};
-use crate::files::walk::Skipped;
+use crate::files::walk::{Referenced, Skipped};
 use crate::{ChunkId, ChunkSink};
 
 use std::os::unix::ffi::OsStrExt;
@@ -36,7 +36,12 @@ pub(super) struct Folder {
     slots: Mutex<Vec<Slot>>,
     open: AtomicUsize,
     above: Option<(Arc<Folder>, usize)>,
+    /// Directories are counted as they are met.
+    ordinal: u64,
 }
+
+/// Where in the tree a chunk belongs: the directory's ordinal, the entry's in it, the chunk's in that.
+pub(super) type Order = (u64, u32, u32);
 
 pub(super) enum Slot {
     /// Still open, or nothing came of it.
@@ -62,10 +67,16 @@ impl Folder {
         full: PathBuf,
         slots: usize,
         above: Option<(Arc<Folder>, usize)>,
+        ordinal: u64,
     ) -> Arc<Self> {
         let open = AtomicUsize::new(slots + 1);
         let slots = Mutex::new((0..slots).map(|_| Slot::Nothing).collect());
-        Arc::new(Folder { name, metadata, full, slots, open, above })
+        Arc::new(Folder { name, metadata, full, slots, open, above, ordinal })
+    }
+
+    /// Where the first chunk of an entry belongs.
+    pub(super) fn order(&self, index: usize) -> Order {
+        (self.ordinal, index as u32, 0)
     }
 }
 
@@ -115,7 +126,7 @@ pub(super) struct Assembler<'a> {
     pub(super) progress: &'a dyn Progress,
     counts: Counts,
     notes: Mutex<Notes>,
-    references: Mutex<HashSet<ChunkId>>,
+    references: Mutex<HashMap<ChunkId, Order>>,
     top: Mutex<Option<Node>>,
     failure: Mutex<Option<BackupError>>,
 }
@@ -140,26 +151,35 @@ impl<'a> Assembler<'a> {
     }
 
     /// Stores a chunk and counts it.
-    pub(super) fn put(&self, data: &[u8]) -> Result<ChunkId, BackupError> {
+    pub(super) fn put(&self, data: &[u8], order: Order) -> Result<ChunkId, BackupError> {
         let stored = self.sink.put(data).map_err(BackupError::Store)?;
         if stored.new {
             add(&self.counts.bytes_new, data.len() as u64);
         }
-        lock(&self.references).insert(stored.id);
+        self.need([(stored.id, order)]);
         Ok(stored.id)
     }
 
-    /// Counts chunks that are in the vault already as needed.
-    pub(super) fn keep(&self, spans: &[Span]) {
-        lock(&self.references).extend(spans.iter().filter_map(|span| match span {
-            Span::Data { id, .. } => Some(*id),
+    /// Notes chunks as needed, where they are met first.
+    fn need(&self, chunks: impl IntoIterator<Item = (ChunkId, Order)>) {
+        let mut references = lock(&self.references);
+        for (id, order) in chunks {
+            let first = references.entry(id).or_insert(order);
+            *first = (*first).min(order);
+        }
+    }
+
+    /// Notes chunks that are in the vault already as needed.
+    pub(super) fn keep(&self, spans: &[Span], order: Order) {
+        self.need(spans.iter().zip(0..).filter_map(|(span, ordinal)| match span {
+            Span::Data { id, .. } => Some((*id, (order.0, order.1, ordinal))),
             Span::Hole { .. } => None,
         }));
     }
 
-    pub(super) fn note_scan(&self, references: Vec<ChunkId>, skipped: Vec<Skipped>, excluded: u64) {
+    pub(super) fn note_scan(&self, references: Vec<Referenced>, skipped: Vec<Skipped>, excluded: u64, ordinal: u64) {
         if !references.is_empty() {
-            lock(&self.references).extend(references);
+            self.need(references.into_iter().map(|found| (found.id, (ordinal, found.entry, found.ordinal))));
         }
         add(&self.counts.excluded, excluded);
         for Skipped { path, reason } in skipped {
@@ -261,20 +281,25 @@ impl<'a> Assembler<'a> {
         let listing = if listing.len() <= INLINE_BYTES_MAX {
             Listing::Inline(listing)
         } else {
-            Listing::Stored(self.store_listing(&listing)?)
+            Listing::Stored(self.store_listing(&listing, folder.ordinal)?)
         };
         add(&self.counts.directories, 1);
         let (name, metadata) = (folder.name.clone(), folder.metadata.clone());
         Ok(Node { name, kind: Kind::Directory(listing), metadata, link: None })
     }
 
-    fn store_listing(&self, listing: &[u8]) -> Result<Vec<Span>, BackupError> {
+    fn store_listing(&self, listing: &[u8], directory: u64) -> Result<Vec<Span>, BackupError> {
         let pieces = self.chunker.cut_listing(listing);
         pieces
             .into_iter()
-            .map(|piece| {
+            .zip(0..)
+            .map(|(piece, ordinal)| {
                 let data = listing.get(piece).unwrap_or_default();
-                Ok(Span::Data { id: self.put(data)?, offset: 0, length: data.len() as u32 })
+                Ok(Span::Data {
+                    id: self.put(data, (directory, u32::MAX, ordinal))?,
+                    offset: 0,
+                    length: data.len() as u32,
+                })
             })
             .collect()
     }
@@ -318,6 +343,12 @@ impl<'a> Assembler<'a> {
         self.fill_file(folder, index, file);
     }
 
+    fn ordered_references(&self) -> Vec<ChunkId> {
+        let mut references: Vec<_> = std::mem::take(&mut *lock(&self.references)).into_iter().collect();
+        references.sort_unstable_by_key(|(id, order)| (*order, *id));
+        references.into_iter().map(|(id, _)| id).collect()
+    }
+
     /// Stores the root object once everything is in.
     pub(super) fn finish(&self, sources: Vec<Vec<u8>>) -> Result<TreeSummary, BackupError> {
         let Some(top) = lock(&self.top).take() else { return Err(BackupError::Incomplete) };
@@ -328,7 +359,7 @@ impl<'a> Assembler<'a> {
         let counts = &self.counts;
         let summary = TreeSummary {
             root: ChunkId([0; 32]),
-            references: std::mem::take(&mut *lock(&self.references)).into_iter().collect(),
+            references: self.ordered_references(),
             files: count(&counts.files),
             directories: count(&counts.directories),
             bytes: count(&counts.bytes),

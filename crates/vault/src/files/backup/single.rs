@@ -42,13 +42,14 @@ pub fn backup_bytes(
         let pieces = assembler.chunker.cut(cut, &buffer, ended);
         for piece in &pieces {
             let data = buffer.get(piece.clone()).unwrap_or_default();
-            spans.push(Span::Data { id: assembler.put(data)?, offset: 0, length: data.len() as u32 });
+            let order = (0, 0, spans.len() as u32);
+            spans.push(Span::Data { id: assembler.put(data, order)?, offset: 0, length: data.len() as u32 });
         }
         buffer.drain(..pieces.last().map_or(0, |piece| piece.end));
     }
     let size = spans.iter().map(Span::length).sum();
     let node = Node { name: name.as_bytes().to_vec(), kind: Kind::File { size, spans }, metadata, link: None };
-    let folder = Folder::new(Vec::new(), None, std::path::PathBuf::new(), 1, None);
+    let folder = Folder::new(Vec::new(), None, std::path::PathBuf::new(), 1, None, 0);
     assembler.fill_file(&folder, 0, Some((node, None)));
     assembler.release(&folder);
     if let Some(error) = assembler.failure() {

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::assemble::{Assembler, Folder, Known, LinkGroup};
+use super::assemble::{Assembler, Folder, Known, LinkGroup, Order};
 use super::{BackupError, GROUP_BYTES, SMALL_BYTES_MAX, explain, is_set};
 use crate::ChunkId;
 use crate::files::Event;
@@ -69,6 +69,7 @@ pub(super) enum Job {
 pub(super) struct Pieces {
     data: Vec<u8>,
     ranges: Vec<Range<usize>>,
+    orders: Vec<Order>,
     next: AtomicUsize,
     stored: Mutex<Stored>,
     done: Condvar,
@@ -259,7 +260,7 @@ impl<'a> Crew<'a> {
                         // As it was: it stays where it is stored.
                         Some(former) if former.digest == digest => {
                             buffer.truncate(start);
-                            self.assembler.keep(&former.spans);
+                            self.assembler.keep(&former.spans, task.folder.order(task.index));
                             former.spans.clone()
                         }
                         _ => Vec::new(),
@@ -275,7 +276,8 @@ impl<'a> Crew<'a> {
             }
         }
         let pieces = self.assembler.chunker.cut(Cut::Content, buffer, true);
-        let ids = self.store(buffer, pieces.clone())?;
+        let orders = orders(&pieces, &read);
+        let ids = self.store(buffer, pieces.clone(), |piece| orders.get(piece).copied().unwrap_or_default())?;
         let mut first = 0;
         for (task, mut file, range) in read {
             while pieces.get(first).is_some_and(|piece| piece.end <= range.start) {
@@ -312,7 +314,7 @@ impl<'a> Crew<'a> {
                         spans.push(Span::Hole { length: extent.start - position });
                     }
                     position = extent.start;
-                    self.read_extent(opened, extent, buffer, &mut spans)?
+                    self.read_extent(task, opened, extent, buffer, &mut spans)?
                 }
                 Err(error) => Err(error),
             };
@@ -332,6 +334,7 @@ impl<'a> Crew<'a> {
     /// Reads and stores one extent of data; how far it got. The outer error is the vault's, the inner one the file's.
     fn read_extent(
         &self,
+        task: &Task,
         opened: &Opened,
         extent: Range<u64>,
         buffer: &mut Vec<u8>,
@@ -357,7 +360,8 @@ impl<'a> Crew<'a> {
             left = if read < wanted { 0 } else { left - read };
             let pieces = self.assembler.chunker.cut(Cut::Content, buffer, left == 0);
             let end = pieces.last().map_or(0, |piece| piece.end);
-            let ids = self.store(buffer, pieces.clone())?;
+            let (directory, entry, _) = task.folder.order(task.index);
+            let ids = self.store(buffer, pieces.clone(), |piece| (directory, entry, (spans.len() + piece) as u32))?;
             spans.extend(pieces.iter().zip(ids).map(|(piece, id)| Span::Data {
                 id,
                 offset: 0,
@@ -395,16 +399,24 @@ impl<'a> Crew<'a> {
     }
 
     /// Stores the pieces of a buffer, with the help of idle workers.
-    fn store(&self, buffer: &mut Vec<u8>, ranges: Vec<Range<usize>>) -> Result<Vec<ChunkId>, BackupError> {
+    fn store(
+        &self,
+        buffer: &mut Vec<u8>,
+        ranges: Vec<Range<usize>>,
+        order: impl Fn(usize) -> Order,
+    ) -> Result<Vec<ChunkId>, BackupError> {
         let helpers = if ranges.len() > 1 { lock(&self.queue).idle.min(ranges.len() - 1) } else { 0 };
         if helpers == 0 {
-            let put = |range: Range<usize>| self.assembler.put(buffer.get(range).unwrap_or_default());
-            return ranges.into_iter().map(put).collect();
+            let put = |(index, range): (usize, Range<usize>)| {
+                self.assembler.put(buffer.get(range).unwrap_or_default(), order(index))
+            };
+            return ranges.into_iter().enumerate().map(put).collect();
         }
         let left = ranges.len();
         let stored = Mutex::new(Stored { ids: vec![None; left], left });
         let data = std::mem::take(buffer);
-        let pieces = Arc::new(Pieces { data, ranges, next: AtomicUsize::new(0), stored, done: Condvar::new() });
+        let orders = (0..left).map(order).collect();
+        let pieces = Arc::new(Pieces { data, ranges, orders, next: AtomicUsize::new(0), stored, done: Condvar::new() });
         {
             let mut queue = lock(&self.queue);
             (0..helpers).for_each(|_| queue.jobs.push_front(Job::Help(Arc::clone(&pieces))));
@@ -428,7 +440,8 @@ impl<'a> Crew<'a> {
         loop {
             let index = pieces.next.fetch_add(1, Ordering::Relaxed);
             let Some(range) = pieces.ranges.get(index) else { return };
-            let id = self.assembler.put(pieces.data.get(range.clone()).unwrap_or_default());
+            let order = pieces.orders.get(index).copied().unwrap_or_default();
+            let id = self.assembler.put(pieces.data.get(range.clone()).unwrap_or_default(), order);
             let id = id.map_err(|error| self.give_up(error)).ok();
             let mut stored = lock(&pieces.stored);
             if let Some(place) = stored.ids.get_mut(index) {
@@ -479,6 +492,23 @@ fn next_extent(fd: &OwnedFd, position: u64, size: u64) -> Result<Range<u64>, Err
         Err(error) => return Err(error),
     };
     Ok(start..end)
+}
+
+/// For each piece of a buffer the place of the first file in it.
+fn orders(pieces: &[Range<usize>], read: &[(Task, Option<Known>, Range<usize>)]) -> Vec<Order> {
+    let mut files = read.iter().filter(|(.., range)| !range.is_empty()).peekable();
+    pieces
+        .iter()
+        .zip(0..)
+        .map(|(piece, ordinal)| {
+            while files.peek().is_some_and(|(.., range)| range.end <= piece.start) {
+                files.next();
+            }
+            let (directory, entry, _) =
+                files.peek().map(|(task, ..)| task.folder.order(task.index)).unwrap_or_default();
+            (directory, entry, ordinal)
+        })
+        .collect()
 }
 
 /// The parts of pieces that make up a range of the buffer they were cut from.
