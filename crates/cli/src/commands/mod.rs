@@ -6,6 +6,7 @@ mod check;
 mod completions;
 mod dns;
 mod explain;
+mod key;
 mod schema;
 
 use crate::error::{CommandError, Exit};
@@ -18,6 +19,7 @@ pub(crate) enum Command {
     Schema(schema::Args),
     Completions(completions::Args),
     Dns(dns::Args),
+    Key(key::Args),
 }
 
 pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
@@ -27,6 +29,7 @@ pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
         Command::Schema(args) => schema::run(args, ui),
         Command::Completions(args) => completions::run(args, ui),
         Command::Dns(args) => dns::run(args, ui),
+        Command::Key(args) => key::run(args, ui),
     }
 }
 
