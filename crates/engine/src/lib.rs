@@ -11,4 +11,6 @@ pub mod journal;
 pub mod perform;
 pub mod port;
 pub mod protect;
+pub mod recovery;
 pub mod traffic;
+pub mod vaults;

@@ -13,6 +13,8 @@ use jiff::Timestamp;
 use lifeboat_core::plan::{Health, HttpExchange};
 use lifeboat_core::run::Facts;
 use lifeboat_core::runbook::{InstanceSpec, Target, VolumeSpec};
+use lifeboat_vault::files::Progress;
+use lifeboat_vault::{HostVault, PointInfo, Unlocked};
 
 /// Why a port's verb failed. `may_pass` says whether trying again can help.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +65,11 @@ impl Cancel {
 
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::SeqCst)
+    }
+
+    /// The flag itself, for those that know nothing of this type.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.0
     }
 }
 
@@ -182,6 +189,198 @@ pub trait Clock: Send + Sync {
     fn monotonic_seconds(&self) -> f64;
 }
 
+/// A vault under its name in the plan, as a host writes to it.
+#[derive(Debug, Clone)]
+pub struct NamedVault {
+    pub name: String,
+    pub vault: HostVault,
+}
+
+/// Data that lies on this host and goes to vaults. All of it blocks: call it from `spawn_blocking`.
+pub trait Source: Send + Sync {
+    /// Takes one recovery point into one vault.
+    fn take_point(
+        &self,
+        vault: &NamedVault,
+        request: &PointRequest,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<PointTaken, PortError>;
+
+    /// Starts to ship changes to all the vaults as they happen, in threads of its own, a full recovery point first where
+    /// a vault has none to go on from.
+    fn stream(&self, vaults: &[NamedVault], request: &StreamRequest) -> Result<Streaming, PortError>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PointRequest {
+    pub dataset: String,
+    pub epoch: u64,
+    /// Writers have been stopped: nothing follows this point under its epoch.
+    pub final_mark: bool,
+    /// The version of the software that wrote the data, if it is known.
+    pub release: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct PointTaken {
+    pub vault: String,
+    pub point: PointInfo,
+    pub files: u64,
+    pub bytes: u64,
+    /// What the vault did not hold yet, and what that takes up there.
+    pub bytes_new: u64,
+    pub bytes_stored: u64,
+    pub seconds: f64,
+    /// What is not in the point, each with its reason.
+    pub skipped: Vec<String>,
+    /// What should be known about what is in it: files that changed while they were read, and the like.
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamRequest {
+    pub dataset: String,
+    pub epoch: u64,
+    /// A directory of this host's where the stream remembers how far it came.
+    pub state: PathBuf,
+    /// How often changes are looked for and shipped.
+    pub flush: Duration,
+    /// How often a vault is told that nothing happened, so that idleness and silence differ.
+    pub mark: Duration,
+}
+
+impl StreamRequest {
+    pub fn new(dataset: impl Into<String>, epoch: u64, state: impl Into<PathBuf>) -> StreamRequest {
+        let (flush, mark) = (Duration::from_millis(100), Duration::from_secs(1));
+        StreamRequest { dataset: dataset.into(), epoch, state: state.into(), flush, mark }
+    }
+}
+
+/// What became of a wish to stream.
+pub enum Streaming {
+    Started(Box<dyn LogStream>),
+    /// Recovery points only; says why.
+    PointsOnly {
+        why: String,
+    },
+}
+
+impl std::fmt::Debug for Streaming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Streaming::Started(_) => f.write_str("Started"),
+            Streaming::PointsOnly { why } => f.debug_struct("PointsOnly").field("why", why).finish(),
+        }
+    }
+}
+
+/// A running stream. Dropping it stops it, too.
+pub trait LogStream: Send + Sync {
+    fn status(&self) -> StreamStatus;
+    /// Takes a full recovery point into one vault from within the stream; the log goes on meanwhile.
+    fn take_point(&self, vault: &str, cancel: &Cancel) -> Result<PointTaken, PortError>;
+    /// After the writers were stopped: ships everything, and to each vault a final mark, after which nothing more is
+    /// shipped. Returns when all vaults have it, or says which have not when cancelled.
+    fn freeze(&self, cancel: &Cancel) -> Result<(), PortError>;
+    /// Ships what is waiting, as far as the vaults take it, and ends.
+    fn stop(&self);
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StreamStatus {
+    /// Everything committed up to here has been read from the source.
+    pub read_to: Option<Timestamp>,
+    /// What is wrong with the source itself.
+    pub problem: Option<String>,
+    pub vaults: BTreeMap<String, VaultStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VaultStatus {
+    /// Everything committed up to this source time can be restored from this vault. Absent: unknown, which is not zero.
+    pub durable_to: Option<Timestamp>,
+    pub position: Option<String>,
+    /// The last full recovery point that this stream put there.
+    pub point: Option<String>,
+    /// What waits to be shipped.
+    pub waiting_bytes: u64,
+    /// The final mark is there.
+    pub frozen: bool,
+    pub problem: Option<String>,
+}
+
+/// Brings data back from a vault to this host. All of it blocks: call it from `spawn_blocking`.
+pub trait Restorer: Send + Sync {
+    fn restore(
+        &self,
+        vault: &Unlocked,
+        request: &RestoreRequest,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Restored, PortError>;
+
+    /// Begins, or goes on, to follow the vault into `to`, which no other program may have open.
+    fn follow(&self, vault: &Unlocked, request: &FollowRequest) -> Result<Box<dyn Standby>, PortError>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreRequest {
+    pub dataset: String,
+    pub to: PathBuf,
+    pub target: Target,
+    /// Over what is there, writing only what differs. Otherwise `to` must not exist, or be empty.
+    pub in_place: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Restored {
+    pub point: PointInfo,
+    /// The position after the log was applied, as the source writes it.
+    pub position: Option<String>,
+    /// The state is that of the source at this moment.
+    pub as_of: Timestamp,
+    pub files: u64,
+    pub bytes: u64,
+    pub bytes_written: u64,
+    pub seconds: f64,
+    /// How it was verified, in a sentence; absent: it was not.
+    pub verified: Option<String>,
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FollowRequest {
+    pub dataset: String,
+    pub to: PathBuf,
+    /// Whether what lies in `to` already, unknown to the standby, may become its own (its contents are lost).
+    pub adopt: bool,
+}
+
+/// A copy that follows a vault. Its data cannot be mistaken for live data until it is promoted.
+pub trait Standby: Send {
+    /// Applies what the vault has that this has not.
+    fn apply(&mut self, cancel: &Cancel) -> Result<Applied, PortError>;
+    /// Applies everything, verifies it, and leaves it in its place, ready for use. Nothing is followed afterwards.
+    fn promote(&mut self, cancel: &Cancel) -> Result<Applied, PortError>;
+}
+
+/// How far a standby is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// Everything committed at the source up to then is in the copy. Absent: nothing is there yet.
+    pub applied_to: Option<Timestamp>,
+    pub position: Option<String>,
+    pub epoch: Option<u64>,
+    pub point: Option<String>,
+    /// The writer said that nothing follows, and all of it is applied.
+    pub is_final: bool,
+    /// Another chain is followed than before: a full point was applied.
+    pub restarted: bool,
+    pub pieces: u64,
+    pub bytes_written: u64,
+}
+
 /// What the vaults hold of data sets, and how to get it back. Blocking: the engine calls it in threads of its own.
 pub trait Recovery: Send + Sync {
     /// The last moment that can be recovered from the best of the volume's vaults, without private keys.
@@ -258,28 +457,44 @@ pub enum Order {
 
 /// Orders that may change while they are carried out; whoever waits is woken.
 #[derive(Debug, Clone)]
-pub struct Orders(Arc<(Mutex<Order>, Condvar)>);
+pub struct Orders(Arc<OrdersInner>);
+
+#[derive(Debug)]
+struct OrdersInner {
+    order: Mutex<Order>,
+    changed: Condvar,
+    stop: Cancel,
+}
 
 impl Default for Orders {
     fn default() -> Orders {
-        Orders(Arc::new((Mutex::new(Order::Go), Condvar::new())))
+        let (order, changed, stop) = (Mutex::new(Order::Go), Condvar::new(), Cancel::default());
+        Orders(Arc::new(OrdersInner { order, changed, stop }))
     }
 }
 
 impl Orders {
     pub fn give(&self, order: Order) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = order;
-        self.0.1.notify_all();
+        *self.0.order.lock().unwrap_or_else(PoisonError::into_inner) = order;
+        if order == Order::Stop {
+            self.0.stop.cancel();
+        }
+        self.0.changed.notify_all();
     }
 
     pub fn now(&self) -> Order {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A cancel that is set as soon as the order is `Stop`.
+    pub fn stopper(&self) -> Cancel {
+        self.0.stop.clone()
     }
 
     /// Waits until the order is no longer `Go`, at most for `time`; answers the order then.
     pub fn wait(&self, time: Duration) -> Order {
-        let order = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.0.1.wait_timeout_while(order, time, |order| *order == Order::Go);
+        let order = self.0.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.0.changed.wait_timeout_while(order, time, |order| *order == Order::Go);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }

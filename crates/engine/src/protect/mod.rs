@@ -8,6 +8,7 @@
 //!                                                └──▶ agents/SITE/DATASET
 //! ```
 
+pub mod data;
 pub mod role;
 mod task;
 

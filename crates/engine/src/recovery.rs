@@ -1,0 +1,219 @@
+//! What the vaults hold of the plan's data sets, and the way back from there.
+//!
+//! Invariant: a vault that cannot be read makes the answer less certain and says so; it never makes a loss look smaller.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use lifeboat_core::plan::Source as PlanSource;
+use lifeboat_core::run::Facts;
+use lifeboat_core::runbook::{Target, VolumeSpec};
+use lifeboat_vault::{Badge, Identity, PointInfo, Vault};
+use serde_json::json;
+
+use crate::execute::with_cause;
+use crate::port::{Cancel, PortError, Protection, Reach, Recovery, RestoreRequest, Restored, Restorer};
+use crate::vaults::VaultPlace;
+
+/// Makes the restorer for a kind of source; the adapters know them all.
+pub type RestorerFor = Arc<dyn Fn(&PlanSource) -> Result<Arc<dyn Restorer>, PortError> + Send + Sync>;
+
+/// How many older recovery points are tried when newer ones do not verify.
+const OLDER_POINTS_MAX: usize = 20;
+
+pub struct Vaults {
+    pub places: BTreeMap<String, VaultPlace>,
+    /// What opens the data, in this process's memory only.
+    pub identities: Vec<Identity>,
+    pub restorer_for: RestorerFor,
+}
+
+impl std::fmt::Debug for Vaults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vaults").field("places", &self.places.keys()).finish_non_exhaustive()
+    }
+}
+
+/// Where the data lies in its volume: a database is a file in it, files are the volume itself.
+pub fn data_path(volume: &Path, source: &PlanSource) -> PathBuf {
+    match source {
+        PlanSource::Sqlite { path } => match Path::new(path).file_name() {
+            Some(name) => volume.join(name),
+            None => volume.to_owned(),
+        },
+        _ => volume.to_owned(),
+    }
+}
+
+impl Vaults {
+    fn place(&self, name: &str) -> Result<&VaultPlace, PortError> {
+        self.places.get(name).ok_or_else(|| PortError::new(format!("the plan has no vault `{name}`")))
+    }
+
+    /// Tries the target, then older points, in one vault.
+    fn restore_from(
+        &self,
+        place: &VaultPlace,
+        restorer: &dyn Restorer,
+        request: &RestoreRequest,
+        cancel: &Cancel,
+        failures: &mut Vec<String>,
+    ) -> Result<Restored, PortError> {
+        let vault = place.unlocked(&self.identities)?;
+        let first = match restorer.restore(&vault, request, &(), cancel) {
+            Ok(restored) => return Ok(restored),
+            Err(error) => error,
+        };
+        if first.may_pass || cancel.is_cancelled() || matches!(request.target, Target::Point(_)) {
+            return Err(first);
+        }
+        failures.push(format!("{}, {}: {}", place.name, said(&request.target), with_cause(&first)));
+        let mut points = points(&vault, place, &request.dataset)?;
+        if let Target::At(time) = &request.target
+            && let Ok(time) = time.parse::<Timestamp>()
+        {
+            points.retain(|point| point.taken_at <= time);
+        }
+        for point in points.iter().rev().filter(|point| point.badge != Badge::Corrupt).take(OLDER_POINTS_MAX) {
+            let request = RestoreRequest { target: Target::Point(point.id.clone()), ..request.clone() };
+            match restorer.restore(&vault, &request, &(), cancel) {
+                Ok(restored) => return Ok(restored),
+                Err(error) if cancel.is_cancelled() => return Err(error),
+                Err(error) => {
+                    failures.push(format!("{}, {}: {}", place.name, said(&request.target), with_cause(&error)))
+                }
+            }
+        }
+        Err(first)
+    }
+}
+
+fn said(target: &Target) -> String {
+    match target {
+        Target::Newest => "the newest".into(),
+        Target::At(time) => format!("at {time}"),
+        Target::Point(id) => format!("point {id}"),
+    }
+}
+
+/// Recovery points of a data set, oldest first.
+fn points(vault: &Vault, place: &VaultPlace, dataset: &str) -> Result<Vec<PointInfo>, PortError> {
+    let read = vault.points(Some(dataset)).map_err(|error| {
+        let text = format!("cannot read the recovery points of `{dataset}` in `{}`", place.name);
+        if error.may_pass() { PortError::may_pass(text).because(error) } else { PortError::new(text).because(error) }
+    })?;
+    let mut points = read.points;
+    points.sort_by_key(|point| (point.taken_at, point.sequence));
+    Ok(points)
+}
+
+/// The last source time that is durable for a point: its own, or the end of the log that goes on from it.
+fn durable_from(vault: &Vault, place: &VaultPlace, point: &PointInfo) -> Result<(Timestamp, Vec<String>), PortError> {
+    let Some(position) = &point.position else { return Ok((point.taken_at, Vec::new())) };
+    let trail = vault.log_trail(&point.dataset, &position.lineage).map_err(|error| {
+        PortError::may_pass(format!("cannot read the log of `{}` in `{}`", point.dataset, place.name)).because(error)
+    })?;
+    let last = trail.entries.iter().map(|entry| entry.source_time).max();
+    let findings = trail.findings.into_iter().map(|finding| finding.message).collect();
+    Ok((last.map_or(point.taken_at, |last| last.max(point.taken_at)), findings))
+}
+
+impl Recovery for Vaults {
+    fn reach(&self, volume: &VolumeSpec, target: &Target) -> Result<Reach, PortError> {
+        let mut best = Reach::default();
+        let mut findings = Vec::new();
+        for name in &volume.vaults {
+            let looked = self.place(name).and_then(|place| {
+                let vault = place.open()?;
+                let Some(point) = points(&vault, place, &volume.dataset)?.into_iter().next_back() else {
+                    return Ok(None);
+                };
+                let (durable, found) = durable_from(&vault, place, &point)?;
+                Ok(Some((point, durable, found)))
+            });
+            match looked {
+                Err(error) => findings.push(format!("{name}: {}", with_cause(&error))),
+                Ok(None) => findings.push(format!("{name} has no recovery point of `{}`", volume.dataset)),
+                Ok(Some((point, durable, found))) => {
+                    findings.extend(found);
+                    let until = match target {
+                        Target::At(time) => time.parse().map_or(durable, |time: Timestamp| durable.min(time)),
+                        _ => durable,
+                    };
+                    if best.source_time.is_none_or(|known| until > known) {
+                        best = Reach {
+                            source_time: Some(until),
+                            vault: Some(name.clone()),
+                            point: Some(point.id),
+                            findings: Vec::new(),
+                        };
+                    }
+                }
+            }
+        }
+        best.findings = findings;
+        Ok(best)
+    }
+
+    fn restore(
+        &self,
+        volume: &VolumeSpec,
+        target: &Target,
+        to: &Path,
+        in_place: bool,
+        cancel: &Cancel,
+    ) -> Result<Facts, PortError> {
+        let restorer = (self.restorer_for)(&volume.source)?;
+        let request = RestoreRequest {
+            dataset: volume.dataset.clone(),
+            to: data_path(to, &volume.source),
+            target: target.clone(),
+            in_place,
+        };
+        let mut failures = Vec::new();
+        let mut last: Option<PortError> = None;
+        for name in &volume.vaults {
+            match self
+                .place(name)
+                .and_then(|place| self.restore_from(place, &*restorer, &request, cancel, &mut failures))
+            {
+                Ok(restored) => return Ok(facts(name, &restored, failures)),
+                Err(error) if cancel.is_cancelled() => return Err(error),
+                Err(error) => {
+                    failures.push(format!("{name}: {}", with_cause(&error)));
+                    last = Some(error);
+                }
+            }
+        }
+        let may_pass = last.is_some_and(|error| error.may_pass);
+        let message = format!("`{}` could not be restored from any vault: {}", volume.dataset, failures.join("; "));
+        Err(if may_pass { PortError::may_pass(message) } else { PortError::new(message) })
+    }
+
+    fn protection(&self, vault: &str, dataset: &str, epoch: u64) -> Result<Protection, PortError> {
+        let place = self.place(vault)?;
+        let opened = place.open()?;
+        let newest = points(&opened, place, dataset)?.into_iter().rfind(|point| point.epoch >= epoch);
+        let Some(point) = newest else { return Ok(Protection::default()) };
+        let (durable, _) = durable_from(&opened, place, &point)?;
+        Ok(Protection { point: Some(point.id), durable: Some(durable) })
+    }
+}
+
+fn facts(vault: &str, restored: &Restored, failures: Vec<String>) -> Facts {
+    Facts::from([
+        ("vault".to_owned(), json!(vault)),
+        ("point".to_owned(), json!(restored.point.id)),
+        ("position".to_owned(), json!(restored.position)),
+        ("as_of".to_owned(), json!(restored.as_of.to_string())),
+        ("files".to_owned(), json!(restored.files)),
+        ("bytes".to_owned(), json!(restored.bytes)),
+        ("bytes_written".to_owned(), json!(restored.bytes_written)),
+        ("seconds".to_owned(), json!(restored.seconds)),
+        ("verified".to_owned(), json!(restored.verified)),
+        ("notes".to_owned(), json!(restored.notes)),
+        ("gave_way".to_owned(), json!(failures)),
+    ])
+}
