@@ -15,6 +15,8 @@ mod walk;
 
 use std::path::Path;
 
+use crate::{ChunkId, PointInfo, Result, Unlocked, VaultError};
+
 pub use backup::{BackupError, BackupOptions, TreeSummary, backup_bytes, backup_tree};
 pub use browse::{Browser, CopyError};
 pub use chunk::Cut;
@@ -23,6 +25,16 @@ pub use metadata::{Metadata, Xattrs};
 pub use restore::{Note, RestoreError, RestoreOptions, Restored, restore_tree};
 pub use tree::{Entries, Kind, Link, Listing, Node, Root, Span, TreeError};
 pub use walk::Skipped;
+
+/// The root of the tree that a recovery point holds.
+pub fn tree_root(unlocked: &Unlocked, point: &PointInfo) -> Result<ChunkId> {
+    let root = unlocked.read_root(point)?;
+    let id = <[u8; 32]>::try_from(root).map_err(|root| VaultError::Damaged {
+        object: point.id.clone(),
+        why: format!("its root has {} bytes and is no tree of files", root.len()),
+    })?;
+    Ok(ChunkId(id))
+}
 
 /// What happens while a backup or restore runs. Called from several threads, often: return quickly.
 #[derive(Debug)]

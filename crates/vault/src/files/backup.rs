@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use jiff::Timestamp;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -34,7 +35,7 @@ use super::metadata::Seen;
 use super::tree::{Link, Node, Root};
 use super::walk::{Base, Entry, Found, Place, Scanner, Skipped};
 use super::{Event, Progress};
-use crate::{ChunkId, ChunkSink, VaultError};
+use crate::{ChunkId, ChunkSink, SnapshotDraft, VaultError};
 
 pub use self::single::backup_bytes;
 
@@ -108,6 +109,19 @@ pub struct TreeSummary {
 }
 
 impl TreeSummary {
+    /// The recovery point that holds this tree; `tree_root` finds it again.
+    pub fn draft(&self, source_time: Timestamp) -> SnapshotDraft {
+        SnapshotDraft {
+            root: self.root.as_bytes().to_vec(),
+            references: self.references.clone(),
+            source_time,
+            files: self.files,
+            bytes: self.bytes,
+            notes: self.notes(),
+            ..SnapshotDraft::default()
+        }
+    }
+
     /// What the recovery point should say about itself: what it lacks, what is a mixture.
     pub fn notes(&self) -> Vec<String> {
         let skipped = self.skipped.iter().map(|skipped| format!("{}: {}", skipped.path.display(), skipped.reason));

@@ -4,6 +4,7 @@
 mod bad_days;
 mod basics;
 mod files_backup;
+mod files_in_vault;
 mod files_restore;
 mod files_round_trip;
 mod files_world;
