@@ -209,8 +209,8 @@ impl Vault {
         let mut chains: BTreeMap<(String, String), Vec<u64>> = BTreeMap::new();
         for object in &listed {
             if let [_, host, dataset, number] = object.key.split('/').collect::<Vec<_>>()[..]
-                && let (Some(host), Some(dataset), Ok(number)) =
-                    (name::decode(host), name::decode(dataset), number.parse())
+                && let (Some(host), Some(dataset), Some(number)) =
+                    (name::decode(host), name::decode(dataset), name::parse_number(number))
             {
                 chains.entry((host, dataset)).or_default().push(number);
             } else {

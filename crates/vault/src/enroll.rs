@@ -112,7 +112,7 @@ impl Unlocked {
             from.extend(newest.map(|n| ChainFrom { chain: name::snapshots_of(member_name, dataset), number: n + 1 }));
             let indexes = name::indexes_of(member_name, dataset);
             let listed = self.storage().list(&indexes).doing(|| format!("listing {indexes}"))?;
-            let newest = listed.iter().filter_map(|o| o.key.strip_prefix(indexes.as_str())?.parse::<u64>().ok()).max();
+            let newest = listed.iter().filter_map(|o| name::parse_number(o.key.strip_prefix(indexes.as_str())?)).max();
             from.extend(newest.map(|n| ChainFrom { chain: indexes, number: n + 1 }));
             for lineage in self.log_lineages(dataset)? {
                 let entries = self.log_trail(dataset, &lineage)?.entries;

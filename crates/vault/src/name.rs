@@ -58,6 +58,12 @@ pub(crate) fn number(n: u64) -> String {
     format!("{n:010}")
 }
 
+/// The number that `number` wrote like this; anything else in its place is nobody's.
+pub(crate) fn parse_number(text: &str) -> Option<u64> {
+    let right = text.len() == 10 && text.bytes().all(|b| b.is_ascii_digit());
+    right.then(|| text.parse().ok()).flatten()
+}
+
 pub(crate) fn roster(version: u64) -> String {
     format!("{ROSTER}{}", number(version))
 }

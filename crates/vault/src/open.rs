@@ -430,7 +430,7 @@ impl HostVault {
 
 /// Whether a finding concerns the newest state of the roster, which a writer must not ignore.
 fn is_newest(loaded: &Loaded, finding: &Finding) -> bool {
-    match finding.object.strip_prefix(name::ROSTER).and_then(|n| n.parse::<u64>().ok()) {
+    match finding.object.strip_prefix(name::ROSTER).and_then(name::parse_number) {
         Some(number) => number >= loaded.roster.version,
         None => finding.code == "rolled-back",
     }

@@ -13,6 +13,9 @@ use crate::name;
 use crate::open::Vault;
 use crate::snapshot::{Badge, PointInfo, Snapshot, badge_from, read_tombstone, tombstone_key, verification_prefix};
 
+/// So many missing numbers of one gap are looked for one by one (pruned points leave long gaps full of tombstones).
+const GAP_LOOKS_MAX: u64 = 100_000;
+
 /// Recovery points, oldest first, and what is wrong with their chains.
 #[derive(Debug, Clone, Default)]
 pub struct Points {
@@ -73,7 +76,7 @@ impl Vault {
             let parts: Vec<&str> = object.key.split('/').collect();
             let place = match parts[..] {
                 [_, host, dataset, number] => {
-                    name::decode(host).zip(name::decode(dataset)).zip(number.parse::<u64>().ok())
+                    name::decode(host).zip(name::decode(dataset)).zip(name::parse_number(number))
                 }
                 _ => None,
             };
@@ -115,19 +118,20 @@ impl Vault {
         let chain = name::snapshots_of(host, dataset);
         let seen = self.remembered_head(&chain)?;
         let newest = numbers.last().copied().unwrap_or(0);
-        let until = newest.max(seen.as_ref().map_or(0, |s| s.0)).min(newest.saturating_add(10_000));
         let mut before = Some(None);
         let mut last = None;
-        for number in 1..=until {
+        let remembered = seen.as_ref().map(|s| s.0);
+        let mut walked = 0;
+        for number in walk(numbers, remembered) {
+            if number != walked + 1 {
+                before = None;
+            }
+            walked = number;
             let hash = match numbers.contains(&number) {
                 true => self.read_link(host, dataset, number, before, snapshots, findings)?,
-                false => self.read_gap(
-                    host,
-                    dataset,
-                    number,
-                    seen.as_ref().is_some_and(|s| s.0 == number && number > newest),
-                    findings,
-                )?,
+                false => {
+                    self.read_gap(host, dataset, number, remembered == Some(number) && number > newest, findings)?
+                }
             };
             if let (Some((seen, kept)), Some(found)) = (&seen, hash)
                 && *seen == number
@@ -214,7 +218,7 @@ impl Vault {
         let chain = name::snapshots_of(host, dataset);
         let listed = self.storage().list(&chain).doing(|| format!("listing {chain}"))?;
         let newest =
-            listed.iter().filter_map(|o| o.key.strip_prefix(chain.as_str())?.parse::<u64>().ok()).max().unwrap_or(0);
+            listed.iter().filter_map(|o| name::parse_number(o.key.strip_prefix(chain.as_str())?)).max().unwrap_or(0);
         if let Some((seen, hash)) = self.remembered_head(&chain)?
             && seen >= newest
         {
@@ -227,6 +231,18 @@ impl Vault {
         let bytes = self.storage().get(&key).doing(|| format!("reading {key}"))?;
         Ok(Head { number: newest, hash: Some(Hash(crate::crypt::hash(&bytes))) })
     }
+}
+
+/// Every number to look at: those that are there, the one remembered, and the first of every gap. A listing that claims huge
+/// numbers does not make anybody look for all below them.
+fn walk(numbers: &BTreeSet<u64>, remembered: Option<u64>) -> BTreeSet<u64> {
+    let mut all: BTreeSet<u64> = numbers.iter().copied().chain(remembered).collect();
+    let mut expected = 1;
+    for number in all.clone() {
+        all.extend(expected..number.min(expected + GAP_LOOKS_MAX));
+        expected = number + 1;
+    }
+    all
 }
 
 #[cfg(test)]

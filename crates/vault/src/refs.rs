@@ -46,6 +46,7 @@ struct RefsBody {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(transparent)]
 struct Page(#[cbor(n(0), with = "minicbor::bytes")] Vec<u8>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]

@@ -186,7 +186,7 @@ pub(crate) fn load(storage: &dyn Storage, owner: Option<&str>) -> Result<Loaded>
     let mut expected = 1u64;
     let mut trouble = None;
     for object in &listed {
-        let Some(number) = object.key.strip_prefix(name::ROSTER).and_then(|n| n.parse::<u64>().ok()) else {
+        let Some(number) = object.key.strip_prefix(name::ROSTER).and_then(name::parse_number) else {
             findings.push(Finding::new(
                 Severity::Warning,
                 "unknown",

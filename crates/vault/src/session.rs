@@ -215,7 +215,7 @@ impl HostVault {
         let chain = name::indexes_of(self.host_name(), dataset);
         let listed = self.storage().list(&chain).doing(|| format!("listing {chain}"))?;
         for object in &listed {
-            let Some(number) = object.key.strip_prefix(chain.as_str()).and_then(|n| n.parse::<u64>().ok()) else {
+            let Some(number) = object.key.strip_prefix(chain.as_str()).and_then(name::parse_number) else {
                 continue;
             };
             if !known.read.insert(number) {

@@ -15,6 +15,8 @@ use rustix::io::Errno;
 use super::{Listed, OBJECT_BYTES_MAX, Put, Storage, StorageError, check_key};
 
 const TEMPORARY: &str = ".tmp";
+/// Nothing takes longer to write one object.
+const TEMPORARY_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 const DEPTH_MAX: usize = 32;
 
 #[derive(Debug)]
@@ -32,6 +34,7 @@ impl FsStorage {
         let mut storage = FsStorage { root, identity: (0, 0), counter: AtomicU64::new(0) };
         let directory = storage.open_root_unchecked()?;
         storage.identity = identity_of(&directory).map_err(|e| storage.explain("open", "", e))?;
+        storage.sweep();
         Ok(storage)
     }
 
@@ -45,6 +48,17 @@ impl FsStorage {
             source,
         })?;
         FsStorage::open(path)
+    }
+
+    /// Removes temporary files that crashed writers left more than a day ago. What cannot be removed only takes space.
+    fn sweep(&self) {
+        let Ok(entries) = std::fs::read_dir(self.root.join(TEMPORARY)) else { return };
+        for entry in entries.flatten() {
+            let modified = entry.metadata().and_then(|m| m.modified()).ok();
+            if modified.and_then(|m| m.elapsed().ok()).is_some_and(|age| age > TEMPORARY_AGE_MAX) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 
     fn open_root_unchecked(&self) -> Result<OwnedFd, StorageError> {

@@ -220,3 +220,45 @@ fn a_content_key_of_somebody_else_is_refused() {
     let refused = world.vault.begin("app", lifeboat_vault::SessionOptions::default()).unwrap_err();
     assert!(matches!(refused, VaultError::Untrusted { .. }), "{refused}");
 }
+
+#[test]
+fn huge_numbers_and_strange_names_cost_nothing_and_are_named() {
+    let (world, point) = full_world();
+    for key in [
+        "snap/alpha/app/9999999999",
+        "index/alpha/app/9999999999",
+        "roster/9999999999",
+        "log/app/l/0000000001/999999999/999",
+    ] {
+        world.storage.put(key, b"junk").unwrap();
+    }
+    for key in [
+        "snap/x",
+        "index/alpha/app/junk",
+        "roster/junk",
+        "pack/zz/junk",
+        "log/app/l/x/y/z",
+        "keys/content/app/junk",
+        "enroll/junk",
+    ] {
+        world.storage.put(key, b"junk").unwrap();
+    }
+    let started = std::time::Instant::now();
+    let report = world.unlock().check(CheckOptions { read_data: true }).unwrap();
+    for key in [
+        "snap/alpha/app/9999999999",
+        "index/alpha/app/9999999999",
+        "roster/9999999999",
+        "snap/x",
+        "index/alpha/app/junk",
+        "roster/junk",
+    ] {
+        assert!(
+            report.findings.iter().any(|f| f.object == key),
+            "{key}: {:?}",
+            report.findings.iter().map(|f| &f.object).collect::<Vec<_>>()
+        );
+    }
+    assert!(is_right(&world.unlock(), &point, 2, 40).unwrap());
+    assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
+}
