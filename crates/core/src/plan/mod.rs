@@ -12,7 +12,7 @@ mod schedule;
 mod syntax;
 mod text;
 
-pub use check::{FenceOutlook, KeyReach, fence_outlook, key_reach};
+pub use check::{FenceOutlook, KeyReach, fence_outlook, key_reach, scenarios};
 pub use model::*;
 pub use reference::reference;
 

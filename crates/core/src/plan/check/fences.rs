@@ -17,15 +17,18 @@ pub struct FenceOutlook {
     pub proof: Option<&'static str>,
 }
 
+/// Every scenario: the built-in ones, then the plan's own.
+pub fn scenarios(plan: &Plan) -> Vec<&str> {
+    let built_in = BUILT_IN_SCENARIOS.iter().map(|(name, _)| *name);
+    let own = plan.scenarios.keys().map(String::as_str);
+    built_in.chain(own.filter(|name| !BUILT_IN_SCENARIOS.iter().any(|(known, _)| known == name))).collect()
+}
+
 /// Every service in every scenario.
 pub fn fence_outlook(plan: &Plan) -> Vec<FenceOutlook> {
     let mut outlook = Vec::new();
     for service in plan.services.values() {
-        let own = plan.scenarios.keys().map(String::as_str);
-        let built_in = BUILT_IN_SCENARIOS.iter().map(|(name, _)| *name);
-        let mut scenarios: Vec<&str> = built_in.collect();
-        scenarios.extend(own.filter(|name| !BUILT_IN_SCENARIOS.iter().any(|(known, _)| known == name)));
-        for scenario in scenarios {
+        for scenario in scenarios(plan) {
             outlook.push(FenceOutlook {
                 service: service.name.clone(),
                 scenario: scenario.to_owned(),

@@ -13,7 +13,7 @@ mod recovery;
 mod templates;
 mod version;
 
-pub use fences::{FenceOutlook, fence_outlook};
+pub use fences::{FenceOutlook, fence_outlook, scenarios};
 pub use keys::{KeyReach, key_reach};
 
 use super::model::*;
