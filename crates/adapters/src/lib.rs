@@ -4,4 +4,5 @@
 
 pub mod probe;
 pub mod site;
+pub mod source;
 pub mod traffic;

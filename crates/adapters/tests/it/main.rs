@@ -7,4 +7,7 @@ mod probe;
 mod site_command;
 mod site_conformance;
 mod site_local;
+mod source_files;
+mod source_sqlite;
+mod vault_world;
 mod web;

@@ -1,0 +1,69 @@
+//! Where data comes from and goes back to: the ports `Source`, `Restorer` and `Standby` for each kind of data set.
+//!
+//! Invariant: a kind that cannot stream says so; nothing here pretends to a smaller loss than it can show.
+
+mod files;
+mod sqlite;
+
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use lifeboat_engine::port::PortError;
+use lifeboat_vault::files::Metadata;
+
+pub use files::FilesSource;
+pub use sqlite::SqliteSource;
+
+/// A data set that lies beside its own name until it is promoted, and under which name.
+pub const STANDBY_SUFFIX: &str = ".lifeboat-standby";
+
+/// An error with its causes, in one line.
+fn in_full(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn port_error(what: &str, may_pass: bool, cause: impl Error + Send + Sync + 'static) -> PortError {
+    PortError { message: what.to_owned(), may_pass, source: Some(Box::new(cause)) }
+}
+
+/// Owner, mode and time of a file that must not be opened.
+fn metadata_of(path: &Path) -> Option<Metadata> {
+    let seen = fs::metadata(path).ok()?;
+    Some(Metadata {
+        mode: seen.mode() & 0o7777,
+        uid: seen.uid(),
+        gid: seen.gid(),
+        mtime_seconds: seen.mtime(),
+        mtime_nanos: u32::try_from(seen.mtime_nsec()).unwrap_or(0),
+        xattrs: Vec::new(),
+    })
+}
+
+/// A name of the user's, as a part of a file's name.
+fn plain_name(name: &str) -> String {
+    let plain = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
+        _ => format!("%{byte:02x}"),
+    };
+    name.bytes().map(plain).collect()
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(|| "database".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Makes names in a file's directory durable.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::File::open(directory)?.sync_all()
+}

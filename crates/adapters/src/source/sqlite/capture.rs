@@ -1,0 +1,668 @@
+//! Reads what was committed, in order and without a hole, and hands out consistent snapshots at any place in that
+//! order.
+//!
+//! Invariant: between two `Seen::Changes` (and between a snapshot and the first) nothing that was committed is
+//! missing; where that cannot be shown the answer is `Seen::Broken` and only a new snapshot helps.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::content::{self, ContentError, Head, PIECE_BYTES_MAX};
+use super::hold::{Hold, HoldError, READER_PATIENCE, Reader};
+use super::wal::{Header, Place, Stretch, WalError, read_image};
+
+/// From this many frames on, the log is copied into the database file (SQLite's own default).
+const CHECKPOINT_FRAMES: u32 = 1000;
+/// From this many bytes on, writers are kept out for the moment it takes.
+const CHECKPOINT_BYTES_PRESSING: u64 = 64 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CaptureError {
+    #[error(transparent)]
+    Hold(#[from] HoldError),
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    #[error("cannot pack what changed")]
+    Content(#[from] ContentError),
+}
+
+/// Where a capture stands, so that the next process can go on from there.
+pub(super) type Resume = Place;
+
+/// What one look at the database found.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// Nothing was committed since the last look.
+    Nothing,
+    Changes(Changes),
+    /// Something may be missing since the last look; says why.
+    Broken(String),
+}
+
+#[derive(Debug)]
+pub(super) struct Changes {
+    /// A piece, packed.
+    pub(super) payload: Vec<u8>,
+    pub(super) transactions: u64,
+    pub(super) end: Place,
+}
+
+/// So long may the log become for the sake of a snapshot that is being stored, or as long as the database.
+const SLOW_SNAPSHOT_BYTES_MIN: u64 = 1 << 30;
+/// How often to look at a log's header that is being written, a millisecond apart.
+const LOG_ATTEMPTS: u32 = 200;
+
+/// The two moments around a look at the log: everything committed before `from` is included, nothing after `to` is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) from: Timestamp,
+    pub(super) to: Timestamp,
+}
+
+#[derive(Debug)]
+pub(super) struct Capture {
+    hold: Hold,
+    /// Everything up to here has been read; absent while the database has never had a log.
+    place: Option<Place>,
+    /// For each page in the present log, the last frame up to `place`.
+    overlay: HashMap<u32, u32>,
+    /// The database's size at `place`, if the log says it.
+    database_pages: Option<u32>,
+    /// The read transactions of the snapshots that are being stored.
+    snapshots: Vec<Weak<Mutex<Option<Reader>>>>,
+}
+
+impl Capture {
+    /// Opens the database and stands at its present end, or at `resume` if the log shows that nothing is missing
+    /// since then.
+    pub(super) fn open(path: &Path, resume: Option<Resume>) -> Result<(Capture, bool), CaptureError> {
+        let hold = Hold::open(path)?;
+        let mut capture =
+            Capture { hold, place: None, overlay: HashMap::new(), database_pages: None, snapshots: Vec::new() };
+        if let Some(place) = resume
+            && capture.resume(place)?
+        {
+            return Ok((capture, true));
+        }
+        capture.stand_at_end()?;
+        Ok((capture, false))
+    }
+
+    fn resume(&mut self, place: Place) -> Result<bool, CaptureError> {
+        let Log::Frames { wal, header, frames } = log_of(&mut self.hold)? else { return Ok(false) };
+        if frames < place.frame || !place.is_in(&header, &wal)? {
+            return Ok(false);
+        }
+        let stretch = header.scan(&wal, &header.start(), place.frame)?;
+        if stretch.end != place {
+            return Ok(false);
+        }
+        self.move_to(&stretch, true);
+        Ok(true)
+    }
+
+    fn stand_at_end(&mut self) -> Result<(), CaptureError> {
+        if let Log::Frames { wal, header, frames } = log_of(&mut self.hold)? {
+            let stretch = header.scan(&wal, &header.start(), frames)?;
+            self.move_to(&stretch, true);
+        }
+        Ok(())
+    }
+
+    fn move_to(&mut self, stretch: &Stretch, from_start: bool) {
+        if from_start {
+            self.overlay.clear();
+            self.database_pages = None;
+        }
+        self.overlay.extend(&stretch.frames);
+        if stretch.database_pages != 0 {
+            self.database_pages = Some(stretch.database_pages);
+        }
+        self.place = Some(stretch.end);
+    }
+
+    /// Reads everything that was committed since the last look.
+    pub(super) fn look(&mut self) -> Result<(Moment, Seen), CaptureError> {
+        self.hold.check_identity()?;
+        let from = Timestamp::now();
+        let before = self.place;
+        let mut moved = None;
+        let (to, seen) = self.hold.renew(|hold| {
+            let log = log_of(hold)?;
+            let to = Timestamp::now();
+            let seen = match log {
+                // Somebody has cut it to nothing: it starts again with the next transaction.
+                Log::Empty => Seen::Nothing,
+                Log::Frames { wal, header, frames } => {
+                    // A log that starts again counts its first salt up, or takes any if the writer is another one.
+                    if before.is_some_and(|place| header.salts != place.salts && !header.follows(place.salts))
+                        && !hold.locks_are_alive()
+                    {
+                        Seen::Broken("the locks on the database were lost for a time".to_owned())
+                    } else {
+                        read_on(&wal, &header, frames, before, to, &mut moved)?
+                    }
+                }
+            };
+            Ok::<_, CaptureError>((to, seen))
+        })?;
+        if let Some((stretch, from_start)) = moved {
+            self.move_to(&stretch, from_start);
+        }
+        Ok((Moment { from, to }, seen))
+    }
+
+    pub(super) fn place(&self) -> Option<Place> {
+        self.place
+    }
+
+    /// Whether the log is long enough to be copied into the database file.
+    pub(super) fn wants_checkpoint(&self) -> bool {
+        self.place.is_some_and(|place| place.frame >= CHECKPOINT_FRAMES)
+    }
+
+    /// Copies the log into the database file, so that it can start again. What is committed meanwhile is left for the
+    /// next look, which must follow at once: it is its new read transaction that lets the log start again.
+    pub(super) fn checkpoint(&mut self) -> Result<(), CaptureError> {
+        let state = self.hold.checkpoint()?;
+        tracing::trace!(frames = state.frames, backfilled = state.backfilled, "checkpoint");
+        Ok(())
+    }
+
+    /// Whether the log has become so long that writers should be kept out for a moment.
+    pub(super) fn presses(&self) -> bool {
+        self.place.is_some_and(|place| u64::from(place.frame) * u64::from(place.page_size) > CHECKPOINT_BYTES_PRESSING)
+    }
+
+    /// Gives up the snapshots that are being stored if the log cannot start again because of them and has become longer
+    /// than a vault's slowness may make it.
+    pub(super) fn give_up_slow_snapshots(&mut self) {
+        let log_bytes = self.place.map_or(0, |place| u64::from(place.frame) * u64::from(place.page_size));
+        let database_bytes = self.hold.file().metadata().map_or(0, |metadata| metadata.len());
+        if log_bytes < SLOW_SNAPSHOT_BYTES_MIN.max(database_bytes) {
+            return;
+        }
+        for reader in self.snapshots.drain(..).filter_map(|reader| reader.upgrade()) {
+            reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
+    /// Reads to the end and copies all of the log into the database file while no writer can add to it. Answers what
+    /// was read first; `None` if a writer would not let go.
+    pub(super) fn checkpoint_without_writers(&mut self) -> Result<Option<(Moment, Seen)>, CaptureError> {
+        if !self.hold.begin_without_writers()? {
+            return Ok(None);
+        }
+        let looked = self.look().and_then(|first| {
+            self.checkpoint()?;
+            // Nothing can have been added: this look only begins a read transaction that lets go of the log.
+            self.look()?;
+            Ok(first)
+        });
+        self.hold.end_without_writers();
+        looked.map(Some)
+    }
+
+    /// A consistent copy of the whole database as of the last look. The log cannot start again in the way of it while it lives.
+    pub(super) fn snapshot(&mut self) -> Result<(Moment, Seen, Snapshot), CaptureError> {
+        let reader = Reader::open(self.hold.path(), self.hold.file(), READER_PATIENCE)?;
+        reader.begin()?;
+        let (moment, seen) = self.look()?;
+        let file = self.hold.file().clone();
+        let length = file.metadata().map_err(WalError::Read)?.len();
+        let page_size = match self.place {
+            Some(place) => place.page_size,
+            None => page_size_in(&file)?,
+        };
+        let bytes = match self.database_pages {
+            Some(pages) => u64::from(pages) * u64::from(page_size),
+            None => length,
+        };
+        let wal = self.hold.wal()?;
+        let overlay = self.overlay.clone();
+        let reader = Arc::new(Mutex::new(Some(reader)));
+        self.snapshots.retain(|reader| reader.strong_count() > 0);
+        self.snapshots.push(Arc::downgrade(&reader));
+        let snapshot =
+            Snapshot { reader, file, wal, place: self.place, overlay, page_size, bytes, at: 0, block: Vec::new() };
+        Ok((moment, seen, snapshot))
+    }
+}
+
+fn page_size_in(file: &File) -> Result<u32, CaptureError> {
+    let mut bytes = [0; 2];
+    match file.read_exact_at(&mut bytes, 16) {
+        Ok(()) if bytes == [0, 1] => Ok(65_536),
+        Ok(()) => Ok(u32::from(u16::from_be_bytes(bytes)).max(512)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(4096),
+        Err(error) => Err(WalError::Read(error).into()),
+    }
+}
+
+/// The log as it is published at one moment.
+enum Log {
+    Empty,
+    Frames { wal: Arc<File>, header: Header, frames: u32 },
+}
+
+fn log_of(hold: &mut Hold) -> Result<Log, CaptureError> {
+    for attempt in 0..LOG_ATTEMPTS {
+        let Some(wal) = hold.wal()? else { return Ok(Log::Empty) };
+        let before = Header::read(&wal);
+        let frames = hold.log_state()?.frames;
+        match (before, Header::read(&wal)) {
+            (Ok(None), Ok(None)) if frames == 0 => return Ok(Log::Empty),
+            (Ok(Some(header)), Ok(Some(after))) if header == after => return Ok(Log::Frames { wal, header, frames }),
+            (Err(error @ WalError::Read(_)), _) => return Err(error.into()),
+            (Err(error), _) if attempt + 1 == LOG_ATTEMPTS => return Err(error.into()),
+            // A writer is just writing the header.
+            _ => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    Err(WalError::Header("it changes all the time").into())
+}
+
+/// Reads from `before` to the end of the log. `moved` says where that leads, and whether from the log's beginning.
+fn read_on(
+    wal: &File,
+    header: &Header,
+    frames: u32,
+    before: Option<Place>,
+    seen_at: Timestamp,
+    moved: &mut Option<(Stretch, bool)>,
+) -> Result<Seen, CaptureError> {
+    let (start, restarted) = match before {
+        Some(place) if place.salts == header.salts => (place, false),
+        Some(place) if place.page_size != header.page_size => {
+            return Ok(Seen::Broken("the page size has changed".to_owned()));
+        }
+        _ => (header.start(), true),
+    };
+    if frames == 0 {
+        // The log is about to start again, or has not started: nothing new either way.
+        return Ok(Seen::Nothing);
+    }
+    if frames < start.frame {
+        return Ok(Seen::Broken("the write-ahead log is shorter than it was".to_owned()));
+    }
+    if !restarted && !start.is_in(header, wal)? {
+        return Ok(Seen::Broken("a part of the write-ahead log that was read has changed".to_owned()));
+    }
+    if frames == start.frame {
+        return Ok(Seen::Nothing);
+    }
+    let stretch = match header.scan(wal, &start, frames) {
+        Ok(stretch) => stretch,
+        Err(error @ (WalError::Frame { .. } | WalError::Header(_))) => return Ok(Seen::Broken(error.to_string())),
+        Err(error) => return Err(error.into()),
+    };
+    let page_bytes = u64::from(header.page_size);
+    if stretch.frames.len() as u64 * (page_bytes + 4) > PIECE_BYTES_MAX {
+        let megabytes = stretch.frames.len() as u64 * page_bytes >> 20;
+        return Ok(Seen::Broken(format!("{megabytes} MiB changed at once, which a new snapshot serves better")));
+    }
+    let head = Head {
+        database_pages: stretch.database_pages,
+        end: stretch.end,
+        seen_at,
+        page_count: stretch.frames.len() as u32,
+    };
+    let payload = content::encode(&head, stretch.frames.keys().copied(), |page, image| {
+        let frame = stretch.frames.get(&page).copied().unwrap_or(0);
+        match read_image(wal, header.salts, page, frame, image)? {
+            true => Ok(()),
+            false => Err(CaptureError::Wal(WalError::Frame { frame, what: "it changed while it was held" })),
+        }
+    })?;
+    let changes = Changes { payload, transactions: stretch.transactions, end: stretch.end };
+    *moved = Some((stretch, restarted));
+    Ok(Seen::Changes(changes))
+}
+
+/// Reads a consistent database file, from beginning to end, while it is being written.
+///
+/// Why it is consistent: its read transaction began no later than its place, so no checkpoint puts anything newer than
+/// the place into the database file, and pages in the log come from the log. If the log starts again meanwhile, its
+/// transaction had begun with all of the log in the database file, and then the file has the page.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    /// Absent once it was given up.
+    reader: Arc<Mutex<Option<Reader>>>,
+    file: Arc<File>,
+    wal: Option<Arc<File>>,
+    place: Option<Place>,
+    overlay: HashMap<u32, u32>,
+    page_size: u32,
+    bytes: u64,
+    at: u64,
+    /// What has been read and not been handed out, from its end.
+    block: Vec<u8>,
+}
+
+const SNAPSHOT_BLOCK_BYTES: u64 = 1 << 20;
+
+impl Snapshot {
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn read_block(&self, offset: u64, block: &mut Vec<u8>) -> io::Result<()> {
+        let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if reader.is_none() {
+            return Err(io::Error::other(
+                "the vault took too long, and the snapshot was given up so that the log could start again",
+            ));
+        }
+        let length = SNAPSHOT_BLOCK_BYTES.min(self.bytes - offset) as usize;
+        block.clear();
+        block.resize(length, 0);
+        let mut filled = 0;
+        while filled < length {
+            match self.file.read_at(block.get_mut(filled..).unwrap_or_default(), offset + filled as u64) {
+                // Pages beyond the file's end that are not in the log either were never written: they are free.
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let (Some(wal), Some(place)) = (&self.wal, &self.place) else { return Ok(()) };
+        let page_size = self.page_size as usize;
+        let first = (offset / u64::from(self.page_size)) as u32 + 1;
+        let mut image = vec![0; page_size];
+        for (page, slot) in (first..).zip(block.chunks_exact_mut(page_size)) {
+            let Some(frame) = self.overlay.get(&page) else { continue };
+            if read_image(wal, place.salts, page, *frame, &mut image).map_err(io::Error::other)? {
+                slot.copy_from_slice(&image);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for Snapshot {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let within = (self.at % SNAPSHOT_BLOCK_BYTES) as usize;
+        if self.at >= self.bytes {
+            return Ok(0);
+        }
+        if within == 0 {
+            let mut block = std::mem::take(&mut self.block);
+            let read = self.read_block(self.at, &mut block);
+            self.block = block;
+            read?;
+        }
+        let ready = self.block.get(within..).unwrap_or_default();
+        let count = ready.len().min(out.len());
+        out.get_mut(..count).unwrap_or_default().copy_from_slice(ready.get(..count).unwrap_or_default());
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::super::{apply, content::Piece};
+    use super::*;
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+    use rusqlite::Connection;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    fn open(path: &Path) -> Connection {
+        let database = Connection::open(path).unwrap();
+        database.busy_timeout(Duration::from_secs(20)).unwrap();
+        database
+    }
+
+    fn create(path: &Path, pragmas: &str) -> Connection {
+        let database = open(path);
+        database.execute_batch(pragmas).unwrap();
+        database.execute_batch("create table t(id integer primary key, body blob); create table counter(n); insert into counter values (0)").unwrap();
+        database
+    }
+
+    /// One random transaction; now and then a rollback, a big one, a vacuum or a checkpoint.
+    fn transact(database: &Connection, random: &mut StdRng) {
+        let size = match random.random_range(0..40) {
+            0 => 400_000,
+            1..5 => 20_000,
+            _ => 300,
+        };
+        match random.random_range(0..60) {
+            0 => database.execute_batch("delete from t where id % 3 = 0; ").unwrap(),
+            1 => database.execute_batch("vacuum").unwrap(),
+            2 => drop(database.query_row("pragma wal_checkpoint(truncate)", [], |_| Ok(()))),
+            3 => drop(database.query_row("pragma wal_checkpoint(restart)", [], |_| Ok(()))),
+            4 => drop(database.query_row("pragma wal_checkpoint(passive)", [], |_| Ok(()))),
+            5 => {
+                let bytes = random.random_range(1..3_000_000);
+                database.execute_batch("pragma cache_size=10; begin").unwrap();
+                database.execute("insert into t(body) values (randomblob(?))", [bytes]).unwrap();
+                database
+                    .execute_batch(
+                        "update t set body = randomblob(900) where id % 2 = 0; rollback; pragma cache_size=-2000",
+                    )
+                    .unwrap();
+            }
+            _ => {
+                database.execute_batch("begin immediate").unwrap();
+                database.execute("insert into t(body) values (randomblob(?))", [random.random_range(1..size)]).unwrap();
+                database.execute_batch("update counter set n = n + 1; commit").unwrap();
+            }
+        }
+    }
+
+    fn write_snapshot(mut snapshot: Snapshot, to: &Path) -> File {
+        let mut file = File::options().read(true).write(true).create_new(true).open(to).unwrap();
+        let bytes = snapshot.size_bytes();
+        assert_eq!(io::copy(&mut snapshot, &mut file).unwrap(), bytes);
+        file
+    }
+
+    fn checksums(path: &Path) -> (String, i64, i64) {
+        let copy = path.with_extension("check");
+        std::fs::copy(path, &copy).unwrap();
+        let database = Connection::open(&copy).unwrap();
+        let integrity: String = database.query_row("pragma integrity_check", [], |row| row.get(0)).unwrap();
+        let counts = database
+            .query_row("select (select n from counter), (select count(*) from t)", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .unwrap();
+        (integrity, counts.0, counts.1)
+    }
+
+    /// Writes from a thread while capturing; takes snapshots in between; in the end everything must be the same file.
+    fn capture_while_writing(pragmas: &str, seed: u64, transactions: u32) {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("source.db");
+        let writer = create(&path, pragmas);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (mut capture, resumed) = Capture::open(&path, None).unwrap();
+            assert!(!resumed);
+            let finished = &done;
+            let writing = scope.spawn(move || {
+                let mut random = StdRng::seed_from_u64(seed);
+                for _ in 0..transactions {
+                    transact(&writer, &mut random);
+                }
+                finished.store(true, Ordering::SeqCst);
+                writer
+            });
+            let mut copies: Vec<File> = Vec::new();
+            let mut pieces = 0;
+            let mut rounds = 0;
+            loop {
+                let last_round = done.load(Ordering::SeqCst);
+                let mut add = |seen: Seen, copies: &[File]| match seen {
+                    Seen::Nothing => {}
+                    Seen::Broken(why) => panic!("{why}"),
+                    Seen::Changes(changes) => {
+                        let piece = Piece::decode(&changes.payload).unwrap();
+                        for copy in copies {
+                            apply::apply(&piece, copy).unwrap();
+                        }
+                        pieces += 1;
+                    }
+                };
+                if rounds % 50 == 0 && copies.len() < 6 {
+                    let (_, seen, snapshot) = capture.snapshot().unwrap();
+                    add(seen, &copies);
+                    let copy = write_snapshot(snapshot, &place.path().join(format!("copy{}", copies.len())));
+                    copies.push(copy);
+                }
+                let (_, seen) = capture.look().unwrap();
+                add(seen, &copies);
+                if capture.wants_checkpoint() {
+                    capture.checkpoint().unwrap();
+                    let (_, seen) = capture.look().unwrap();
+                    add(seen, &copies);
+                }
+                if rounds % 100 == 70
+                    && let Some((_, seen)) = capture.checkpoint_without_writers().unwrap()
+                {
+                    add(seen, &copies);
+                }
+                if rounds % 40 == 0 {
+                    let index = rounds / 40 % copies.len();
+                    let (integrity, _, _) = checksums(&place.path().join(format!("copy{index}")));
+                    assert_eq!(integrity, "ok", "copy {index}, round {rounds}");
+                }
+                rounds += 1;
+                if last_round {
+                    break;
+                }
+            }
+            assert!(pieces > 10, "{pieces} pieces");
+            drop(capture);
+            let writer = writing.join().unwrap();
+            writer
+                .query_row("pragma wal_checkpoint(truncate)", [], |row| row.get::<_, i64>(0))
+                .map(|busy| assert_eq!(busy, 0))
+                .unwrap();
+            let source = std::fs::read(&path).unwrap();
+            for index in 0..copies.len() {
+                let copy_path = place.path().join(format!("copy{index}"));
+                let copy = std::fs::read(&copy_path).unwrap();
+                assert_eq!(checksums(&copy_path), checksums(&path));
+                assert_eq!(copy.len(), source.len());
+                let differing: Vec<_> = (0..copy.len() / 512)
+                    .filter(|at| copy[at * 512..at * 512 + 512] != source[at * 512..at * 512 + 512])
+                    .collect();
+                assert!(
+                    differing.is_empty(),
+                    "copy {index} differs from the source in {} blocks: {differing:?}",
+                    differing.len()
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn nothing_is_missed_while_another_writes() {
+        capture_while_writing("pragma journal_mode=wal; pragma synchronous=normal", 1, 400);
+    }
+
+    #[test]
+    fn nothing_is_missed_with_small_pages_and_a_shrinking_file() {
+        capture_while_writing(
+            "pragma page_size=512; pragma auto_vacuum=full; pragma journal_mode=wal; pragma wal_autocheckpoint=10; pragma synchronous=off",
+            2,
+            400,
+        );
+    }
+
+    #[test]
+    fn nothing_is_missed_with_big_pages_and_no_checkpoints_by_the_writer() {
+        capture_while_writing(
+            "pragma page_size=65536; pragma journal_mode=wal; pragma wal_autocheckpoint=0; pragma synchronous=off",
+            3,
+            250,
+        );
+    }
+
+    #[test]
+    fn the_log_does_not_grow_without_bound_under_a_writer_that_never_rests() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("source.db");
+        let writer = create(&path, "pragma journal_mode=wal; pragma wal_autocheckpoint=0; pragma synchronous=off");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (mut capture, _) = Capture::open(&path, None).unwrap();
+            let finished = &done;
+            scope.spawn(move || {
+                let body = vec![7_u8; 20_000];
+                while !finished.load(Ordering::SeqCst) {
+                    writer.execute("insert into t(body) values (?)", [&body]).unwrap();
+                }
+            });
+            let mut restarts = 0;
+            let mut salts = None;
+            let deadline = std::time::Instant::now() + Duration::from_secs(60);
+            while restarts < 2 && std::time::Instant::now() < deadline {
+                capture.look().unwrap();
+                if capture.presses() {
+                    capture.checkpoint_without_writers().unwrap();
+                }
+                let now = capture.place().map(|place| place.salts);
+                restarts += u32::from(salts.is_some() && salts != now);
+                salts = now;
+            }
+            done.store(true, Ordering::SeqCst);
+            assert_eq!(restarts, 2);
+        });
+    }
+
+    #[test]
+    fn a_capture_goes_on_where_the_last_one_was_and_only_if_nothing_is_missing() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("source.db");
+        let writer = create(&path, "pragma journal_mode=wal; pragma wal_autocheckpoint=0");
+        let (capture, _) = Capture::open(&path, None).unwrap();
+        let here = capture.place().unwrap();
+        drop(capture);
+        writer.execute_batch("insert into t values (1, 'a')").unwrap();
+        let (mut capture, resumed) = Capture::open(&path, Some(here)).unwrap();
+        assert!(resumed);
+        let Seen::Changes(changes) = capture.look().unwrap().1 else { panic!("nothing seen") };
+        assert_eq!(changes.transactions, 1);
+        drop(capture);
+        writer
+            .execute_batch(
+                "insert into t values (2, 'b'); pragma wal_checkpoint(restart); insert into t values (3, 'c')",
+            )
+            .unwrap();
+        let (_, resumed) = Capture::open(&path, Some(changes.end)).unwrap();
+        assert!(!resumed, "the log has started again, and `b` was never seen");
+    }
+
+    #[test]
+    fn a_replaced_database_is_noticed() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("source.db");
+        let _writer = create(&path, "pragma journal_mode=wal");
+        let (mut capture, _) = Capture::open(&path, None).unwrap();
+        std::fs::rename(&path, place.path().join("old.db")).unwrap();
+        assert!(matches!(capture.look(), Err(CaptureError::Hold(HoldError::Replaced { .. }))));
+        std::fs::write(&path, b"").unwrap();
+        assert!(matches!(capture.look(), Err(CaptureError::Hold(HoldError::Replaced { .. }))));
+    }
+
+    #[test]
+    fn a_database_that_is_not_in_wal_mode_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("source.db");
+        let _writer = create(&path, "pragma journal_mode=delete");
+        let refused = Capture::open(&path, None).map(drop).unwrap_err();
+        assert!(refused.to_string().ends_with("is not in WAL mode (journal mode is delete)"), "{refused}");
+    }
+}

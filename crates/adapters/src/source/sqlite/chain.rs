@@ -1,0 +1,231 @@
+//! Which full snapshot and which log objects lead to a wanted moment.
+//!
+//! Invariant: the pieces of a way follow its snapshot and one another without a hole; a hole is an error that names the
+//! position, never the end of the way.
+
+use jiff::Timestamp;
+use lifeboat_core::runbook::Target;
+use lifeboat_vault::{Badge, LogEntry, PointInfo, Position, Vault, VaultError};
+
+use super::ledger::position_text;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ChainError {
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    #[error("the vault holds no recovery point of `{dataset}`{until}; name another vault, or another time")]
+    NoPoint { dataset: String, until: String },
+    #[error("the vault holds no recovery point `{id}` of `{dataset}`; `lifeboat points` lists what there is")]
+    NoSuchPoint { dataset: String, id: String },
+    #[error("`{text}` is not a time; write it as 2026-11-21T14:00:00Z")]
+    Time {
+        text: String,
+        #[source]
+        source: jiff::Error,
+    },
+    #[error(
+        "the log of `{dataset}` has a hole: after {after} comes a piece that begins with {found}; restore from another vault, or to a time before {until}"
+    )]
+    Hole { dataset: String, after: String, found: u64, until: Timestamp },
+}
+
+/// The way to a moment: a snapshot, and the pieces to apply to it.
+#[derive(Debug, Clone)]
+pub(super) struct Way {
+    pub(super) base: PointInfo,
+    pub(super) pieces: Vec<LogEntry>,
+    /// Everything committed up to then is in the result.
+    pub(super) reaches: Timestamp,
+    pub(super) is_final: bool,
+    /// What is wrong with the vault's recovery points, whether it matters here or not.
+    pub(super) notes: Vec<String>,
+}
+
+/// When the target is reached; none for the newest.
+pub(super) fn until(target: &Target) -> Result<Option<Timestamp>, ChainError> {
+    match target {
+        Target::At(text) => text.parse().map(Some).map_err(|source| ChainError::Time { text: text.clone(), source }),
+        Target::Newest | Target::Point(_) => Ok(None),
+    }
+}
+
+/// Finds the way that comes nearest to the target.
+pub(super) fn find(vault: &Vault, dataset: &str, target: &Target) -> Result<Way, ChainError> {
+    let points = vault.points(Some(dataset))?;
+    let notes: Vec<String> = points.findings.iter().map(|finding| finding.message.clone()).collect();
+    if let Target::Point(id) = target {
+        let base = points.points.into_iter().find(|point| &point.id == id);
+        let base = base.ok_or_else(|| ChainError::NoSuchPoint { dataset: dataset.to_owned(), id: id.clone() })?;
+        return Ok(Way { reaches: base.taken_at, is_final: base.final_mark, base, pieces: Vec::new(), notes });
+    }
+    let until = until(target)?;
+    let mut best: Option<Way> = None;
+    for base in candidates(points.points, until) {
+        let way = follow(vault, dataset, base, until)?;
+        if best.as_ref().is_none_or(|best| way.reaches > best.reaches) {
+            best = Some(way);
+        }
+    }
+    best.map(|way| Way { notes, ..way }).ok_or_else(|| ChainError::NoPoint {
+        dataset: dataset.to_owned(),
+        until: until.map(|until| format!(" as old as {until}")).unwrap_or_default(),
+    })
+}
+
+/// The newest point of each lineage in the highest epoch, and the newest one outside any epoch.
+fn candidates(mut points: Vec<PointInfo>, until: Option<Timestamp>) -> Vec<PointInfo> {
+    points.retain(|point| point.badge != Badge::Corrupt && until.is_none_or(|until| point.taken_at <= until));
+    points.sort_by_key(|point| (point.taken_at, point.sequence));
+    let epoch = points.iter().map(|point| point.epoch).max().unwrap_or(0);
+    let mut chosen: Vec<PointInfo> = Vec::new();
+    // A writer of a former epoch may have gone on writing, unaware; what it wrote since does not count.
+    for point in points.into_iter().rev().filter(|point| point.epoch == epoch || point.epoch == 0) {
+        let lineage = |point: &PointInfo| point.position.as_ref().map(|position| position.lineage.clone());
+        if !chosen.iter().any(|other| lineage(other) == lineage(&point)) {
+            chosen.push(point);
+        }
+    }
+    chosen
+}
+
+fn follow(vault: &Vault, dataset: &str, base: PointInfo, until: Option<Timestamp>) -> Result<Way, ChainError> {
+    let mut way =
+        Way { reaches: base.taken_at, is_final: base.final_mark, pieces: Vec::new(), notes: Vec::new(), base };
+    if let Some(position) = way.base.position.clone() {
+        let onward = onward(vault, dataset, &position, until)?;
+        way.reaches = onward.reaches.map_or(way.reaches, |reaches| reaches.max(way.reaches));
+        way.is_final |= onward.is_final;
+        way.pieces = onward.pieces;
+    }
+    Ok(way)
+}
+
+/// What a chain holds after a position.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Onward {
+    pub(super) pieces: Vec<LogEntry>,
+    pub(super) reaches: Option<Timestamp>,
+    pub(super) is_final: bool,
+}
+
+pub(super) fn onward(
+    vault: &Vault,
+    dataset: &str,
+    position: &Position,
+    until: Option<Timestamp>,
+) -> Result<Onward, ChainError> {
+    let entries = vault.log_entries(dataset, &position.lineage, Some(position.counter))?;
+    let mut end = position.clone();
+    let mut onward = Onward::default();
+    for entry in entries.into_iter().filter(|entry| entry.timeline == position.timeline) {
+        if let Some(until) = until.filter(|until| entry.source_time > *until) {
+            // Something of the source is known after the wanted moment, so nothing up to it is missing.
+            onward.reaches = Some(until);
+            break;
+        }
+        onward.is_final |= entry.final_mark;
+        onward.reaches = onward.reaches.max(Some(entry.source_time));
+        if joins(dataset, &end, &entry)? {
+            end.counter = entry.last;
+            onward.pieces.push(entry);
+        }
+    }
+    Ok(onward)
+}
+
+/// Whether a piece leads on from `end`; `false` for a mark, or for what is in the state already.
+pub(super) fn joins(dataset: &str, end: &Position, entry: &LogEntry) -> Result<bool, ChainError> {
+    if entry.last <= end.counter {
+        return Ok(false);
+    }
+    let hole = entry.mark || entry.first > end.counter + 1;
+    if hole {
+        let after = position_text(end);
+        return Err(ChainError::Hole {
+            dataset: dataset.to_owned(),
+            after,
+            found: entry.first,
+            until: entry.source_time,
+        });
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    fn entry(first: u64, last: u64, mark: bool) -> LogEntry {
+        LogEntry {
+            dataset: "d".into(),
+            lineage: "l".into(),
+            timeline: 1,
+            number: 0,
+            first,
+            last,
+            source_time: "2026-11-21T14:00:00Z".parse().unwrap(),
+            stored_at: Timestamp::UNIX_EPOCH,
+            mark,
+            final_mark: false,
+            host: "h".into(),
+            key: "k".into(),
+            bytes: 0,
+            hash: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_hole_is_loud_and_an_overlap_is_not() {
+        let end = Position { lineage: "l".into(), timeline: 1, counter: 5 };
+        let joins = |first, last, mark| super::joins("d", &end, &entry(first, last, mark));
+        assert!(joins(6, 9, false).unwrap());
+        assert!(joins(4, 7, false).unwrap());
+        assert!(!joins(3, 5, false).unwrap());
+        assert!(!joins(5, 5, true).unwrap());
+        insta::assert_snapshot!(joins(7, 9, false).unwrap_err(), @"the log of `d` has a hole: after l:1:5 comes a piece that begins with 7; restore from another vault, or to a time before 2026-11-21T14:00:00Z");
+        assert!(joins(8, 8, true).is_err(), "a mark after what was never seen");
+    }
+
+    #[test]
+    fn what_a_former_writer_wrote_since_does_not_count() {
+        let point = |id: &str, epoch, taken_at: &str, lineage: Option<&str>| PointInfo {
+            id: id.into(),
+            dataset: "d".into(),
+            host: "h".into(),
+            sequence: 0,
+            taken_at: taken_at.parse().unwrap(),
+            stored_at: Timestamp::UNIX_EPOCH,
+            position: lineage.map(|lineage| Position { lineage: lineage.into(), timeline: epoch, counter: 0 }),
+            files: 1,
+            bytes: 1,
+            bytes_new: 1,
+            bytes_stored: 1,
+            badge: Badge::Unverified,
+            epoch,
+            schema: None,
+            release: None,
+            final_mark: false,
+            key: String::new(),
+            hash: String::new(),
+        };
+        let points = vec![
+            point("old", 1, "2026-11-21T14:00:00Z", Some("a")),
+            point("stale", 1, "2026-11-21T14:09:00Z", Some("a")),
+            point("first", 2, "2026-11-21T14:05:00Z", Some("b")),
+            point("second", 2, "2026-11-21T14:06:00Z", Some("b")),
+            point("broken", 2, "2026-11-21T14:07:00Z", Some("c")),
+            point("by-hand", 0, "2026-11-21T14:08:00Z", None),
+        ];
+        let ids = |until: Option<&str>| -> Vec<String> {
+            candidates(points.clone(), until.map(|until| until.parse().unwrap()))
+                .into_iter()
+                .map(|point| point.id)
+                .collect()
+        };
+        assert_eq!(ids(None), ["by-hand", "broken", "second"]);
+        assert_eq!(ids(Some("2026-11-21T14:05:30Z")), ["first"]);
+        assert_eq!(ids(Some("2026-11-21T14:01:00Z")), ["old"]);
+        assert!(ids(Some("2026-11-21T13:00:00Z")).is_empty());
+    }
+}
