@@ -7,6 +7,7 @@ mod completions;
 mod dns;
 mod explain;
 mod key;
+mod run;
 mod schema;
 
 use crate::error::{CommandError, Exit};
@@ -16,6 +17,7 @@ use crate::ui::Ui;
 pub(crate) enum Command {
     Check(check::Args),
     Explain(explain::Args),
+    Run(run::Args),
     Schema(schema::Args),
     Completions(completions::Args),
     Dns(dns::Args),
@@ -26,6 +28,7 @@ pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
     match command {
         Command::Check(args) => check::run(args, ui),
         Command::Explain(args) => explain::run(args, ui),
+        Command::Run(args) => run::run(args, ui),
         Command::Schema(args) => schema::run(args, ui),
         Command::Completions(args) => completions::run(args, ui),
         Command::Dns(args) => dns::run(args, ui),
