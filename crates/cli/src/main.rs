@@ -3,7 +3,10 @@
 //! Invariant: every way out of a command goes through `finish`, so that exit codes and the shape of errors are the same everywhere.
 
 mod commands;
+mod door;
 mod error;
+mod files_progress;
+mod interrupt;
 mod plan_file;
 mod report;
 mod ui;

@@ -142,6 +142,12 @@ impl Ui {
         self.write_stderr(format_args!("{on}warning{off}: {text}\n"));
     }
 
+    /// Something that is wrong and stands, though the work was done, on stderr.
+    pub(crate) fn alarm(&self, text: impl Display) {
+        let (on, off) = if self.colour_on_stderr() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+        self.write_stderr(format_args!("{on}alarm{off}: {text}\n"));
+    }
+
     pub(crate) fn write_stderr(&self, text: std::fmt::Arguments<'_>) {
         // With stderr gone there is nobody left to tell.
         let _ = io::stderr().lock().write_fmt(text);

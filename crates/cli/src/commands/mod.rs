@@ -2,13 +2,17 @@
 //!
 //! Invariant: a verb prints through `Ui` only, and ends in an `Exit` or a `CommandError`.
 
+mod backup;
 mod check;
 mod completions;
 mod dns;
 mod explain;
 mod key;
+pub(crate) mod points;
+mod restore;
 mod run;
 mod schema;
+mod vault;
 
 use crate::error::{CommandError, Exit};
 use crate::ui::Ui;
@@ -22,6 +26,10 @@ pub(crate) enum Command {
     Completions(completions::Args),
     Dns(dns::Args),
     Key(key::Args),
+    Vault(vault::Args),
+    Backup(backup::Args),
+    Points(points::Args),
+    Restore(restore::Args),
 }
 
 pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
@@ -33,6 +41,10 @@ pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
         Command::Completions(args) => completions::run(args, ui),
         Command::Dns(args) => dns::run(args, ui),
         Command::Key(args) => key::run(args, ui),
+        Command::Vault(args) => vault::run(args, ui),
+        Command::Backup(args) => backup::run(args, ui),
+        Command::Points(args) => points::run(args, ui),
+        Command::Restore(args) => restore::run(args, ui),
     }
 }
 

@@ -1,0 +1,114 @@
+//! `lifeboat restore`: brings back a data set or a whole service, all of it or a part, as it was at a moment.
+//!
+//! Invariant: nothing is written before it is known which point is meant and that the key opens it; what does not verify is
+//! never called restored.
+
+mod bring;
+mod which;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use self::bring::Brought;
+use crate::door::{self, VaultArgs};
+use crate::error::{CommandError, Exit};
+use crate::interrupt;
+use crate::ui::Ui;
+
+/// Restore a data set, or a service at one consistent moment, to a directory
+///
+/// Without --at or --point the newest recovery point. The directory must be new or empty, unless --in-place. An interrupted
+/// restore goes on when it is run again. Works on any machine that has a key and reaches the vault.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A data set (its name, or the end of it) or a service of the plan; not needed where the vault has only one data set
+    #[arg(value_name = "DATASET|SERVICE")]
+    what: Option<String>,
+    #[command(flatten)]
+    vault: VaultArgs,
+    /// A key that opens the vault; may be given several times
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
+    /// Where to; each data set of a service goes into a directory of its own in it
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// As it was at this moment: 2026-11-21T14:00:00Z
+    #[arg(long, value_name = "TIME", conflicts_with = "point")]
+    at: Option<String>,
+    /// This recovery point: as `lifeboat points` shows it, or the end of it
+    #[arg(long, value_name = "ID")]
+    point: Option<String>,
+    /// Only this path (relative to what was backed up); may be given several times
+    #[arg(long, value_name = "PATH")]
+    path: Vec<PathBuf>,
+    /// The host that took the points, where several did
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    /// Over what is in the directory, writing only what differs
+    #[arg(long)]
+    in_place: bool,
+    /// With --in-place: remove what the recovery point does not have
+    #[arg(long, requires = "in_place")]
+    delete_extra: bool,
+    /// Do not ask before changing what is in the directory
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    point: String,
+    dataset: String,
+    host: String,
+    taken_at: jiff::Timestamp,
+    to: String,
+    files: u64,
+    bytes: u64,
+    bytes_written: u64,
+    seconds: f64,
+    verified: bool,
+    resumed: bool,
+    notes: Vec<String>,
+    findings: Vec<lifeboat_vault::Finding>,
+}
+
+pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
+    let tasks = which::find(&args, ui)?;
+    if args.in_place {
+        let what = if args.delete_extra { "and what is extra is removed" } else { "and what is extra stays" };
+        let to = args.to.display();
+        ui.confirm(&format!("What is in {to} is changed to the recovery point, {what}. Restore?"), args.yes)?;
+    }
+    let cancel = interrupt::listen(ui)?;
+    let mut exit = Exit::Done;
+    let mut shown = Vec::new();
+    for task in tasks {
+        let mut new = task.findings.clone();
+        new.retain(|finding| !shown.contains(finding));
+        door::show(&new, ui);
+        shown.extend(new);
+        let brought = bring::bring(&task, &args, &cancel, ui)?;
+        if door::ends(&task.findings) != Exit::Done || !brought.restored.verified {
+            exit = Exit::Finding;
+        }
+        brought.say(ui);
+        let Brought { point, to, restored, seconds } = brought;
+        ui.event(&Report {
+            point: point.id,
+            dataset: point.dataset,
+            host: point.host,
+            taken_at: point.taken_at,
+            to: to.to_string_lossy().into_owned(),
+            files: restored.files,
+            bytes: restored.bytes,
+            bytes_written: restored.written_bytes,
+            seconds,
+            verified: restored.verified,
+            resumed: restored.resumed,
+            notes: restored.notes.iter().map(|note| format!("{}: {}", note.path.display(), note.what)).collect(),
+            findings: task.findings,
+        })?;
+    }
+    Ok(exit)
+}

@@ -1,0 +1,121 @@
+//! `lifeboat vault stat` and `lifeboat vault check`.
+
+use std::path::PathBuf;
+
+use lifeboat_core::units::Size;
+use lifeboat_vault::{CheckOptions, CheckReport, DatasetStat, Severity};
+use serde::Serialize;
+
+use crate::commands::points::time;
+use crate::door::{self, VaultArgs};
+use crate::error::{CommandError, Exit};
+use crate::report;
+use crate::ui::Ui;
+
+/// Show what lies in a vault, and who owns it
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatArgs {
+    #[command(flatten)]
+    vault: VaultArgs,
+}
+
+/// Check a vault: its structure without keys, its contents with them
+///
+/// Ends with exit code 3 if anything is lost, damaged, forged, rolled back or not as it should be.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    vault: VaultArgs,
+    /// A key that opens the vault: what is sealed is checked, too; may be given several times
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
+    /// Read every pack: against its name without a key, every chunk against its id with one
+    #[arg(long)]
+    read_data: bool,
+}
+
+#[derive(Serialize)]
+struct Checked<'a> {
+    sound: bool,
+    with_key: bool,
+    read_data: bool,
+    #[serde(flatten)]
+    report: &'a CheckReport,
+}
+
+pub(crate) fn stat(args: StatArgs, ui: &Ui) -> Result<Exit, CommandError> {
+    let vault = args.vault.find(ui)?.open(ui)?;
+    let stat = vault.stat().map_err(CommandError::of_vault)?;
+    ui.line(format_args!("vault {} at {}", stat.vault, vault.storage().location()));
+    ui.line(format_args!("owner {}", stat.owner));
+    ui.line(format_args!(
+        "{} recipients, roster version {}, {} objects, {}",
+        stat.recipients,
+        stat.roster_version,
+        stat.objects,
+        Size(stat.bytes).rounded()
+    ));
+    if !stat.datasets.is_empty() {
+        let rows: Vec<Vec<String>> = stat.datasets.iter().map(row).collect();
+        ui.line(report::table(&["DATA SET", "POINTS", "NEWEST", "SIZE", "STORED"], &rows).trim_end());
+    }
+    ui.document(&stat)?;
+    let findings = vault.findings();
+    door::show(&findings, ui);
+    Ok(door::ends(&findings))
+}
+
+fn row(dataset: &DatasetStat) -> Vec<String> {
+    vec![
+        dataset.dataset.clone(),
+        dataset.points.to_string(),
+        dataset.newest.map(time).unwrap_or_default(),
+        Size(dataset.bytes).rounded(),
+        Size(dataset.bytes_stored).rounded(),
+    ]
+}
+
+pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
+    let named = args.vault.find(ui)?;
+    let options = CheckOptions { read_data: args.read_data };
+    ui.note("checking");
+    let with_key = !args.key.is_empty();
+    let checked = match with_key {
+        false => named.open(ui)?.check(options),
+        true => named.unlock(&args.key, ui)?.check(options),
+    };
+    let report = checked.map_err(CommandError::of_vault)?;
+    let sound = report.is_sound();
+    ui.document(&Checked { sound, with_key, read_data: args.read_data, report: &report })?;
+    door::show(&report.findings, ui);
+    ui.line(format_args!(
+        "{} recovery points, {} packs, {} log objects; {}",
+        report.points,
+        report.packs,
+        report.log_objects,
+        depth(&report, with_key, args.read_data)
+    ));
+    let stands = report.findings.iter().filter(|finding| finding.severity != Severity::Note).count();
+    ui.line(match (stands, sound) {
+        (0, _) => "nothing wrong found".to_owned(),
+        (1, true) => "1 finding, nothing lost or damaged".to_owned(),
+        (count, true) => format!("{count} findings, nothing lost or damaged"),
+        (1, false) => "1 finding".to_owned(),
+        (count, false) => format!("{count} findings"),
+    });
+    Ok(if stands == 0 { Exit::Done } else { Exit::Finding })
+}
+
+/// How deep the check went, and what it left out.
+fn depth(report: &CheckReport, with_key: bool, read_data: bool) -> String {
+    match (with_key, read_data) {
+        (false, false) => "structure checked; contents not read (--read-data), nothing opened (--key FILE)".to_owned(),
+        (false, true) => format!("{} read against packs' names; nothing opened (--key FILE)", read(report)),
+        (true, false) => "structure and recovery points checked; contents not read (--read-data)".to_owned(),
+        (true, true) => format!("{} and {} chunks read and verified", read(report), report.chunks_read),
+    }
+}
+
+fn read(report: &CheckReport) -> String {
+    Size(report.bytes_read).rounded()
+}

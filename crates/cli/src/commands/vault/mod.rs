@@ -1,0 +1,37 @@
+//! `lifeboat vault`: makes a vault, looks after it, and decides who writes to it and who opens it.
+//!
+//! Invariant: whatever changes the roster or the recipients is done with the owner's key, and is said.
+
+mod check;
+mod enroll;
+mod init;
+mod recipients;
+
+use crate::error::{CommandError, Exit};
+use crate::ui::Ui;
+
+/// Make a vault, look after it, and say who writes to it and who opens it
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    Init(init::Args),
+    Stat(check::StatArgs),
+    Check(check::Args),
+    Enroll(enroll::Args),
+    Recipients(recipients::Args),
+}
+
+pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
+    match args.verb {
+        Verb::Init(args) => init::run(args, ui),
+        Verb::Stat(args) => check::stat(args, ui),
+        Verb::Check(args) => check::run(args, ui),
+        Verb::Enroll(args) => enroll::run(args, ui),
+        Verb::Recipients(args) => recipients::run(args, ui),
+    }
+}
