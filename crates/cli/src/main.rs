@@ -9,7 +9,9 @@ mod files_progress;
 mod interrupt;
 mod plan_file;
 mod report;
+mod run_ui;
 mod ui;
+mod wiring;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

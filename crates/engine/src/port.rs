@@ -275,15 +275,6 @@ impl std::fmt::Debug for Streaming {
     }
 }
 
-impl std::fmt::Debug for Streaming {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Streaming::Started(_) => f.write_str("Started"),
-            Streaming::PointsOnly { why } => f.debug_struct("PointsOnly").field("why", why).finish(),
-        }
-    }
-}
-
 /// A running stream. Dropping it stops it, too.
 pub trait LogStream: Send + Sync {
     fn status(&self) -> StreamStatus;

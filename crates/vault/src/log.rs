@@ -20,6 +20,9 @@ use crate::storage::Put;
 const KIND: &str = "vault.log";
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 
+/// A writer notes its own head in the host's state after so many appends.
+const REMEMBER_EVERY: u64 = 32;
+
 /// What is appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogPiece {
@@ -426,6 +429,11 @@ impl LogWriter {
         let opened = open(&self.vault.roster(), &self.dataset, &self.lineage, self.timeline, self.next, bytes)?;
         self.previous = Some(opened.hash);
         self.next += 1;
+        // Now and then, so that a log that is rolled back is noticed without slowing each append.
+        if opened.entry.final_mark || self.next.is_multiple_of(REMEMBER_EVERY) {
+            let chain = chain(&self.dataset, &self.lineage, self.timeline);
+            self.vault.remember_head(&chain, opened.entry.number, opened.hash.0)?;
+        }
         self.last = Some(opened.entry.clone());
         Ok(opened.entry)
     }

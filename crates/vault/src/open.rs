@@ -462,8 +462,9 @@ pub struct Unlocked {
     vault: Vault,
     pub(crate) owner_key: Option<Arc<SigningKey>>,
     pub(crate) refs: Option<Identity>,
-    pub(crate) contents: BTreeMap<String, Identity>,
-    pub(crate) given: usize,
+    /// Content keys opened so far; a data set that appears later is opened when it is first asked for.
+    contents: Arc<Mutex<BTreeMap<String, Identity>>>,
+    identities: Vec<Identity>,
     findings: Vec<Finding>,
     /// Data sets whose content key did not open for another reason than a wrong key: the object and why.
     broken: BTreeMap<String, (String, String)>,
@@ -471,7 +472,7 @@ pub struct Unlocked {
 
 impl std::fmt::Debug for Unlocked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let opened: Vec<&String> = self.contents.keys().collect();
+        let opened: Vec<String> = lock(&self.contents).keys().cloned().collect();
         f.debug_struct("Unlocked").field("vault", &self.vault).field("datasets", &opened).finish_non_exhaustive()
     }
 }
@@ -490,8 +491,8 @@ impl Unlocked {
             vault,
             owner_key: None,
             refs: None,
-            contents: BTreeMap::new(),
-            given: identities.len(),
+            contents: Arc::default(),
+            identities: identities.to_vec(),
             findings: Vec::new(),
             broken: BTreeMap::new(),
         };
@@ -513,9 +514,15 @@ impl Unlocked {
         for dataset in keys::datasets(&**unlocked.vault.storage())? {
             let Some(text) = unlocked.try_pair(Pair::Content(&dataset), identities, &mut trouble)? else { continue };
             let Ok(identity) = text.parse::<Identity>() else { continue };
-            unlocked.contents.insert(dataset, identity);
+            lock(&unlocked.contents).insert(dataset, identity);
         }
-        let nothing = unlocked.owner_key.is_none() && unlocked.refs.is_none() && unlocked.contents.is_empty();
+        // A standby may come before the data set that it is to follow.
+        let roster = unlocked.vault.roster();
+        let declared = |i: &Identity| roster.holders.iter().any(|h| h.recipient == i.recipient().to_string());
+        let nothing = unlocked.owner_key.is_none()
+            && unlocked.refs.is_none()
+            && lock(&unlocked.contents).is_empty()
+            && !identities.iter().any(declared);
         match trouble {
             Some(error) if nothing => Err(error),
             _ => Ok(unlocked),
@@ -580,7 +587,11 @@ impl Unlocked {
 
     /// Data sets whose contents can be read.
     pub fn datasets(&self) -> Vec<String> {
-        self.contents.keys().cloned().collect()
+        // One that appeared since is opened here; one that does not open is another key's.
+        for dataset in keys::datasets(&**self.storage()).unwrap_or_default() {
+            let _ = self.content(&dataset);
+        }
+        lock(&self.contents).keys().cloned().collect()
     }
 
     /// Whether the owner's key was opened: enrolment, revocation and recipients need it.
@@ -588,25 +599,25 @@ impl Unlocked {
         self.owner_key.is_some()
     }
 
-    pub(crate) fn content(&self, dataset: &str) -> Result<&Identity> {
-        if let Some(identity) = self.contents.get(dataset) {
-            return Ok(identity);
+    pub(crate) fn content(&self, dataset: &str) -> Result<Identity> {
+        if let Some(identity) = lock(&self.contents).get(dataset) {
+            return Ok(identity.clone());
         }
         if let Some((object, why)) = self.broken.get(dataset) {
             return Err(VaultError::damaged(object, why));
         }
         let pair = Pair::Content(dataset);
-        match keys::stated(&**self.storage(), &self.roster(), pair)? {
-            None => Err(VaultError::invalid(
-                format!("data set {dataset}"),
-                "the vault has no such data set (`lifeboat points` lists them)",
-            )),
-            Some(stated) => Err(VaultError::WrongKey {
-                object: pair.describe(),
-                given: self.given,
-                recipients: stated.statement.recipients.join(", "),
-            }),
+        let Some(stated) = keys::stated(&**self.storage(), &self.roster(), pair)? else {
+            let why = "the vault has no such data set yet (`lifeboat points` lists them)";
+            return Err(VaultError::invalid(format!("data set {dataset}"), why));
+        };
+        self.check_stated(pair, &stated)?;
+        let identity: Identity = keys::open_private(&**self.storage(), pair, &stated, &self.identities)?.parse()?;
+        if identity.recipient().to_string() != stated.statement.public {
+            return Err(VaultError::untrusted(stated.file_key(), "it holds another key than its statement names"));
         }
+        lock(&self.contents).insert(dataset.to_owned(), identity.clone());
+        Ok(identity)
     }
 
     pub(crate) fn owner_key(&self) -> Result<&SigningKey> {
@@ -631,7 +642,7 @@ impl Unlocked {
             return Err(VaultError::untrusted(&point.key, "it was replaced since it was first read"));
         }
         let plain = crate::seal::unseal_frame(
-            [content],
+            [&content],
             &snapshot.key,
             &snapshot.head.sealed,
             2 * crate::snapshot::ROOT_BYTES_MAX,
@@ -644,7 +655,7 @@ impl Unlocked {
     pub fn read_log(&self, entry: &LogEntry) -> Result<Vec<u8>> {
         let content = self.content(&entry.dataset)?;
         let sealed = crate::log::read_sealed(&self.vault, entry)?;
-        crate::seal::unseal_frame([content], &entry.key, &sealed, crate::log::PAYLOAD_BYTES_MAX)
+        crate::seal::unseal_frame([&content], &entry.key, &sealed, crate::log::PAYLOAD_BYTES_MAX)
             .map_err(|_| VaultError::damaged(&entry.key, "its payload does not open with the content key"))
     }
 }

@@ -62,7 +62,7 @@ impl Unlocked {
     /// Opens a data set's chunks for reading.
     pub fn source(&self, dataset: &str) -> Result<Source> {
         self.refresh()?;
-        let content = self.content(dataset)?.clone();
+        let content = self.content(dataset)?;
         let mut source = Source {
             vault: Vault::clone(self),
             vault_id: self.id(),

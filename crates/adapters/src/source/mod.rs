@@ -3,6 +3,7 @@
 //! Invariant: a kind that cannot stream says so; nothing here pretends to a smaller loss than it can show.
 
 mod files;
+mod kinds;
 mod sqlite;
 
 use std::error::Error;
@@ -15,6 +16,7 @@ use lifeboat_engine::port::PortError;
 use lifeboat_vault::files::Metadata;
 
 pub use files::FilesSource;
+pub use kinds::{restorer_for, source_for};
 pub use sqlite::SqliteSource;
 
 /// A data set that lies beside its own name until it is promoted, and under which name.

@@ -569,6 +569,7 @@ fn other_reaches_are_refused_clearly() {
         region: None,
         organization: None,
         jurisdiction: None,
+        bandwidth: None,
         hosts: Default::default(),
     };
     let refused = |reach| site_from_plan("paris", &site(reach), &SiteSettings::default()).err().unwrap().message;

@@ -6,12 +6,16 @@ mod backup;
 mod check;
 mod completions;
 mod dns;
+mod evidence;
 mod explain;
 mod key;
 pub(crate) mod points;
+mod protect;
+mod recover;
 mod restore;
 mod run;
 mod schema;
+mod supervise;
 mod vault;
 
 use crate::error::{CommandError, Exit};
@@ -21,35 +25,48 @@ use crate::ui::Ui;
 pub(crate) enum Command {
     Check(check::Args),
     Explain(explain::Args),
-    Run(run::Args),
     Schema(schema::Args),
-    Completions(completions::Args),
-    Dns(dns::Args),
     Key(key::Args),
     Vault(vault::Args),
     Backup(backup::Args),
     Points(points::Args),
     Restore(restore::Args),
+    Protect(protect::Args),
+    Dns(dns::Args),
+    Runbook(recover::runbook::Args),
+    Failover(recover::failover::Args),
+    Failback(recover::failback::Args),
+    Drill(recover::drill::Args),
+    Run(run::Args),
+    Evidence(evidence::Args),
+    Supervise(supervise::Args),
+    Completions(completions::Args),
 }
 
 pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
     match command {
         Command::Check(args) => check::run(args, ui),
         Command::Explain(args) => explain::run(args, ui),
-        Command::Run(args) => run::run(args, ui),
         Command::Schema(args) => schema::run(args, ui),
-        Command::Completions(args) => completions::run(args, ui),
-        Command::Dns(args) => dns::run(args, ui),
         Command::Key(args) => key::run(args, ui),
         Command::Vault(args) => vault::run(args, ui),
         Command::Backup(args) => backup::run(args, ui),
         Command::Points(args) => points::run(args, ui),
         Command::Restore(args) => restore::run(args, ui),
+        Command::Protect(args) => protect::run(args, ui),
+        Command::Dns(args) => dns::run(args, ui),
+        Command::Runbook(args) => recover::runbook::run(args, ui),
+        Command::Failover(args) => recover::failover::run(args, ui),
+        Command::Failback(args) => recover::failback::run(args, ui),
+        Command::Drill(args) => recover::drill::run(args, ui),
+        Command::Run(args) => run::run(args, ui),
+        Command::Evidence(args) => evidence::run(args, ui),
+        Command::Supervise(args) => supervise::run(args, ui),
+        Command::Completions(args) => completions::run(args, ui),
     }
 }
 
 /// Runs the async part of a verb to its end, on a runtime of its own.
-#[allow(dead_code, reason = "for the verbs that need the engine")]
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, CommandError>>) -> Result<T, CommandError> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
 }

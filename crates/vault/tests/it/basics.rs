@@ -133,10 +133,15 @@ fn a_standby_key_opens_its_data_set_only_and_inherits_it() {
         place: "site b".into(),
     };
     let world = World::with_holders(vec![holder]);
+    // The standby may come before there is anything to follow.
+    let early = unlock(world.storage.clone(), &world.fingerprint, &standby).unwrap();
+    assert!(early.datasets().is_empty() && matches!(early.source("app"), Err(VaultError::Invalid { .. })));
     let point = back_up(&world.vault, "app", 1, 40).unwrap();
     let secret = back_up(&world.vault, "secret", 2, 5).unwrap();
     let unlocked = unlock(world.storage.clone(), &world.fingerprint, &standby).unwrap();
     assert_eq!(unlocked.datasets(), ["app"]);
+    assert_eq!(early.datasets(), ["app"]);
+    assert!(is_right(&early, &point, 1, 40).unwrap());
     assert!(is_right(&unlocked, &point, 1, 40).unwrap());
     assert!(matches!(unlocked.read_root(&secret), Err(VaultError::WrongKey { .. })));
     assert!(matches!(unlocked.source("secret"), Err(VaultError::WrongKey { .. })));

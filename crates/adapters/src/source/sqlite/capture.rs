@@ -305,7 +305,7 @@ fn read_on(
     };
     let page_bytes = u64::from(header.page_size);
     if stretch.frames.len() as u64 * (page_bytes + 4) > PIECE_BYTES_MAX {
-        let megabytes = stretch.frames.len() as u64 * page_bytes >> 20;
+        let megabytes = (stretch.frames.len() as u64 * page_bytes) >> 20;
         return Ok(Seen::Broken(format!("{megabytes} MiB changed at once, which a new snapshot serves better")));
     }
     let head = Head {

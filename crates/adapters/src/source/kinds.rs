@@ -1,0 +1,45 @@
+//! Which source and which restorer a data set of the plan has.
+//!
+//! Invariant: a kind that this version does not know is refused by name, before anything is read or written.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lifeboat_core::plan;
+use lifeboat_engine::port::{PortError, Restorer, Source};
+
+use super::{FilesSource, SqliteSource};
+
+/// The source of a data set that lies at `path` here; `state` is a directory for its caches.
+pub fn source_for(source: &plan::Source, path: &Path, state: &Path) -> Result<Arc<dyn Source>, PortError> {
+    match source {
+        plan::Source::Files { exclude, .. } => Ok(Arc::new(files(path, exclude, Some(state))?)),
+        plan::Source::Sqlite { .. } => Ok(Arc::new(SqliteSource::new(path, state))),
+        other => Err(unknown(other)),
+    }
+}
+
+/// What brings data of this kind back; it is told where to with each request.
+pub fn restorer_for(source: &plan::Source) -> Result<Arc<dyn Restorer>, PortError> {
+    match source {
+        plan::Source::Files { exclude, .. } => Ok(Arc::new(files(Path::new(""), exclude, None)?)),
+        plan::Source::Sqlite { .. } => Ok(Arc::new(SqliteSource::new("", ""))),
+        other => Err(unknown(other)),
+    }
+}
+
+fn files(path: &Path, exclude: &[String], state: Option<&Path>) -> Result<FilesSource, PortError> {
+    FilesSource::new(path, exclude, state.map(Path::to_owned)).map_err(|error| {
+        PortError::new("a pattern in `exclude` cannot be read; `lifeboat check` says where").because(error)
+    })
+}
+
+fn unknown(source: &plan::Source) -> PortError {
+    let kind = match source {
+        plan::Source::Postgres { .. } => "postgres",
+        plan::Source::Mariadb { .. } => "mariadb",
+        plan::Source::Command { .. } => "command",
+        _ => "a source of this kind",
+    };
+    PortError::new(format!("this version protects files and sqlite; {kind} comes later"))
+}

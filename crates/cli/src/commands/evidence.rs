@@ -1,0 +1,55 @@
+//! `lifeboat evidence`: the report of a run.
+
+use std::path::PathBuf;
+
+use lifeboat_engine::evidence::{Evidence, page, seal, verify};
+
+use crate::error::{CommandError, Exit, Explain};
+use crate::ui::Ui;
+use crate::wiring::Wiring;
+
+/// Write the report of a run: a page for people, or a signed document for programs
+///
+/// The evidence is a rendering of the run's journal, whose chain is checked first. A file that ends in .json gets the
+/// signed document, every other one the page. --verify checks such a document, with nothing else at hand.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The run
+    #[arg(required_unless_present = "verify")]
+    run: Option<String>,
+    /// Where to; a name ending in .json gets JSON, every other one HTML
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Check a signed document instead
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "output"])]
+    verify: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
+    if let Some(path) = args.verify {
+        let text = std::fs::read(&path).saying(|| format!("{} cannot be read", path.display()))?;
+        let (document, signer) = verify(&text)?;
+        ui.line(format_args!("{}: sound, signed by {} ({signer})", document.evidence.run, signer.fingerprint()));
+        return Ok(Exit::Done);
+    }
+    let run = args.run.unwrap_or_default();
+    let wiring = Wiring::open(ui)?;
+    let recorded = wiring.journal()?.read(&run)?;
+    let evidence = Evidence::of(&recorded.entries, &recorded.head.hash, None)?;
+    let sealed = seal(&run, recorded.sealed, None, wiring.state.signing_key())?;
+    let as_json = ui.is_json() && args.output.is_none()
+        || args.output.as_ref().is_some_and(|path| path.extension().is_some_and(|extension| extension == "json"));
+    let bytes = if as_json {
+        serde_json::to_vec_pretty(&sealed)?
+    } else {
+        page(&evidence, Some(&sealed.signature)).into_bytes()
+    };
+    match args.output {
+        Some(path) => {
+            std::fs::write(&path, bytes).saying(|| format!("{} cannot be written", path.display()))?;
+            ui.line(path.display());
+        }
+        None => ui.raw(&bytes),
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,210 @@
+//! Puts a plan's parts together for a verb: state, vaults, arbiter, sites, probes.
+//!
+//! Invariant: who is believed in the arbiter is who is on the roster of a vault whose owner the plan names, or was when
+//! one could last be read.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use jiff::Timestamp;
+use lifeboat_adapters::clock::MachineClock;
+use lifeboat_adapters::probe::NetworkProbe;
+use lifeboat_adapters::site::{LocalSite, LocalSiteConfig, SiteSettings, site_from_plan};
+use lifeboat_core::plan::{Name, Plan, Reach, Service, Site as PlanSite};
+use lifeboat_core::runbook::compile::Inventory;
+use lifeboat_core::runbook::place::Isolation;
+use lifeboat_engine::arbitrate::{Arbiter, Trusted};
+use lifeboat_engine::journal::Journal;
+use lifeboat_engine::perform::World;
+use lifeboat_engine::port::{Clock, Site};
+use lifeboat_engine::recovery::Vaults;
+use lifeboat_engine::vaults::VaultPlace;
+use lifeboat_vault::storage;
+use lifeboat_vault::{Identity, PublicKey, State};
+
+use crate::error::{CommandError, Explain, Kind};
+use crate::plan_file::{self, Loaded};
+use crate::ui::Ui;
+
+/// A plan and everything this machine needs to act on it.
+pub(crate) struct Wiring {
+    pub(crate) loaded: Loaded,
+    pub(crate) state: State,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) arbiter: Arc<Arbiter>,
+    pub(crate) vaults: BTreeMap<Name, VaultPlace>,
+}
+
+impl Wiring {
+    /// Reads the plan, opens this host's state and the arbiter, and learns from the vaults whom to believe.
+    pub(crate) fn open(ui: &Ui) -> Result<Wiring, CommandError> {
+        let loaded = plan_file::load(ui)?;
+        let state = State::open(&ui.state_directory()?, None)?;
+        let clock: Arc<dyn Clock> = Arc::new(MachineClock::default());
+        let vaults: BTreeMap<Name, VaultPlace> =
+            loaded.plan.vaults.keys().map(|name| (name.clone(), vault_place(&loaded.plan, name, &state))).collect();
+        let url = match &loaded.plan.arbiter {
+            Some(arbiter) => arbiter.url.clone(),
+            None => {
+                return Err(CommandError::new(
+                    Kind::Plan,
+                    "the plan has no [arbiter]: nothing could decide who may write",
+                )
+                .hint("add [arbiter] with a url outside every site"));
+            }
+        };
+        let storage = storage::open(&url).saying(|| format!("the arbiter's storage {url} cannot be opened"))?;
+        let trusted = trusted(&vaults, &state, ui)?;
+        let arbiter = Arc::new(Arbiter::new(storage, Arc::new(state.clone()), trusted, Arc::clone(&clock)));
+        Ok(Wiring { loaded, state, clock, arbiter, vaults })
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.loaded.plan
+    }
+
+    pub(crate) fn service(&self, name: &str) -> Result<&Service, CommandError> {
+        self.plan().services.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.plan().services.keys().map(String::as_str).collect();
+            CommandError::usage(format!("the plan has no service `{name}`; it has: {}", known.join(", ")))
+        })
+    }
+
+    pub(crate) fn journal(&self) -> Result<Journal, CommandError> {
+        Ok(Journal::open(self.state.directory(), Arc::clone(&self.clock))?)
+    }
+
+    /// Who writes now, and under which epoch.
+    pub(crate) fn inventory(&self, service: &Service) -> Result<Inventory, CommandError> {
+        let domain = service.write_domain();
+        let epoch = self.arbiter.current_epoch(domain)?;
+        let desired = self.arbiter.desired_writer(domain)?;
+        // A run that has claimed an epoch but not promoted yet leaves the last published writer in place.
+        let writer = desired.map_or_else(|| service.primary.clone(), |desired| desired.primary);
+        Ok(Inventory {
+            epoch: epoch.map_or(0, |claim| claim.epoch),
+            writer,
+            compiled_at: self.clock.now().to_string(),
+            plan_hash: self.loaded.hash.clone(),
+        })
+    }
+
+    pub(crate) fn sites(&self) -> Result<BTreeMap<Name, Arc<dyn Site>>, CommandError> {
+        let program = std::env::current_exe().saying(|| "this program does not know its own path".into())?;
+        let mut sites: BTreeMap<Name, Arc<dyn Site>> = BTreeMap::new();
+        for (name, site) in &self.plan().sites {
+            let settings = SiteSettings::new(program.clone(), name, &self.loaded.path, agent_state(site).as_deref())?;
+            // A site that this version cannot act at is no obstacle for those it can; it is refused when it is needed.
+            if let Ok(adapter) = site_from_plan(name, site, &settings) {
+                sites.insert(name.clone(), adapter);
+            }
+        }
+        Ok(sites)
+    }
+
+    /// Everything a run acts through.
+    pub(crate) fn world(
+        &self,
+        service: &str,
+        identities: Vec<Identity>,
+        disaster_at: Option<Timestamp>,
+    ) -> Result<World, CommandError> {
+        Ok(World {
+            service: service.to_owned(),
+            sites: self.sites()?,
+            probe: Arc::new(NetworkProbe::default()),
+            clock: Arc::clone(&self.clock),
+            arbiter: Arc::clone(&self.arbiter),
+            recovery: Arc::new(self.recovery(identities)),
+            disaster_at,
+            waiting: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn recovery(&self, identities: Vec<Identity>) -> Vaults {
+        Vaults {
+            places: self.vaults.clone(),
+            identities,
+            restorer_for: Arc::new(lifeboat_adapters::source::restorer_for),
+        }
+    }
+
+    /// A drill's surroundings at a site.
+    pub(crate) fn isolation(&self, site_name: &str, drill: &str) -> Result<Isolation, CommandError> {
+        let site = self.plan().sites.get(site_name);
+        let Some(PlanSite { reach: Reach::Local { root, address }, .. }) = site else {
+            return Err(CommandError::refused(format!(
+                "{site_name} cannot isolate a drill: only local sites can in this version"
+            )));
+        };
+        let config = LocalSiteConfig::new(site_name, root, address, Vec::new());
+        let place = LocalSite::new(config)?.isolation_place(drill)?;
+        Ok(Isolation {
+            name: place.name,
+            volumes: place.volumes.display().to_string(),
+            address: place.address.to_string(),
+        })
+    }
+}
+
+/// Where a local site's own agent keeps its state: with the site, not with this controller.
+pub(crate) fn agent_state(site: &PlanSite) -> Option<PathBuf> {
+    match &site.reach {
+        Reach::Local { root, .. } => Some(Path::new(root).join(".lifeboat/host")),
+        _ => None,
+    }
+}
+
+pub(crate) fn vault_place(plan: &Plan, name: &str, state: &State) -> VaultPlace {
+    VaultPlace {
+        name: name.to_owned(),
+        url: plan.vaults.get(name).map(|vault| vault.url.clone()).unwrap_or_default(),
+        state: state.clone(),
+        owner: plan.keys.owner.clone(),
+    }
+}
+
+/// Whom the arbiter's objects are believed from. What was learnt last is kept, for the night when no vault answers.
+fn trusted(vaults: &BTreeMap<Name, VaultPlace>, state: &State, ui: &Ui) -> Result<Trusted, CommandError> {
+    let kept = state.directory().join("trusted.json");
+    let mut trusted = Trusted::new();
+    let mut failures = Vec::new();
+    for place in vaults.values() {
+        match place.open() {
+            Ok(vault) => {
+                let roster = vault.roster();
+                trusted.extend(
+                    roster
+                        .members
+                        .iter()
+                        .filter(|member| member.revoked.is_none())
+                        .map(|member| (member.key, member.name.clone())),
+                );
+            }
+            Err(error) => failures.push(CommandError::from(error)),
+        }
+    }
+    if trusted.is_empty() {
+        if let Some(error) = failures.into_iter().next() {
+            let text = std::fs::read_to_string(&kept);
+            let Some(known) = text.ok().and_then(|text| serde_json::from_str::<BTreeMap<String, String>>(&text).ok())
+            else {
+                return Err(error.hint("no vault can be read, so nobody's word in the arbiter can be believed; make the vault first with `lifeboat vault init`"));
+            };
+            ui.warn("no vault can be read; believing the roster as it was last seen");
+            trusted.extend(known.iter().filter_map(|(key, name)| Some((key.parse::<PublicKey>().ok()?, name.clone()))));
+        }
+        return Ok(trusted);
+    }
+    let known: BTreeMap<String, &String> = trusted.iter().map(|(key, name)| (key.to_string(), name)).collect();
+    let saved = serde_json::to_vec(&known).map_err(std::io::Error::from).and_then(|json| {
+        let new = kept.with_extension("new");
+        std::fs::write(&new, json)?;
+        std::fs::rename(&new, &kept)
+    });
+    if let Err(error) = saved {
+        ui.warn(format_args!("whom to believe could not be noted in {}: {error}", kept.display()));
+    }
+    Ok(trusted)
+}
