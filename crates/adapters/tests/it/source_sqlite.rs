@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_adapters::source::SqliteSource;
@@ -510,74 +510,4 @@ fn a_database_that_is_replaced_is_followed_with_a_full_snapshot() {
     let to = root.join("restored.db");
     restore_to(&world.unlocked(), root, &to, Target::Newest, false);
     assert_eq!(counter(&to), 7);
-}
-
-/// Numbers for the report: `cargo test --release -p lifeboat-adapters --test it -- --ignored --nocapture measure`.
-#[test]
-#[ignore = "measures, and takes a minute"]
-fn measure() {
-    let root = tempfile::tempdir().unwrap();
-    let root = root.path();
-    let world = VaultWorld::new(root, "near");
-    let database = create(root, WAL);
-    let mut losses = Vec::new();
-    let mut n = 0;
-    for _ in 0..8 {
-        let mut child = spawn_capture(root);
-        let since = Timestamp::now();
-        wait_for("durability", || durable(root).filter(|durable| *durable > since));
-        let until = Instant::now() + Duration::from_millis(1500 + n % 37);
-        let mut acknowledged = Vec::new();
-        while Instant::now() < until {
-            n += 1;
-            commit(&database, n, 500);
-            acknowledged.push((n, Timestamp::now()));
-            std::thread::sleep(Duration::from_millis(9));
-        }
-        child.kill().unwrap();
-        let killed = Timestamp::now();
-        child.wait().unwrap();
-        let to = root.join("killed.db");
-        let _ = fs::remove_file(&to);
-        restore_to(&world.unlocked(), root, &to, Target::Newest, false);
-        let found = counter(&to);
-        let first_lost = acknowledged.iter().find(|(n, _)| *n > found);
-        losses.push((first_lost.map_or(0.0, |(_, at)| killed.duration_since(*at).as_secs_f64()), n - found));
-        // What was lost on purpose is gone: the source still has it, so the counters stay in step.
-    }
-    println!("kill -9 at 100 commits/s, flush 20 ms: lost seconds and transactions {losses:?}");
-    let mut ages = Vec::new();
-    let stream = start(root, &[world.named()], 1);
-    await_durable(&*stream, "near", Timestamp::now());
-    for _ in 0..300 {
-        n += 1;
-        commit(&database, n, 500);
-        let at = Timestamp::now();
-        std::thread::sleep(Duration::from_millis(8));
-        let durable = stream.status().vaults["near"].durable_to.unwrap();
-        ages.push((at.duration_since(durable).as_secs_f64() * 1000.0).max(0.0));
-    }
-    ages.sort_by(f64::total_cmp);
-    println!(
-        "age of what is durable at 100 commits/s: p50 {:.0} ms, p95 {:.0} ms, max {:.0} ms",
-        ages[150], ages[285], ages[299]
-    );
-    let began = Instant::now();
-    database.execute_batch("create table words(id integer primary key, word text)").unwrap();
-    for _ in 0..25 {
-        database
-            .execute_batch("with recursive r(i) as (select 1 union all select i+1 from r where i < 100000) insert into words(word) select 'order line ' || i || ' ' || hex(randomblob(80)) from r")
-            .unwrap();
-    }
-    await_durable(&*stream, "near", Timestamp::now());
-    println!("written and shipped {:.1} s", began.elapsed().as_secs_f64());
-    let began = Instant::now();
-    let taken = stream.take_point("near", &Cancel::default()).unwrap();
-    println!("full point of {} MB: {:.2} s", taken.bytes / 1_000_000, began.elapsed().as_secs_f64());
-    let to = root.join("restored.db");
-    let restored = restore_to(&world.unlocked(), root, &to, Target::Newest, false);
-    println!("restore of {} MB: {:.2} s", restored.bytes / 1_000_000, restored.seconds);
-    let began = Instant::now();
-    fs::copy(&to, root.join("copy.db")).unwrap();
-    println!("cp: {:.2} s", began.elapsed().as_secs_f64());
 }
