@@ -2,17 +2,15 @@
 //!
 //! Invariant: the first signal asks, the second one ends the process as signals do.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
+use lifeboat_engine::port::Cancel;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::CommandError;
 use crate::ui::Ui;
 
-/// Begins to listen; the flag turns true at the first signal.
-pub(crate) fn listen(ui: &Ui) -> Result<Arc<AtomicBool>, CommandError> {
-    let flag = Arc::new(AtomicBool::new(false));
+/// Begins to listen; the flag is set at the first signal.
+pub(crate) fn listen(ui: &Ui) -> Result<Cancel, CommandError> {
+    let flag = Cancel::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let (mut interrupt, mut terminate) = {
         let _inside = runtime.enter();
@@ -29,7 +27,7 @@ pub(crate) fn listen(ui: &Ui) -> Result<Arc<AtomicBool>, CommandError> {
                 if times > 0 {
                     std::process::exit(130);
                 }
-                asked.store(true, Ordering::Relaxed);
+                asked.cancel();
                 if !quiet {
                     use std::io::Write;
                     let _ = writeln!(std::io::stderr().lock(), "stopping; once more to stop at once");

@@ -117,6 +117,11 @@ pub(crate) fn error(error: &CommandError, ui: &Ui) {
     let _ = ui.event(&ErrorDocument { error: body });
 }
 
+/// `1 file`, `2 files`.
+pub(crate) fn counted(count: u64, word: &str) -> String {
+    if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
+}
+
 /// A table for people: columns as wide as their widest cell, two spaces between, numbers to the right.
 #[allow(dead_code, reason = "for the verbs that print tables")]
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {

@@ -181,7 +181,40 @@ impl Ui {
     /// Progress of something that takes a while: a bar on a terminal, a plain line now and then elsewhere.
     pub(crate) fn progress(&self, title: &str, unit: Unit) -> Progress {
         let bar = (!self.quiet && io::stderr().is_terminal()).then(|| bar(title, unit));
-        Progress { title: title.to_owned(), unit, silent: self.quiet, bar, said: Mutex::new((Instant::now(), 0)) }
+        Progress {
+            title: title.to_owned(),
+            unit,
+            silent: self.quiet,
+            bar,
+            total_is_known: AtomicBool::new(false),
+            said: Mutex::new((Instant::now(), 0)),
+        }
+    }
+
+    /// Says on a terminal that something is being done, for as long as the answer lives.
+    pub(crate) fn waiting(&self, title: &str) -> Waiting {
+        let bar = (!self.quiet && io::stderr().is_terminal()).then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
+            if let Ok(style) = ProgressStyle::with_template("{msg} {spinner} {elapsed}") {
+                bar.set_style(style);
+            }
+            bar.set_message(title.to_owned());
+            bar.enable_steady_tick(Duration::from_millis(125));
+            bar
+        });
+        Waiting(bar)
+    }
+}
+
+/// Work whose length is not known: shows on a terminal that it lives. Its end (or drop) clears it.
+#[derive(Debug)]
+pub(crate) struct Waiting(Option<ProgressBar>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
     }
 }
 
@@ -194,16 +227,22 @@ pub(crate) enum Unit {
 }
 
 fn bar(title: &str, unit: Unit) -> ProgressBar {
-    let template = match unit {
-        Unit::Bytes => "{msg:20} {wide_bar} {binary_bytes} of {binary_total_bytes}  {eta}",
-        Unit::Items => "{msg:20} {wide_bar} {pos} of {len}  {eta}",
-    };
     let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(8));
+    set_template(&bar, unit, false);
+    bar.set_message(title.to_owned());
+    bar
+}
+
+fn set_template(bar: &ProgressBar, unit: Unit, total_is_known: bool) {
+    let template = match (unit, total_is_known) {
+        (Unit::Bytes, true) => "{msg} {wide_bar} {decimal_bytes} of {decimal_total_bytes}  {eta}",
+        (Unit::Items, true) => "{msg} {wide_bar} {pos} of {len}  {eta}",
+        (Unit::Bytes, false) => "{msg} {spinner} {decimal_bytes}, {decimal_bytes_per_sec}  {elapsed}",
+        (Unit::Items, false) => "{msg} {spinner} {pos}  {elapsed}",
+    };
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    bar.set_message(title.to_owned());
-    bar
 }
 
 /// One running progress; may be told of from any thread. Its end (or drop) clears the bar.
@@ -213,6 +252,7 @@ pub(crate) struct Progress {
     unit: Unit,
     silent: bool,
     bar: Option<ProgressBar>,
+    total_is_known: AtomicBool,
     /// When a plain line was last written, and how many have been.
     said: Mutex<(Instant, u32)>,
 }
@@ -225,6 +265,9 @@ impl Progress {
     /// `total` may grow, and is 0 while it is unknown.
     pub(crate) fn set(&self, done: u64, total: u64) {
         if let Some(bar) = &self.bar {
+            if total > 0 && !self.total_is_known.swap(true, Ordering::Relaxed) {
+                set_template(bar, self.unit, true);
+            }
             bar.set_length(total.max(done));
             bar.set_position(done);
         } else if !self.silent {

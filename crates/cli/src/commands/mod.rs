@@ -9,6 +9,7 @@ mod dns;
 mod evidence;
 mod explain;
 mod key;
+mod man;
 pub(crate) mod points;
 mod protect;
 mod recover;
@@ -41,6 +42,7 @@ pub(crate) enum Command {
     Evidence(evidence::Args),
     Supervise(supervise::Args),
     Completions(completions::Args),
+    Man(man::Args),
 }
 
 pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
@@ -63,6 +65,7 @@ pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
         Command::Evidence(args) => evidence::run(args, ui),
         Command::Supervise(args) => supervise::run(args, ui),
         Command::Completions(args) => completions::run(args, ui),
+        Command::Man(args) => man::run(args, ui),
     }
 }
 

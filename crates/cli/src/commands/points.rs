@@ -81,7 +81,7 @@ fn table(points: &[&PointInfo]) -> String {
                 point.files.to_string(),
                 Size(point.bytes).rounded(),
                 word(point.badge).to_owned(),
-                point.id.clone(),
+                point.sequence.to_string(),
             ]
         })
         .collect();

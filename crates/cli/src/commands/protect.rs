@@ -52,7 +52,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     if domains.is_empty() {
         return Err(CommandError::usage(format!("no service of the plan has a place at {site}")));
     }
-    ui.note(format_args!("protecting {} services at {site}", domains.len()));
+    ui.note(format_args!("protecting {} at {site}", crate::report::counted(domains.len() as u64, "service")));
     block_on(async {
         let cancel = run_ui::interrupts();
         let served: Vec<_> = domains.into_iter().map(|domain| tokio::spawn(domain.serve(cancel.clone()))).collect();

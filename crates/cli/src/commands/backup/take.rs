@@ -1,64 +1,106 @@
 //! One recovery point of one item into one vault.
 
-use std::sync::atomic::AtomicBool;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use jiff::Timestamp;
+use lifeboat_adapters::source::SqliteSource;
 use lifeboat_core::units::Size;
-use lifeboat_vault::files::{BackupOptions, TreeSummary, backup_tree};
-use lifeboat_vault::{HostVault, PointInfo, SessionOptions, SnapshotDraft};
+use lifeboat_engine::port::{Cancel, NamedVault, PointRequest, Source};
+use lifeboat_vault::files::{BackupOptions, Excludes, Skipped, backup_tree};
+use lifeboat_vault::{HostVault, PointInfo, SessionOptions};
 
-use super::what::Item;
-use crate::error::CommandError;
+use super::what::{Data, Item};
+use crate::error::{CommandError, Explain, Kind};
 use crate::files_progress::OnScreen;
+use crate::report::counted;
 use crate::ui::Ui;
 
 /// What was taken.
 #[derive(Debug)]
 pub(super) struct Taken {
     pub(super) point: PointInfo,
-    pub(super) summary: TreeSummary,
+    pub(super) bytes_read: u64,
     pub(super) seconds: f64,
+    /// What is not in it; the first ones by name.
+    pub(super) skipped: Vec<Skipped>,
+    pub(super) skipped_count: u64,
+    pub(super) changed: Vec<PathBuf>,
     pub(super) notes: Vec<String>,
 }
 
-/// Backs up an item's files and commits them as a recovery point.
-pub(super) fn take(host: &HostVault, item: &Item, cancel: &AtomicBool, ui: &Ui) -> Result<Taken, CommandError> {
+/// Backs up an item and commits it as a recovery point.
+pub(super) fn take(
+    vault_name: &str,
+    host: &HostVault,
+    item: &Item,
+    cancel: &Cancel,
+    ui: &Ui,
+) -> Result<Taken, CommandError> {
+    match &item.data {
+        Data::Files { roots, excludes, one_file_system } => {
+            take_files(host, &item.dataset, roots, (excludes, *one_file_system), cancel, ui)
+        }
+        Data::Sqlite { path } => {
+            let named = NamedVault { name: vault_name.to_owned(), vault: host.clone() };
+            let spool = host.state().vault_directory(&host.id()).map_err(CommandError::of_vault)?;
+            let source = SqliteSource::new(path, spool);
+            let request = PointRequest { dataset: item.dataset.clone(), ..PointRequest::default() };
+            let progress = OnScreen::new(ui, "backing up");
+            let kind = || if cancel.is_cancelled() { Kind::Interrupted } else { Kind::Failed };
+            let taken = source.take_point(&named, &request, &progress, cancel).map_err(|error| (kind(), error));
+            let taken = taken.or_else(|(kind, error)| Err(error).kind(kind))?;
+            Ok(Taken {
+                bytes_read: taken.bytes,
+                seconds: taken.seconds,
+                point: taken.point,
+                skipped: Vec::new(),
+                skipped_count: 0,
+                changed: Vec::new(),
+                notes: taken.notes,
+            })
+        }
+    }
+}
+
+fn take_files(
+    host: &HostVault,
+    dataset: &str,
+    roots: &[PathBuf],
+    (excludes, one_file_system): (&Excludes, bool),
+    cancel: &Cancel,
+    ui: &Ui,
+) -> Result<Taken, CommandError> {
     let began = Instant::now();
     // What was written before the walk began is in it.
     let source_time = Timestamp::now();
-    let session = host.begin(&item.dataset, SessionOptions::default()).map_err(CommandError::of_vault)?;
-    let cache = host.state().vault_directory(&host.id())?.join(cache_name(item));
+    let session = host.begin(dataset, SessionOptions::default()).map_err(CommandError::of_vault)?;
+    let directory = host.state().vault_directory(&host.id()).map_err(CommandError::of_vault)?;
     let options = BackupOptions {
-        excludes: item.excludes.clone(),
-        one_file_system: item.one_file_system,
-        cache: Some(cache),
+        excludes: excludes.clone(),
+        one_file_system,
+        cache: Some(directory.join(cache_name(dataset))),
         threads: 0,
     };
     let progress = OnScreen::new(ui, "backing up");
-    let summary = backup_tree(&session, &item.roots, &options, &progress, cancel).map_err(CommandError::of_backup)?;
+    let summary = backup_tree(&session, roots, &options, &progress, cancel.flag()).map_err(CommandError::of_backup)?;
     drop(progress);
-    let mut notes: Vec<String> =
-        summary.skipped.iter().map(|skipped| format!("{}: {}", skipped.path.display(), skipped.reason)).collect();
-    notes.extend(summary.changed.iter().map(|path| format!("{}: changed while it was read", path.display())));
-    let draft = SnapshotDraft {
-        root: summary.root.as_bytes().to_vec(),
-        references: summary.references.clone(),
-        source_time,
-        files: summary.files,
-        bytes: summary.bytes,
-        notes,
-        ..SnapshotDraft::default()
-    };
-    let point = session.commit(draft).map_err(CommandError::of_vault)?;
-    let notes = summary.cache_failure.iter().map(|why| format!("the file cache could not be written: {why}")).collect();
-    Ok(Taken { point, summary, seconds: began.elapsed().as_secs_f64(), notes })
+    let point = session.commit(summary.draft(source_time)).map_err(CommandError::of_vault)?;
+    let cache_failure = summary.cache_failure.iter();
+    Ok(Taken {
+        point,
+        bytes_read: summary.bytes_read,
+        seconds: began.elapsed().as_secs_f64(),
+        skipped_count: summary.skipped_count,
+        notes: cache_failure.map(|why| format!("the file cache could not be written: {why}")).collect(),
+        skipped: summary.skipped,
+        changed: summary.changed,
+    })
 }
 
-/// The file cache belongs to the paths too: they may change under one name.
-fn cache_name(item: &Item) -> String {
+fn cache_name(dataset: &str) -> String {
     use std::fmt::Write;
-    item.dataset.bytes().fold("files-".to_owned(), |mut name, byte| {
+    dataset.bytes().fold("files-".to_owned(), |mut name, byte| {
         let _ = write!(name, "{byte:02x}");
         name
     })
@@ -67,13 +109,13 @@ fn cache_name(item: &Item) -> String {
 impl Taken {
     /// Whether something is missing that cannot be made anew.
     pub(super) fn is_incomplete(&self) -> bool {
-        self.summary.skipped.iter().any(|skipped| !skipped.reason.starts_with("is a "))
-            || self.summary.skipped_count > self.summary.skipped.len() as u64
+        self.skipped.iter().any(|skipped| !skipped.reason.starts_with("is a "))
+            || self.skipped_count > self.skipped.len() as u64
     }
 
     pub(super) fn say(&self, ui: &Ui) {
-        let (point, summary) = (&self.point, &self.summary);
-        ui.line(format_args!("{}: recovery point {}", point.dataset, point.id));
+        let point = &self.point;
+        ui.line(format_args!("{}: recovery point {}", point.dataset, point.sequence));
         ui.line(format_args!(
             "  {}, {}; {} new, stored as {}, in {:.1} s",
             counted(point.files, "file"),
@@ -82,22 +124,18 @@ impl Taken {
             Size(point.bytes_stored).rounded(),
             self.seconds
         ));
-        for skipped in &summary.skipped {
+        for skipped in &self.skipped {
             ui.warn(format_args!("not in it: {} {}", skipped.path.display(), skipped.reason));
         }
-        let unlisted = summary.skipped_count - summary.skipped.len() as u64;
+        let unlisted = self.skipped_count - self.skipped.len() as u64;
         if unlisted > 0 {
             ui.warn(format_args!("not in it: {unlisted} more"));
         }
-        for path in &summary.changed {
+        for path in &self.changed {
             ui.warn(format_args!("{} changed while it was read: what is stored may be a mixture", path.display()));
         }
         for note in &self.notes {
             ui.warn(note);
         }
     }
-}
-
-fn counted(count: u64, word: &str) -> String {
-    if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
 }

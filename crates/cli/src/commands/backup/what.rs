@@ -1,5 +1,7 @@
 //! What is to be backed up, and to where: from paths, or from the plan.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use lifeboat_core::plan::{DataSet, Plan, Reach, Service, Source};
@@ -15,12 +17,29 @@ use crate::ui::Ui;
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) dataset: String,
-    pub(super) roots: Vec<PathBuf>,
-    pub(super) excludes: Excludes,
-    pub(super) one_file_system: bool,
+    pub(super) data: Data,
 }
 
-pub(super) type Work = Vec<(Named, Vec<Item>)>;
+#[derive(Debug)]
+pub(super) enum Data {
+    Files {
+        roots: Vec<PathBuf>,
+        excludes: Excludes,
+        one_file_system: bool,
+    },
+    /// A database that may be written meanwhile; it is taken between two transactions.
+    Sqlite {
+        path: PathBuf,
+    },
+}
+
+/// Everything that is to be done, vault by vault.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pub(super) vaults: Vec<(Named, Vec<Item>)>,
+    /// What the plan protects here and this version cannot, each with the reason.
+    pub(super) unable: Vec<String>,
+}
 
 pub(super) fn find(args: Args, ui: &Ui) -> Result<Work, CommandError> {
     if args.vault.vault.as_deref().is_none_or(|vault| !is_address(vault))
@@ -30,7 +49,7 @@ pub(super) fn find(args: Args, ui: &Ui) -> Result<Work, CommandError> {
         return of_plan(&args, &loaded.plan);
     }
     let vault = args.vault.find(ui)?;
-    Ok(vec![(vault, of_paths(args)?)])
+    Ok(Work { vaults: vec![(vault, of_paths(args)?)], unable: Vec::new() })
 }
 
 fn of_paths(args: Args) -> Result<Vec<Item>, CommandError> {
@@ -39,7 +58,10 @@ fn of_paths(args: Args) -> Result<Vec<Item>, CommandError> {
     }
     let excludes = Excludes::new(&args.exclude).map_err(CommandError::from).kind(Kind::Usage)?;
     let one_file_system = args.one_file_system;
-    let item = |dataset: String, roots| Item { dataset, roots, excludes: excludes.clone(), one_file_system };
+    let item = |dataset: String, roots: Vec<PathBuf>| match roots.as_slice() {
+        [only] if is_sqlite(only) => Item { dataset, data: Data::Sqlite { path: only.clone() } },
+        _ => Item { dataset, data: Data::Files { roots, excludes: excludes.clone(), one_file_system } },
+    };
     let mut paths = Vec::new();
     for path in &args.what {
         let real = path
@@ -55,6 +77,13 @@ fn of_paths(args: Args) -> Result<Vec<Item>, CommandError> {
         Some(name) => Ok(vec![item(name, paths)]),
         None => paths.into_iter().map(|path| Ok(item(name_of(&path)?, vec![path]))).collect(),
     }
+}
+
+/// Whether a file is a SQLite database, by what its first bytes say. (Nothing in this process has it open yet.)
+fn is_sqlite(path: &Path) -> bool {
+    let mut head = [0; 16];
+    let read = path.is_file().then(|| File::open(path).and_then(|mut file| file.read_exact(&mut head)));
+    matches!(read, Some(Ok(()))) && head == *b"SQLite format 3\0"
 }
 
 /// A path's data set is called like the path.
@@ -85,7 +114,7 @@ fn of_plan(args: &Args, plan: &Plan) -> Result<Work, CommandError> {
                 .hint("to back up a path, add --vault URL"));
         }
     }
-    let mut work: Work = Vec::new();
+    let mut work = Work::default();
     for service in plan.services.values() {
         let site = args.site.as_ref().unwrap_or(&service.primary);
         for (_, dataset) in service.datasets() {
@@ -93,22 +122,34 @@ fn of_plan(args: &Args, plan: &Plan) -> Result<Work, CommandError> {
             if !(wanted.is_empty() || named) {
                 continue;
             }
-            let Some((path, exclude)) = path_of(plan, service, dataset, site, named)? else { continue };
+            if dataset.protect.is_empty() || !is_at(service, site) {
+                continue;
+            }
+            let path = match &dataset.source {
+                Source::Files { path, .. } | Source::Sqlite { path } => path_of(plan, dataset, path, site)?,
+                _ if named => return Err(CommandError::failed(unable(dataset))),
+                _ => {
+                    work.unable.push(unable(dataset));
+                    continue;
+                }
+            };
             for protect in &dataset.protect {
                 if args.vault.vault.as_ref().is_some_and(|vault| *vault != protect.to) {
                     continue;
                 }
-                let item = Item {
-                    dataset: dataset.name.clone(),
-                    roots: vec![path.clone()],
-                    excludes: Excludes::new(&exclude).map_err(CommandError::from).kind(Kind::Plan)?,
-                    one_file_system: false,
+                let data = match &dataset.source {
+                    Source::Files { exclude, .. } => Data::Files {
+                        roots: vec![path.clone()],
+                        excludes: Excludes::new(exclude).map_err(CommandError::from).kind(Kind::Plan)?,
+                        one_file_system: false,
+                    },
+                    _ => Data::Sqlite { path: path.clone() },
                 };
-                add(&mut work, plan, &protect.to, args, item)?;
+                add(&mut work, plan, &protect.to, args, Item { dataset: dataset.name.clone(), data })?;
             }
         }
     }
-    if work.is_empty() {
+    if work.vaults.is_empty() && work.unable.is_empty() {
         return Err(CommandError::usage("nothing of that is protected here")
             .hint("`lifeboat check` tells what the plan protects, --site NAME says where this host is"));
     }
@@ -116,7 +157,7 @@ fn of_plan(args: &Args, plan: &Plan) -> Result<Work, CommandError> {
 }
 
 fn add(work: &mut Work, plan: &Plan, vault: &str, args: &Args, item: Item) -> Result<(), CommandError> {
-    if let Some((_, items)) = work.iter_mut().find(|(named, _)| named.name == vault) {
+    if let Some((_, items)) = work.vaults.iter_mut().find(|(named, _)| named.name == vault) {
         items.push(item);
         return Ok(());
     }
@@ -124,46 +165,35 @@ fn add(work: &mut Work, plan: &Plan, vault: &str, args: &Args, item: Item) -> Re
         return Err(CommandError::new(Kind::Plan, format!("the plan has no vault `{vault}`")));
     };
     let owner = args.vault.owner.clone().or(plan.keys.owner.clone());
-    work.push((Named { name: vault.to_owned(), url: found.url.clone(), owner }, vec![item]));
+    work.vaults.push((Named { name: vault.to_owned(), url: found.url.clone(), owner }, vec![item]));
     Ok(())
 }
 
-/// Where a data set lies on this host; nothing if it has no data of its own, or lies in a kind of source that was not asked for.
-fn path_of(
-    plan: &Plan,
-    service: &Service,
-    dataset: &DataSet,
-    site: &str,
-    named: bool,
-) -> Result<Option<(PathBuf, Vec<String>)>, CommandError> {
-    let (path, exclude) = match &dataset.source {
-        Source::Files { path, exclude } => (path, exclude.clone()),
-        Source::Nothing => return Ok(None),
-        _ if !named => return Ok(None),
-        _ => {
-            return Err(CommandError::failed(format!(
-                "`{}` is of a kind that this version cannot back up",
-                dataset.name
-            )));
-        }
-    };
+fn unable(dataset: &DataSet) -> String {
+    format!("`{}` is of a kind that this version cannot back up: it takes files and sqlite", dataset.name)
+}
+
+/// Whether a service's data can be at a site.
+fn is_at(service: &Service, site: &str) -> bool {
+    site == service.primary || service.recovery.iter().any(|name| name == site)
+}
+
+/// Where a data set lies on this host.
+fn path_of(plan: &Plan, dataset: &DataSet, path: &str, site: &str) -> Result<PathBuf, CommandError> {
     let Some(found) = plan.sites.get(site) else {
-        return Err(CommandError::usage(format!("the plan has no site `{site}`")));
+        let known: Vec<&str> = plan.sites.keys().map(String::as_str).collect();
+        return Err(
+            CommandError::usage(format!("the plan has no site `{site}`")).hint(format!("it has: {}", known.join(", ")))
+        );
     };
-    if site != service.primary && !service.recovery.iter().any(|name| name == site) {
-        return Ok(None);
+    match (&found.reach, Path::new(path).is_absolute()) {
+        (_, true) => Ok(PathBuf::from(path)),
+        (Reach::Local { root, .. }, false) => Ok(Path::new(root).join("volumes").join(path)),
+        (_, false) => Err(CommandError::new(
+            Kind::Plan,
+            format!("`{}` has a relative path, which only local sites may have", dataset.name),
+        )),
     }
-    let path = match (&found.reach, Path::new(path).is_absolute()) {
-        (_, true) => PathBuf::from(path),
-        (Reach::Local { root, .. }, false) => Path::new(root).join("volumes").join(path),
-        (_, false) => {
-            return Err(CommandError::new(
-                Kind::Plan,
-                format!("`{}` has a relative path, which only local sites may have", dataset.name),
-            ));
-        }
-    };
-    Ok(Some((path, exclude)))
 }
 
 fn all_names(plan: &Plan) -> Vec<&str> {

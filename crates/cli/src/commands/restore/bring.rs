@@ -1,38 +1,62 @@
 //! One recovery point, brought back.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use jiff::Timestamp;
+use lifeboat_adapters::source::SqliteSource;
+use lifeboat_core::runbook::Target;
 use lifeboat_core::units::Size;
-use lifeboat_vault::files::{RestoreOptions, Restored, restore_tree};
-use lifeboat_vault::{ChunkId, PointInfo};
+use lifeboat_engine::port::{Cancel, RestoreRequest, Restorer};
+use lifeboat_vault::files::{Browser, RestoreError, RestoreOptions, restore_tree, tree_root};
+use lifeboat_vault::{ChunkId, ChunkSource, PointInfo};
 
 use super::Args;
-use super::which::Task;
+use super::which::{How, Task};
 use crate::commands::points::time;
-use crate::error::CommandError;
+use crate::error::{CommandError, Explain, Kind};
 use crate::files_progress::OnScreen;
+use crate::report::counted;
 use crate::ui::Ui;
 
 /// What was restored, and to where.
 #[derive(Debug)]
 pub(super) struct Brought {
     pub(super) point: PointInfo,
+    /// The state is that of this moment.
+    pub(super) as_of: Timestamp,
     pub(super) to: PathBuf,
-    pub(super) restored: Restored,
+    pub(super) files: u64,
+    pub(super) bytes: u64,
+    pub(super) bytes_written: u64,
     pub(super) seconds: f64,
+    pub(super) verified: bool,
+    pub(super) resumed: bool,
+    /// The first ones, and how many there are in all.
+    pub(super) notes: Vec<String>,
+    pub(super) notes_count: u64,
 }
 
-pub(super) fn bring(task: &Task, args: &Args, cancel: &AtomicBool, ui: &Ui) -> Result<Brought, CommandError> {
+pub(super) fn bring(task: &Task, args: &Args, cancel: &Cancel, ui: &Ui) -> Result<Brought, CommandError> {
+    let root = tree_root(&task.vault, &task.point).map_err(CommandError::of_vault).hint(
+        "a newer version of lifeboat may have written it, or the vault is damaged: `lifeboat vault check` tells",
+    )?;
+    let source = task.vault.source(&task.point.dataset).map_err(CommandError::of_vault)?;
+    match &task.how {
+        How::Files => bring_files(task, args, (&source, &root), cancel, ui),
+        How::Sqlite(target) => bring_database(task, args, (&source, &root), target, cancel, ui),
+    }
+}
+
+fn bring_files(
+    task: &Task,
+    args: &Args,
+    (source, root): (&dyn ChunkSource, &ChunkId),
+    cancel: &Cancel,
+    ui: &Ui,
+) -> Result<Brought, CommandError> {
     let began = Instant::now();
     let point = &task.point;
-    let root = task.vault.read_root(point).map_err(CommandError::of_vault)?;
-    let root = ChunkId(root.as_slice().try_into().map_err(|_| {
-        CommandError::failed(format!("recovery point {} is not of files", point.id))
-            .hint("a newer version of lifeboat may have written it")
-    })?);
-    let source = task.vault.source(&point.dataset).map_err(CommandError::of_vault)?;
     let options = RestoreOptions {
         paths: args.path.iter().map(|path| within(path, &point.dataset)).collect(),
         in_place: args.in_place,
@@ -41,8 +65,20 @@ pub(super) fn bring(task: &Task, args: &Args, cancel: &AtomicBool, ui: &Ui) -> R
     };
     let progress = OnScreen::new(ui, "restoring");
     let restored =
-        restore_tree(&source, &root, &task.to, &options, &progress, cancel).map_err(CommandError::of_restore)?;
-    Ok(Brought { point: point.clone(), to: task.to.clone(), restored, seconds: began.elapsed().as_secs_f64() })
+        restore_tree(source, root, &task.to, &options, &progress, cancel.flag()).map_err(CommandError::of_restore)?;
+    Ok(Brought {
+        point: point.clone(),
+        as_of: point.taken_at,
+        to: task.to.clone(),
+        files: restored.files,
+        bytes: restored.bytes,
+        bytes_written: restored.written_bytes,
+        seconds: began.elapsed().as_secs_f64(),
+        verified: restored.verified,
+        resumed: restored.resumed,
+        notes: restored.notes.iter().map(|note| format!("{}: {}", note.path.display(), note.what)).collect(),
+        notes_count: restored.notes_count,
+    })
 }
 
 /// A path below what was backed up; the path that it had on its host works as well.
@@ -50,23 +86,84 @@ fn within(path: &Path, dataset: &str) -> PathBuf {
     path.strip_prefix(dataset).unwrap_or(path).to_owned()
 }
 
+/// Into the directory, under the name that the database had.
+fn bring_database(
+    task: &Task,
+    args: &Args,
+    (source, root): (&dyn ChunkSource, &ChunkId),
+    target: &Target,
+    cancel: &Cancel,
+    ui: &Ui,
+) -> Result<Brought, CommandError> {
+    if !args.path.is_empty() {
+        return Err(CommandError::usage(format!("`{}` is one database: it is restored whole", task.point.dataset))
+            .hint("leave out --path"));
+    }
+    let to = task.to.join(database_name(source, root, &task.point)?);
+    if !args.in_place && !is_free(&task.to, &to) {
+        return Err(CommandError::of_restore(RestoreError::NotEmpty { path: task.to.clone() }));
+    }
+    let request = RestoreRequest {
+        dataset: task.point.dataset.clone(),
+        to: to.clone(),
+        target: target.clone(),
+        in_place: args.in_place,
+    };
+    let progress = OnScreen::new(ui, "restoring");
+    let restored = SqliteSource::new("", "").restore(&task.vault, &request, &progress, cancel);
+    let restored = restored.kind(if cancel.is_cancelled() { Kind::Interrupted } else { Kind::Failed })?;
+    Ok(Brought {
+        point: restored.point,
+        as_of: restored.as_of,
+        to,
+        files: restored.files,
+        bytes: restored.bytes,
+        bytes_written: restored.bytes_written,
+        seconds: restored.seconds,
+        verified: restored.verified.is_some(),
+        resumed: false,
+        notes_count: 0,
+        notes: Vec::new(),
+    })
+}
+
+fn database_name(source: &dyn ChunkSource, root: &ChunkId, point: &PointInfo) -> Result<PathBuf, CommandError> {
+    let unreadable = || format!("the tree of recovery point {} cannot be read", point.id);
+    let browser = Browser::open(source, root).saying(unreadable)?;
+    let mut entries = browser.entries(&browser.root().top).saying(unreadable)?;
+    let (first, second) = (entries.next().transpose()?, entries.next().transpose()?);
+    match (first, second) {
+        (Some(only), None) => Ok(PathBuf::from(String::from_utf8_lossy(&only.name).into_owned())),
+        _ => Err(CommandError::failed(format!("recovery point {} is not of one database", point.id))
+            .hint("the data set was one of files then: restore it with --vault URL --point, without the plan")),
+    }
+}
+
+/// Whether nothing lies there but what an interrupted restore of the same database left.
+fn is_free(directory: &Path, database: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(directory) else { return true };
+    let ours = database.file_name().map(|name| format!("{}.", name.to_string_lossy()));
+    entries.flatten().all(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        ours.as_ref().is_some_and(|ours| name.strip_prefix(ours.as_str()) == Some("lifeboat-restore"))
+    })
+}
+
 impl Brought {
     pub(super) fn say(&self, ui: &Ui) {
-        let (point, restored) = (&self.point, &self.restored);
-        let verified = if restored.verified { "verified" } else { "not verified" };
-        ui.line(format_args!("{} as of {}, restored to {}", point.dataset, time(point.taken_at), self.to.display()));
+        let verified = if self.verified { "verified" } else { "not verified" };
+        ui.line(format_args!("{} as of {}, restored to {}", self.point.dataset, time(self.as_of), self.to.display()));
         ui.line(format_args!(
-            "  {} {}, {}, {verified}, in {:.1} s (point {})",
-            restored.files,
-            if restored.files == 1 { "file" } else { "files" },
-            Size(restored.bytes).rounded(),
+            "  {}, {}, {verified}, in {:.1} s (recovery point {})",
+            counted(self.files, "file"),
+            Size(self.bytes).rounded(),
             self.seconds,
-            point.id
+            self.point.sequence
         ));
-        for note in &restored.notes {
-            ui.warn(format_args!("{}: {}", note.path.display(), note.what));
+        for note in &self.notes {
+            ui.warn(note);
         }
-        let unlisted = restored.notes_count - restored.notes.len() as u64;
+        let unlisted = self.notes_count.saturating_sub(self.notes.len() as u64);
         if unlisted > 0 {
             ui.warn(format_args!("{unlisted} more were restored differently from how they were"));
         }

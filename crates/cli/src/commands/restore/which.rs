@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use lifeboat_core::plan::Service;
+use lifeboat_core::plan::{DataSet, Service, Source};
+use lifeboat_core::runbook::Target;
 use lifeboat_vault::{Badge, Finding, PointInfo, Points, Unlocked};
 
 use super::Args;
@@ -19,7 +20,16 @@ pub(super) struct Task {
     pub(super) vault: Unlocked,
     pub(super) point: PointInfo,
     pub(super) to: PathBuf,
+    pub(super) how: How,
     pub(super) findings: Vec<Finding>,
+}
+
+/// What a recovery point is of, and how its data set comes back.
+#[derive(Debug, Clone)]
+pub(super) enum How {
+    Files,
+    /// A database: the point, and where there is one the log that goes on from it, up to a moment.
+    Sqlite(Target),
 }
 
 pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
@@ -31,14 +41,47 @@ pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
         return of_plan(args, &loaded, at, ui);
     }
     let named = args.vault.find(ui)?;
-    let (vault, points) = open(&named, args, ui)?;
+    let (vault, mut points) = open(&named, args, ui)?;
     let dataset = match &args.what {
         Some(name) => dataset_named(&points.points, name)?,
         None => only_dataset(args, &points.points)?,
     };
     let of_it: Vec<&PointInfo> = points.points.iter().filter(|point| point.dataset == dataset).collect();
     let point = choose(args, &dataset, &of_it, at, true)?.clone();
-    Ok(vec![task(vault, point, args.to.clone(), points.findings)])
+    // Only streams of databases have positions.
+    let how = match of_it.iter().any(|point| point.position.is_some()) {
+        true => {
+            reach(&vault, &point, &mut points.findings)?;
+            How::Sqlite(target(args, &point, at))
+        }
+        false => How::Files,
+    };
+    Ok(vec![task(vault, point, args.to.clone(), how, points.findings)])
+}
+
+/// Up to where a database is brought back.
+fn target(args: &Args, point: &PointInfo, at: Option<Timestamp>) -> Target {
+    match at {
+        _ if args.point.is_some() || args.host.is_some() => Target::Point(point.id.clone()),
+        Some(at) => Target::At(at.to_string()),
+        None => Target::Newest,
+    }
+}
+
+fn how(args: &Args, dataset: &DataSet, point: &PointInfo, at: Option<Timestamp>) -> How {
+    match &dataset.source {
+        Source::Sqlite { .. } => How::Sqlite(target(args, point, at)),
+        _ => How::Files,
+    }
+}
+
+/// Up to when a data set can be brought back from its newest usable point: the point's own time, or its log's end.
+fn reach(vault: &Unlocked, point: &PointInfo, findings: &mut Vec<Finding>) -> Result<Timestamp, CommandError> {
+    let Some(position) = &point.position else { return Ok(point.taken_at) };
+    let trail = vault.log_trail(&point.dataset, &position.lineage).map_err(CommandError::of_vault)?;
+    findings.extend(trail.findings);
+    let last = trail.entries.iter().map(|entry| entry.source_time).max();
+    Ok(last.map_or(point.taken_at, |last| last.max(point.taken_at)))
 }
 
 fn open(named: &Named, args: &Args, ui: &Ui) -> Result<(Unlocked, Points), CommandError> {
@@ -47,13 +90,13 @@ fn open(named: &Named, args: &Args, ui: &Ui) -> Result<(Unlocked, Points), Comma
     Ok((vault, points))
 }
 
-fn task(vault: Unlocked, point: PointInfo, to: PathBuf, mut findings: Vec<Finding>) -> Task {
+fn task(vault: Unlocked, point: PointInfo, to: PathBuf, how: How, mut findings: Vec<Finding>) -> Task {
     for finding in vault.unlock_findings() {
         if !findings.contains(&finding) {
             findings.push(finding);
         }
     }
-    Task { vault, point, to, findings }
+    Task { vault, point, to, how, findings }
 }
 
 /// Without a name: the data set of the point that is named, or the vault's only one.
@@ -123,7 +166,10 @@ fn choose<'a>(
         return Err(CommandError::usage(format!("several hosts have taken points of `{dataset}`"))
             .hint(format!("say whose with --host: {}", hosts.join(", "))));
     }
-    let usable = points.iter().filter(|point| point.badge != Badge::Corrupt);
+    // A writer of a former epoch may have gone on, unaware: what it wrote since does not count.
+    let epoch = points.iter().map(|point| point.epoch).max().unwrap_or(0);
+    let counts = |point: &PointInfo| point.epoch == epoch || point.epoch == 0;
+    let usable = points.iter().filter(|point| point.badge != Badge::Corrupt && (one_host || counts(point)));
     let meant = usable.filter(|point| at.is_none_or(|at| point.taken_at <= at));
     meant.max_by_key(|point| (point.taken_at, point.epoch, point.sequence)).copied().ok_or_else(|| {
         let oldest = points.iter().map(|point| point.taken_at).min().map(time).unwrap_or_default();
@@ -143,23 +189,21 @@ fn of_plan(args: &Args, loaded: &Loaded, at: Option<Timestamp>, ui: &Ui) -> Resu
             .hint("name a data set or a service of the plan; or give a vault's address with --vault URL"));
     };
     if let Some(service) = plan.services.get(name) {
-        return service_at_one_moment(args, loaded, service, at, ui);
+        return service_at_one_moment(args, service, at, ui);
     }
-    let known = plan.services.values().flat_map(Service::datasets).any(|(_, dataset)| dataset.name == *name);
-    if !known {
+    let dataset = plan.services.values().flat_map(Service::datasets).find(|(_, dataset)| dataset.name == *name);
+    let Some((_, dataset)) = dataset else {
         return Err(CommandError::usage(format!("the plan has no data set or service `{name}`"))
             .hint("for what is not in the plan, give the vault's address with --vault URL"));
-    }
-    let (vault, points) = best_vault(args, loaded, name, ui)?;
-    let of_it: Vec<&PointInfo> = points.points.iter().filter(|point| point.dataset == *name).collect();
-    let point = choose(args, name, &of_it, at, false)?.clone();
-    Ok(vec![task(vault, point, args.to.clone(), points.findings)])
+    };
+    let found = best_vault(args, dataset, at, ui)?;
+    let how = how(args, dataset, &found.point, at);
+    Ok(vec![task(found.vault, found.point, args.to.clone(), how, found.findings)])
 }
 
 /// All data sets of a service, as they were at the last moment that every one of them reaches.
 fn service_at_one_moment(
     args: &Args,
-    loaded: &Loaded,
     service: &Service,
     at: Option<Timestamp>,
     ui: &Ui,
@@ -171,51 +215,64 @@ fn service_at_one_moment(
     }
     let mut found = Vec::new();
     for (_, dataset) in service.datasets().filter(|(_, dataset)| !dataset.protect.is_empty()) {
-        let (vault, points) = best_vault(args, loaded, &dataset.name, ui)?;
-        found.push((dataset.name.clone(), vault, points));
+        found.push((dataset, best_vault(args, dataset, at, ui)?));
     }
-    let mut latest = at;
-    for (dataset, _, points) in &found {
-        let of_it: Vec<&PointInfo> = points.points.iter().filter(|point| point.dataset == *dataset).collect();
-        let reach = choose(args, dataset, &of_it, at, false)?.taken_at;
-        latest = Some(latest.map_or(reach, |latest| latest.min(reach)));
-    }
+    let reaches = found.iter().map(|(_, found)| found.reach);
+    let Some(latest) = reaches.chain(at).min() else {
+        return Err(CommandError::usage(format!("service `{}` has no protected data", service.name)));
+    };
     let mut tasks = Vec::new();
-    for (dataset, vault, points) in found {
-        let of_it: Vec<&PointInfo> = points.points.iter().filter(|point| point.dataset == dataset).collect();
-        let point = choose(args, &dataset, &of_it, latest, false)?.clone();
-        tasks.push(task(vault, point, args.to.join(&dataset), points.findings));
+    for (dataset, found) in found {
+        let of_it: Vec<&PointInfo> = found.points.iter().collect();
+        let (point, how) = match choose(args, &dataset.name, &of_it, Some(latest), false) {
+            Ok(point) => (point.clone(), how(args, dataset, point, Some(latest))),
+            Err(_) => oldest(dataset, found.point, &of_it, latest, ui),
+        };
+        tasks.push(task(found.vault, point, args.to.join(&dataset.name), how, found.findings));
     }
-    match latest {
-        Some(moment) if !tasks.is_empty() => {
-            ui.note(format_args!("{} as of {}", service.name, time(moment)));
-            Ok(tasks)
-        }
-        _ => Err(CommandError::usage(format!("service `{}` has no protected data", service.name))),
-    }
+    ui.note(format_args!("{} as of {}", service.name, time(latest)));
+    Ok(tasks)
 }
 
-/// Of the vaults that the plan sends a data set to, the one with the newest point that the key opens.
-fn best_vault(args: &Args, loaded: &Loaded, dataset: &str, ui: &Ui) -> Result<(Unlocked, Points), CommandError> {
-    let services = loaded.plan.services.values().flat_map(Service::datasets);
-    let set = services.map(|(_, set)| set).find(|set| set.name == dataset);
-    let vaults = set.map(|set| set.protect.iter().map(|protect| protect.to.as_str()).collect()).unwrap_or_default();
+/// Data sets are first taken one after the other: where one has nothing as old as the moment, the next that it has.
+fn oldest(dataset: &DataSet, newest: PointInfo, points: &[&PointInfo], moment: Timestamp, ui: &Ui) -> (PointInfo, How) {
+    let usable = points.iter().filter(|point| point.badge != Badge::Corrupt && point.epoch == newest.epoch);
+    let point = usable.min_by_key(|point| point.taken_at).map_or(newest, |point| (*point).clone());
+    let later = point.taken_at.duration_since(moment).as_secs_f64();
+    ui.warn(format_args!(
+        "`{}` has no point as old as the others' newest: its oldest, {later:.1} s later, is taken",
+        dataset.name
+    ));
+    let how = match &dataset.source {
+        Source::Sqlite { .. } => How::Sqlite(Target::Point(point.id.clone())),
+        _ => How::Files,
+    };
+    (point, how)
+}
+
+/// A vault that has a data set, and what it has of it.
+struct Found {
+    vault: Unlocked,
+    points: Vec<PointInfo>,
+    /// The newest point that is meant.
+    point: PointInfo,
+    reach: Timestamp,
+    findings: Vec<Finding>,
+}
+
+/// Of the vaults that the plan sends a data set to, the one that reaches furthest, among those that the key opens.
+fn best_vault(args: &Args, dataset: &DataSet, at: Option<Timestamp>, ui: &Ui) -> Result<Found, CommandError> {
     let vaults: Vec<&str> = match &args.vault.vault {
         Some(given) => vec![given.as_str()],
-        None => vaults,
+        None => dataset.protect.iter().map(|protect| protect.to.as_str()).collect(),
     };
-    let mut best: Option<(Unlocked, Points)> = None;
-    let mut trouble = None;
-    for name in vaults {
-        let chosen = VaultArgs { vault: Some(name.to_owned()), owner: args.vault.owner.clone() };
-        match chosen.find(ui).and_then(|named| open(&named, args, ui)) {
-            Ok((vault, points)) => {
-                let newest = |points: &Points| points.newest(dataset, None).map(|point| point.taken_at);
-                if best.as_ref().is_none_or(|(_, kept)| newest(kept) < newest(&points)) {
-                    best = Some((vault, points));
-                }
-            }
-            Err(error) if error.kind == Kind::Failed => {
+    let mut best: Option<Found> = None;
+    let mut trouble: Option<CommandError> = None;
+    for name in &vaults {
+        match look(args, name, dataset, at, ui) {
+            Ok(found) if best.as_ref().is_none_or(|best| best.reach < found.reach) => best = Some(found),
+            Ok(_) => {}
+            Err(error) if error.kind == Kind::Failed && vaults.len() > 1 => {
                 ui.warn(format_args!("vault `{name}`: {}", error.message));
                 trouble = Some(error);
             }
@@ -223,6 +280,16 @@ fn best_vault(args: &Args, loaded: &Loaded, dataset: &str, ui: &Ui) -> Result<(U
         }
     }
     best.ok_or_else(|| {
-        trouble.unwrap_or_else(|| CommandError::usage(format!("the plan sends `{dataset}` to no vault")))
+        trouble.unwrap_or_else(|| CommandError::usage(format!("the plan sends `{}` to no vault", dataset.name)))
     })
+}
+
+fn look(args: &Args, name: &str, dataset: &DataSet, at: Option<Timestamp>, ui: &Ui) -> Result<Found, CommandError> {
+    let named = VaultArgs { vault: Some(name.to_owned()), owner: args.vault.owner.clone() }.find(ui)?;
+    let (vault, Points { mut points, mut findings }) = open(&named, args, ui)?;
+    points.retain(|point| point.dataset == dataset.name);
+    let of_it: Vec<&PointInfo> = points.iter().collect();
+    let point = choose(args, &dataset.name, &of_it, at, false)?.clone();
+    let reach = reach(&vault, &point, &mut findings)?;
+    Ok(Found { vault, points, point, reach, findings })
 }

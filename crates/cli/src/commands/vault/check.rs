@@ -49,10 +49,10 @@ pub(crate) fn stat(args: StatArgs, ui: &Ui) -> Result<Exit, CommandError> {
     ui.line(format_args!("vault {} at {}", stat.vault, vault.storage().location()));
     ui.line(format_args!("owner {}", stat.owner));
     ui.line(format_args!(
-        "{} recipients, roster version {}, {} objects, {}",
-        stat.recipients,
+        "{}, roster version {}, {}, {}",
+        report::counted(stat.recipients as u64, "recipient"),
         stat.roster_version,
-        stat.objects,
+        report::counted(stat.objects, "object"),
         Size(stat.bytes).rounded()
     ));
     if !stat.datasets.is_empty() {
@@ -78,23 +78,24 @@ fn row(dataset: &DatasetStat) -> Vec<String> {
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let named = args.vault.find(ui)?;
     let options = CheckOptions { read_data: args.read_data };
-    ui.note("checking");
+    let waiting = ui.waiting("checking");
     let with_key = !args.key.is_empty();
     let checked = match with_key {
         false => named.open(ui)?.check(options),
         true => named.unlock(&args.key, ui)?.check(options),
     };
+    drop(waiting);
     let report = checked.map_err(CommandError::of_vault)?;
     let sound = report.is_sound();
     ui.document(&Checked { sound, with_key, read_data: args.read_data, report: &report })?;
     door::show(&report.findings, ui);
     ui.line(format_args!(
-        "{} recovery points, {} packs, {} log objects; {}",
-        report.points,
-        report.packs,
-        report.log_objects,
-        depth(&report, with_key, args.read_data)
+        "{}, {}, {}",
+        report::counted(report.points, "recovery point"),
+        report::counted(report.packs, "pack"),
+        report::counted(report.log_objects, "log object"),
     ));
+    ui.line(depth(&report, with_key, args.read_data));
     let stands = report.findings.iter().filter(|finding| finding.severity != Severity::Note).count();
     ui.line(match (stands, sound) {
         (0, _) => "nothing wrong found".to_owned(),
@@ -112,7 +113,9 @@ fn depth(report: &CheckReport, with_key: bool, read_data: bool) -> String {
         (false, false) => "structure checked; contents not read (--read-data), nothing opened (--key FILE)".to_owned(),
         (false, true) => format!("{} read against packs' names; nothing opened (--key FILE)", read(report)),
         (true, false) => "structure and recovery points checked; contents not read (--read-data)".to_owned(),
-        (true, true) => format!("{} and {} chunks read and verified", read(report), report.chunks_read),
+        (true, true) => {
+            format!("{} and {} read and verified", read(report), report::counted(report.chunks_read, "chunk"))
+        }
     }
 }
 

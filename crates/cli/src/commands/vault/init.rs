@@ -69,9 +69,8 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     ui.line(format_args!("vault {} made at {location}", made.vault));
     ui.line(format_args!("owner {}", made.owner));
     ui.line(format_args!("host {} may write to it; {} open it", host.host_name(), keys(options.recipients.len())));
-    ui.note(
-        "keep the owner's fingerprint with your keys: with --owner it proves, on any machine, that a vault is this one",
-    );
+    ui.note("keep the owner's fingerprint with your keys: given with --owner it proves, on any");
+    ui.note("machine, that a vault is this one");
     ui.document(&Report {
         vault: &made.vault,
         location,

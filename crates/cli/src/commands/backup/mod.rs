@@ -68,7 +68,11 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let work = what::find(args, ui)?;
     let cancel = interrupt::listen(ui)?;
     let mut exit = Exit::Done;
-    for (vault, items) in work {
+    for why in &work.unable {
+        ui.warn(format_args!("not backed up: {why}"));
+        exit = Exit::Finding;
+    }
+    for (vault, items) in work.vaults {
         let host = vault.open_as_host(ui)?;
         let findings = host.findings();
         door::show(&findings, ui);
@@ -76,7 +80,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
             exit = Exit::Finding;
         }
         for item in items {
-            let taken = take::take(&host, &item, &cancel, ui)?;
+            let taken = take::take(&vault.name, &host, &item, &cancel, ui)?;
             if taken.is_incomplete() {
                 exit = Exit::Finding;
             }
@@ -88,7 +92,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
 
 fn tell(vault: &str, taken: Taken, ui: &Ui) -> Result<(), CommandError> {
     taken.say(ui);
-    let Taken { point, summary, seconds, notes } = taken;
+    let Taken { point, bytes_read, seconds, skipped, skipped_count, changed, notes } = taken;
     ui.event(&Report {
         point: point.id,
         dataset: point.dataset,
@@ -97,17 +101,16 @@ fn tell(vault: &str, taken: Taken, ui: &Ui) -> Result<(), CommandError> {
         taken_at: point.taken_at,
         files: point.files,
         bytes: point.bytes,
-        bytes_read: summary.bytes_read,
+        bytes_read,
         bytes_new: point.bytes_new,
         bytes_stored: point.bytes_stored,
         seconds,
-        skipped: summary
-            .skipped
+        skipped: skipped
             .into_iter()
             .map(|skipped| Skipped { path: skipped.path.to_string_lossy().into_owned(), reason: skipped.reason })
             .collect(),
-        skipped_count: summary.skipped_count,
-        changed: summary.changed.into_iter().map(|path| path.to_string_lossy().into_owned()).collect(),
+        skipped_count,
+        changed: changed.into_iter().map(|path| path.to_string_lossy().into_owned()).collect(),
         notes,
     })
 }

@@ -10,7 +10,6 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use self::bring::Brought;
 use crate::door::{self, VaultArgs};
 use crate::error::{CommandError, Exit};
 use crate::interrupt;
@@ -62,6 +61,8 @@ struct Report {
     dataset: String,
     host: String,
     taken_at: jiff::Timestamp,
+    /// The state is that of this moment; later than `taken_at` where a log goes on from the point.
+    as_of: jiff::Timestamp,
     to: String,
     files: u64,
     bytes: u64,
@@ -89,24 +90,24 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         door::show(&new, ui);
         shown.extend(new);
         let brought = bring::bring(&task, &args, &cancel, ui)?;
-        if door::ends(&task.findings) != Exit::Done || !brought.restored.verified {
+        if door::ends(&task.findings) != Exit::Done || !brought.verified {
             exit = Exit::Finding;
         }
         brought.say(ui);
-        let Brought { point, to, restored, seconds } = brought;
         ui.event(&Report {
-            point: point.id,
-            dataset: point.dataset,
-            host: point.host,
-            taken_at: point.taken_at,
-            to: to.to_string_lossy().into_owned(),
-            files: restored.files,
-            bytes: restored.bytes,
-            bytes_written: restored.written_bytes,
-            seconds,
-            verified: restored.verified,
-            resumed: restored.resumed,
-            notes: restored.notes.iter().map(|note| format!("{}: {}", note.path.display(), note.what)).collect(),
+            point: brought.point.id,
+            dataset: brought.point.dataset,
+            host: brought.point.host,
+            taken_at: brought.point.taken_at,
+            as_of: brought.as_of,
+            to: brought.to.to_string_lossy().into_owned(),
+            files: brought.files,
+            bytes: brought.bytes,
+            bytes_written: brought.bytes_written,
+            seconds: brought.seconds,
+            verified: brought.verified,
+            resumed: brought.resumed,
+            notes: brought.notes,
             findings: task.findings,
         })?;
     }
