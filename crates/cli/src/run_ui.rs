@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lifeboat_core::run::{Event, Need, RunState, StepStatus};
+use lifeboat_core::run::{Event, Need, RunState};
 use lifeboat_engine::execute::{Ended, ExecuteError, Executor, Progress, Settings};
 use lifeboat_engine::journal::Journal;
 use lifeboat_engine::perform::World;
@@ -102,11 +102,7 @@ pub(crate) fn exit(run: &str, ended: Result<Ended, ExecuteError>) -> Result<Exit
             let mut error = CommandError::held(format!("run {run} is held and waits for a person"));
             for (step, what) in &needs {
                 error = error.hint(format!("{step}: {}", self::need(what)));
-                error = error.hint(match what {
-                    Need::Approval { .. } => format!("`lifeboat run approve {run} --by PERSON --key FILE`, by somebody else than who started it, then `lifeboat run resume {run}`"),
-                    Need::Attestation { .. } => format!("see for yourself, then `lifeboat run attest {run} --step {step} --by PERSON --key FILE`, then `lifeboat run resume {run}`"),
-                    Need::Decision { .. } => format!("`lifeboat run retry {run} --step {step}`, `run skip` or `run cancel`, then `lifeboat run resume {run}`"),
-                });
+                error = error.hint(format!("{}, then `lifeboat run resume {run}`", way_on(run, step, what)));
             }
             Err(error)
         }
@@ -117,6 +113,14 @@ pub(crate) fn exit(run: &str, ended: Result<Ended, ExecuteError>) -> Result<Exit
             Err(CommandError::from(error).kind(kind))
         }
     }
+}
+
+/// What became of a person's word.
+pub(crate) fn decided(said: Result<(), ExecuteError>) -> Result<(), CommandError> {
+    said.map_err(|error| {
+        let kind = if error.is_refusal() { Kind::Refused } else { Kind::Failed };
+        CommandError::from(error).kind(kind)
+    })
 }
 
 /// A cancel that Ctrl-C and SIGTERM set.
@@ -140,8 +144,19 @@ pub(crate) fn interrupts() -> Cancel {
     cancel
 }
 
-/// The status of a step as one word.
-#[allow(dead_code, reason = "for `run show`")]
-pub(crate) fn step_word(status: &StepStatus) -> String {
-    format!("{status:?}").to_lowercase()
+/// What takes a held step further.
+pub(crate) fn way_on(run: &str, step: &str, need: &Need) -> String {
+    match need {
+        Need::Approval { .. } => {
+            format!(
+                "somebody else than who started it: `lifeboat run approve {run} --step {step} --by PERSON --key FILE`"
+            )
+        }
+        Need::Attestation { .. } => format!(
+            "see to it at the thing itself: `lifeboat run attest {run} --step {step} --by PERSON --key FILE`, or `run retry`, or `run cancel`"
+        ),
+        Need::Decision { .. } => {
+            format!("`lifeboat run retry {run} --step {step}`, or `run skip` with a reason, or `run cancel`")
+        }
+    }
 }

@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::arbitrate::{Acquire, Arbiter, ArbiterError, Attempt, HeldLock, LockState, LockTimes, LockWatch};
-use crate::journal::{Head, Journal, JournalError, LocalLock};
+use crate::journal::{Head, Journal, JournalError, LocalLock, Recorded};
 use crate::port::{Cancel, Context, PortError};
 use guard::{Guard, Renewal};
 use live::{Live, Recording};
@@ -219,7 +219,7 @@ impl Executor {
         if !faults.is_empty() {
             return Err(ExecuteError::Unsound { faults });
         }
-        let local = self.journal.lock_service(&runbook.service)?;
+        let local = self.lock_here(&runbook.service).await?;
         self.refuse_unfinished(&runbook.service).await?;
         self.close_last(&runbook.service, interrupt).await?;
         let lock = self.take_lock(&runbook.service, &start.run, None, interrupt).await?;
@@ -249,7 +249,7 @@ impl Executor {
         let recorded = self.blocking(|journal, run| journal.read(&run), run).await?;
         let live = Live::from(self, run, recorded)?;
         let service = live.runbook.service.clone();
-        let local = self.journal.lock_service(&service)?;
+        let local = self.lock_here(&service).await?;
         if let Phase::Ended { state } = live.state.phase {
             self.close(live, interrupt).await?;
             return Err(ExecuteError::Over { run: run.into(), state });
@@ -260,6 +260,20 @@ impl Executor {
         live.absorb().await?;
         live.must_record(Event::Resumed { by: by.into() }).await?;
         self.work(live, lock, local, interrupt).await
+    }
+
+    /// A run's journal, with what its mirror has beyond it; a silent mirror hides nothing that is known here.
+    pub async fn fetch(&self, run: &str) -> Result<Recorded, ExecuteError> {
+        let adopted = self.adopt(run).await;
+        let known = self.blocking(|journal, run| journal.read(&run), run).await;
+        match (adopted, known) {
+            (Ok(()), known) => known,
+            (Err(ExecuteError::Arbiter(error)), Ok(known)) if error.may_pass() => {
+                tracing::warn!("the mirror of run {run} cannot be read: {}", error.with_cause());
+                Ok(known)
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 
     /// Copies what the mirror has of a run into this journal. Nothing happens when the mirror is silent and the run is known here.
@@ -280,16 +294,26 @@ impl Executor {
         }
     }
 
+    /// This machine's own lock on a service; when another process has it, the run that it works on is named.
+    async fn lock_here(&self, service: &str) -> Result<LocalLock, ExecuteError> {
+        let busy = match self.journal.lock_service(service) {
+            Err(busy @ JournalError::Busy { .. }) => busy,
+            other => return Ok(other?),
+        };
+        match self.blocking(|journal, service| journal.unfinished(&service), service).await? {
+            Some(listing) => Err(ArbiterError::Busy {
+                service: service.into(),
+                run: listing.run,
+                since: listing.last_at.map_or_else(String::new, |at| at.to_string()),
+            }
+            .into()),
+            None => Err(busy.into()),
+        }
+    }
+
     /// A run of this state directory that has not ended keeps others off its service, even when its lock is nowhere to be seen.
     async fn refuse_unfinished(&self, service: &str) -> Result<(), ExecuteError> {
-        let listings = self.blocking(|journal, _| journal.runs(), "").await?;
-        let unfinished = listings.into_iter().find(|listing| {
-            let ended = matches!(
-                listing.state,
-                Some(RunState::Completed | RunState::CompletedWithExceptions | RunState::Failed | RunState::Cancelled)
-            );
-            listing.service.as_deref() == Some(service) && !ended
-        });
+        let unfinished = self.blocking(|journal, service| journal.unfinished(&service), service).await?;
         match unfinished {
             Some(listing) => Err(ArbiterError::Unfinished { service: service.into(), run: listing.run }.into()),
             None => Ok(()),

@@ -238,17 +238,19 @@ impl Journal {
         Ok(fresh)
     }
 
+    /// The runs' ids, the newest first.
+    pub fn names(&self) -> Result<Vec<String>, JournalError> {
+        let connection = self.connection();
+        let mut query =
+            connection.prepare("select distinct run from entries order by run desc").map_err(self.read_failed())?;
+        let rows = query.query_map([], |row| row.get(0)).map_err(self.read_failed())?;
+        rows.collect::<Result<_, _>>().map_err(self.read_failed())
+    }
+
     /// All runs, the newest first. One that is broken is listed with its problem and does not hide the others.
     pub fn runs(&self) -> Result<Vec<Listing>, JournalError> {
-        let names: Vec<String> = {
-            let connection = self.connection();
-            let mut query =
-                connection.prepare("select distinct run from entries order by run desc").map_err(self.read_failed())?;
-            let rows = query.query_map([], |row| row.get(0)).map_err(self.read_failed())?;
-            rows.collect::<Result<_, _>>().map_err(self.read_failed())?
-        };
         let mut listings = Vec::new();
-        for run in names {
+        for run in self.names()? {
             let read = self
                 .read(&run)
                 .map_err(|error| with_cause(&error))
@@ -277,6 +279,20 @@ impl Journal {
             });
         }
         Ok(listings)
+    }
+
+    /// The run on a service that has begun and not ended, if there is one; a run that cannot be read is not counted.
+    pub fn unfinished(&self, service: &str) -> Result<Option<Listing>, JournalError> {
+        let ended = |state| {
+            matches!(
+                state,
+                RunState::Completed | RunState::CompletedWithExceptions | RunState::Failed | RunState::Cancelled
+            )
+        };
+        let open = |listing: &Listing| {
+            listing.service.as_deref() == Some(service) && listing.state.is_some_and(|state| !ended(state))
+        };
+        Ok(self.runs()?.into_iter().find(open))
     }
 
     /// Takes the machine's own lock on a service; only one process with this state directory has it.

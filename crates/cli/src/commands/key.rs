@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use lifeboat_vault::Identity;
+use lifeboat_vault::{Identity, SigningKey};
 use serde::Serialize;
 
 use crate::error::{CommandError, Exit, Explain};
@@ -31,6 +31,12 @@ enum Verb {
         /// Where the secret goes, readable by you alone; never overwritten. Without it: to stdout
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+    },
+    /// Make a person's signing key, for approvals and attestations; prints its public half, which belongs in the plan
+    Person {
+        /// Where the secret goes, readable by you alone; never overwritten
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
     },
     /// Show a key's recipient, never its secret
     Inspect {
@@ -56,6 +62,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     match args.verb {
         Verb::New { output: Some(path) } => new_in_file(&path, ui),
         Verb::New { output: None } => new_on_stdout(ui),
+        Verb::Person { output } => new_person(&output, ui),
         Verb::Inspect { file } => inspect(&file, ui),
     }
 }
@@ -72,6 +79,21 @@ fn new_in_file(path: &Path, ui: &Ui) -> Result<Exit, CommandError> {
     let recipient = identity.recipient().to_string();
     ui.line(&recipient);
     ui.document(&Made { recipient, file: path })?;
+    Ok(Exit::Done)
+}
+
+fn new_person(path: &Path, ui: &Ui) -> Result<Exit, CommandError> {
+    if path.exists() {
+        return Err(CommandError::refused(format!("{} exists, and a key is never overwritten", path.display()))
+            .hint("name another file"));
+    }
+    let key = SigningKey::load_or_create(path)
+        .saying(|| format!("the signing key cannot be written to {}", path.display()))?
+        .public()
+        .to_string();
+    ui.line(&key);
+    ui.note(format_args!("in the plan: [person.NAME] with key = \"{key}\""));
+    ui.document(&serde_json::json!({ "key": key, "file": path }))?;
     Ok(Exit::Done)
 }
 

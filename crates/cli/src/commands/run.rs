@@ -3,6 +3,9 @@
 //! Invariant: what is shown is derived from a journal that was checked from its first entry; nothing is believed about a
 //! run that its journal does not say.
 
+mod resume;
+mod word;
+
 use jiff::Timestamp;
 use lifeboat_adapters::clock::MachineClock;
 use lifeboat_core::run::{RunState, RunView, StepView};
@@ -10,7 +13,9 @@ use lifeboat_engine::journal::{Journal, JournalError, Listing};
 use std::sync::Arc;
 
 use crate::error::{CommandError, Exit, Kind};
+use crate::run_ui;
 use crate::ui::Ui;
+use crate::wiring::Wiring;
 
 /// Look at runs: failovers, failbacks, drills, with what each step did
 #[derive(Debug, clap::Args)]
@@ -32,13 +37,26 @@ enum Verb {
         #[arg(long)]
         journal: bool,
     },
+    Resume(resume::Resume),
+    Approve(word::Approve),
+    Attest(word::Attest),
+    Retry(word::Retry),
+    Skip(word::Skip),
+    Cancel(resume::Cancel),
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
-    let journal = Journal::open(&ui.state_directory()?, Arc::new(MachineClock::default()))?;
+    let journal =
+        || Journal::open(&ui.state_directory()?, Arc::new(MachineClock::default())).map_err(CommandError::from);
     match args.verb {
-        Verb::List => list(&journal, ui),
-        Verb::Show { run, journal: entries } => show(&journal, &run, entries, ui),
+        Verb::List => list(&journal()?, ui),
+        Verb::Show { run, journal: entries } => show(&journal()?, &run, entries, ui),
+        Verb::Resume(args) => resume::resume(&args, ui),
+        Verb::Approve(args) => word::approve(&args, ui),
+        Verb::Attest(args) => word::attest(&args, ui),
+        Verb::Retry(args) => word::retry(args, ui),
+        Verb::Skip(args) => word::skip(args, ui),
+        Verb::Cancel(args) => resume::cancel(args, ui),
     }
 }
 
@@ -86,9 +104,21 @@ fn show(journal: &Journal, run: &str, entries: bool, ui: &Ui) -> Result<Exit, Co
     Ok(exit(&view))
 }
 
-/// The one run whose id begins with `prefix`.
-pub(crate) fn find(journal: &Journal, prefix: &str) -> Result<String, CommandError> {
-    let runs: Vec<String> = journal.runs()?.into_iter().map(|listing| listing.run).collect();
+/// The one run of this host whose id begins with `prefix`.
+fn find(journal: &Journal, prefix: &str) -> Result<String, CommandError> {
+    only(&journal.names()?, prefix, journal)
+}
+
+/// The same, among the runs of other hosts, too, that have a mirror in the arbiter's storage.
+fn find_anywhere(wiring: &Wiring, journal: &Journal, prefix: &str) -> Result<String, CommandError> {
+    let mut runs = journal.names()?;
+    if !runs.iter().any(|run| run.starts_with(prefix)) {
+        runs.extend(wiring.arbiter.mirrored_runs()?);
+    }
+    only(&runs, prefix, journal)
+}
+
+fn only(runs: &[String], prefix: &str, journal: &Journal) -> Result<String, CommandError> {
     if runs.iter().any(|run| run == prefix) {
         return Ok(prefix.to_owned());
     }
@@ -136,7 +166,7 @@ pub(crate) fn lines(view: &RunView) -> Vec<String> {
     }
     for (step, need) in &view.waiting_for {
         lines.push(format!("waits for {need}"));
-        lines.push(format!("  at step `{step}`: {}", next_step(&view.run, step, need)));
+        lines.push(format!("  at step `{step}`: {}", run_ui::way_on(&view.run, step, need)));
     }
     if !view.notes.is_empty() {
         lines.push(String::new());
@@ -157,20 +187,6 @@ fn step_line(step: &StepView) -> String {
     let again = if step.attempts > 1 { format!(" ({} attempts)", step.attempts) } else { String::new() };
     let commit = if step.commit { " [commit point]" } else { "" };
     format!("  {:<12} {:>9}  {}{commit}{said}{again}", step.status, took, step.title)
-}
-
-/// The command that takes a held run further.
-fn next_step(run: &str, step: &str, need: &lifeboat_core::run::Need) -> String {
-    use lifeboat_core::run::Need;
-    match need {
-        Need::Approval { .. } => format!("lifeboat run approve {run} --step {step} --as PERSON --key FILE"),
-        Need::Attestation { .. } => {
-            format!(
-                "see to it at the thing itself, then lifeboat run attest {run} --step {step} --as PERSON --key FILE"
-            )
-        }
-        Need::Decision { .. } => format!("lifeboat run retry | skip | cancel {run} --step {step} --as PERSON"),
-    }
 }
 
 /// An enum's own word, as JSON has it.

@@ -10,6 +10,7 @@ use lifeboat_vault::sign::{PublicKey, SigningKey};
 
 use super::live::{Live, Recording};
 use super::{ExecuteError, Executor};
+use crate::arbitrate::LockState;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -56,6 +57,10 @@ pub enum Refused {
     BadKey { by: String },
     #[error("the signature is not {by}'s for this run, this step and these words")]
     BadSignature { by: String },
+    #[error(
+        "another machine works on run {run}; say it there, or take the run over with `lifeboat run resume {run}` first"
+    )]
+    Elsewhere { run: String },
     #[error("run {run} cannot take this: {reason}")]
     Illegal { run: String, reason: String },
 }
@@ -63,11 +68,12 @@ pub enum Refused {
 impl Executor {
     /// Records a person's word. A run that somebody works on takes it up at once, others with the next resume.
     pub async fn decide(&self, run: &str, decision: Decision) -> Result<(), ExecuteError> {
-        let recorded = self.blocking(|journal, run| journal.read(&run), run).await?;
+        let recorded = self.fetch(run).await?;
         let mut live = Live::from(self, run, recorded)?;
         if let Phase::Ended { state } = live.state.phase {
             return Err(ExecuteError::Over { run: run.into(), state });
         }
+        self.refuse_when_elsewhere(run, &live).await?;
         let event = self.check(run, &live, decision)?;
         match live.record(event).await? {
             Recording::Recorded => {
@@ -76,6 +82,21 @@ impl Executor {
             }
             Recording::NotAnyMore(illegal) => Err(Refused::Illegal { run: run.into(), reason: illegal.reason }.into()),
         }
+    }
+
+    /// Another machine's executor would not see a word that is said here, and would have to stop because of it.
+    async fn refuse_when_elsewhere(&self, run: &str, live: &Live) -> Result<(), ExecuteError> {
+        let (arbiter, service) = (self.arbiter.clone(), live.runbook.service.clone());
+        let lock = match self.blocking_arbiter(&service, move |service| arbiter.run_lock(&service)).await {
+            Ok(lock) => lock,
+            Err(ExecuteError::Arbiter(error)) if error.may_pass() => None,
+            Err(error) => return Err(error),
+        };
+        let elsewhere = lock.is_some_and(|(claim, beat)| {
+            let held = beat.is_none_or(|beat| beat.state == LockState::Held);
+            claim.run == run && claim.host != self.journal.host() && held
+        });
+        if elsewhere { Err(Refused::Elsewhere { run: run.into() }.into()) } else { Ok(()) }
     }
 
     fn check(&self, run: &str, live: &Live, decision: Decision) -> Result<Event, Refused> {

@@ -5,6 +5,7 @@
 pub(crate) mod drill;
 pub(crate) mod failback;
 pub(crate) mod failover;
+pub(crate) mod keys;
 pub(crate) mod runbook;
 
 use std::path::PathBuf;
@@ -13,11 +14,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use lifeboat_core::runbook::compile::{Request, compile};
 use lifeboat_core::runbook::render::render;
-use lifeboat_core::runbook::{Action, Purpose, Runbook, Target};
-use lifeboat_engine::execute::Start;
+use lifeboat_core::runbook::{Purpose, Runbook, Target};
+use lifeboat_engine::execute::{Ended, ExecuteError, Executor, Start};
+use lifeboat_engine::journal::Journal;
+use lifeboat_engine::port::Cancel;
 use lifeboat_vault::Identity;
 
 use crate::commands::block_on;
+use crate::door;
 use crate::error::{CommandError, Exit, Explain, Kind};
 use crate::run_ui;
 use crate::ui::Ui;
@@ -41,19 +45,20 @@ pub(crate) struct Common {
 }
 
 impl Common {
-    pub(crate) fn initiator(&self) -> String {
-        let login =
-            || std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".into());
+    fn initiator(&self) -> String {
         self.by.clone().unwrap_or_else(login)
     }
+}
 
-    pub(crate) fn identities(&self) -> Result<Vec<Identity>, CommandError> {
-        let mut identities = Vec::new();
-        for path in &self.key {
-            identities.extend(Identity::load_all(path)?);
-        }
-        Ok(identities)
-    }
+/// Who sits here, as far as the system tells.
+pub(crate) fn login() -> String {
+    let named = |name: &str| std::env::var(name).ok().filter(|user| !user.is_empty());
+    named("SUDO_USER").or_else(|| named("USER")).or_else(|| named("LOGNAME")).unwrap_or_else(|| "unknown".into())
+}
+
+/// Private keys, into this process's memory.
+pub(crate) fn identities(files: &[PathBuf]) -> Result<Vec<Identity>, CommandError> {
+    if files.is_empty() { Ok(Vec::new()) } else { door::load_keys(files) }
 }
 
 /// What is to be run, and what is known of the outage.
@@ -71,19 +76,20 @@ pub(crate) fn compiled(wiring: &Wiring, request: &Request) -> Result<Runbook, Co
 
 /// Prints, asks, runs.
 pub(crate) fn execute(ui: &Ui, wiring: &Wiring, order: Order, common: &Common) -> Result<Exit, CommandError> {
+    let journal = wiring.journal()?;
+    if !common.dry_run {
+        // Before compiling: half way through a run the plan's sites look as if there were nothing to do.
+        refuse_second(&journal, &order.request.service)?;
+    }
     let runbook = compiled(wiring, &order.request)?;
     if common.dry_run {
         return print(ui, &runbook);
     }
-    let identities = common.identities()?;
-    if identities.is_empty() && must_restore(&runbook) {
-        return Err(CommandError::usage("this run restores from a vault, and no key was given to open it")
-            .hint("give --key FILE with an identity of one of the plan's recipients; it stays in memory"));
-    }
+    let identities = identities(&common.key)?;
+    keys::require(wiring, keys::restores(&runbook), &identities)?;
     ui.note(render(&runbook));
     ui.confirm(&format!("Run these {} steps now?", runbook.steps.len()), common.yes)?;
-    let journal = Arc::new(wiring.journal()?);
-    let world = Arc::new(wiring.world(&order.request.service, identities, order.disaster_at)?);
+    let world = wiring.world(&order.request.service, identities, order.disaster_at)?;
     let run = new_run_id(wiring)?;
     let start = Start {
         run: run.clone(),
@@ -93,20 +99,46 @@ pub(crate) fn execute(ui: &Ui, wiring: &Wiring, order: Order, common: &Common) -
         how_known: order.how_known,
         simulated: order.simulated,
     };
-    let executor = run_ui::executor(wiring, journal, world);
+    let executor = run_ui::executor(wiring, Arc::new(journal), Arc::new(world));
+    drive(ui, wiring, executor, &run, async |executor, interrupt| executor.start(start, interrupt).await)
+}
+
+/// One run at a time on a service. The executor refuses, too; here the refusal comes before anything else is said.
+fn refuse_second(journal: &Journal, service: &str) -> Result<(), CommandError> {
+    let Some(first) = journal.unfinished(service)? else { return Ok(()) };
+    let run = first.run;
+    let state = first.state.map_or("unknown", run_ui::state_word);
+    Err(CommandError::refused(format!(
+        "run {run} on `{service}` has not ended ({state}), and only one run at a time may act on it"
+    ))
+    .hint(format!(
+        "`lifeboat run show {run}` tells where it is, `run resume {run}` goes on with it, `run cancel {run}` ends it"
+    )))
+}
+
+/// Has an executor work on a run, shows each entry as it is recorded, and reports what the journal then proves.
+pub(crate) fn drive(
+    ui: &Ui,
+    wiring: &Wiring,
+    executor: Executor,
+    run: &str,
+    work: impl AsyncFnOnce(&Executor, &Cancel) -> Result<Ended, ExecuteError>,
+) -> Result<Exit, CommandError> {
     let ended = block_on(async {
         let interrupt = run_ui::interrupts();
         let shown = run_ui::follow(executor.progress(), ui);
         let worked = async {
-            let ended = executor.start(start, &interrupt).await;
+            let ended = work(&executor, &interrupt).await;
             drop(executor);
             ended
         };
         let (ended, ()) = tokio::join!(worked, shown);
         Ok(ended)
     })?;
-    report(ui, wiring, &run)?;
-    run_ui::exit(&run, ended)
+    if ended.is_ok() {
+        report(ui, wiring, run)?;
+    }
+    run_ui::exit(run, ended)
 }
 
 /// The run's id: its time, and a random end.
@@ -115,11 +147,6 @@ fn new_run_id(wiring: &Wiring) -> Result<String, CommandError> {
     let mut random = [0; 4];
     std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random))?;
     Ok(format!("{at}-{:08x}", u32::from_le_bytes(random)))
-}
-
-/// Whether a step outside any branch restores.
-fn must_restore(runbook: &Runbook) -> bool {
-    runbook.steps.iter().any(|step| step.when.is_empty() && matches!(step.action, Action::Restore { .. }))
 }
 
 pub(crate) fn print(ui: &Ui, runbook: &Runbook) -> Result<Exit, CommandError> {

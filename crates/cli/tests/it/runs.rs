@@ -1,0 +1,352 @@
+//! Runs, through the binary: to the end, two at once, held, attested, approved, cancelled, interrupted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use lifeboat_core::run::RunState;
+
+use crate::world::{Options, PORT, World, text, wait_until};
+
+#[test]
+fn a_dry_run_prints_the_runbook_and_changes_nothing() {
+    let world = World::new(&Options::default());
+    world.backup();
+    let before = listing(&world);
+    let printed = world.ok(&["failover", "pages", "--dry-run"]);
+    for step in ["claim-epoch", "fence-north", "restore-docs", "promote-south", "COMMIT", "read-canary"] {
+        assert!(printed.contains(step), "{step}: {printed}");
+    }
+    assert_eq!(listing(&world), before);
+    assert_eq!(world.runs(), 0);
+}
+
+/// Every file of the world but the controller's own state, with its size.
+fn listing(world: &World) -> String {
+    let list = "find arbiter vault north south -type f -printf '%p %s\n' | sort";
+    text(&Command::new("sh").args(["-c", list]).current_dir(&world.root).output().unwrap().stdout)
+}
+
+#[test]
+fn a_failover_runs_to_its_end() {
+    let mut world = World::new(&Options::default());
+    world.backup();
+    world.start_dns();
+    let said = world.ends(0, &failover(&world, &[]));
+    assert!(said.contains("promote-south: promoted"), "{said}");
+    world.assert_recovered();
+    let id = world.run().run;
+    let shown = world.ok(&["run", "show", &id[..12]]);
+    assert!(shown.contains("completed (past the commit point)"), "{shown}");
+    assert!(world.ok(&["run", "list"]).contains(&id));
+    let over = world.ends(1, &["run", "resume", &id]);
+    assert!(over.contains("there is nothing to resume"), "{over}");
+}
+
+/// The words of a failover that asks nothing.
+fn failover<'a>(world: &World, more: &[&'a str]) -> Vec<&'a str> {
+    let key: &'static str = Box::leak(world.path("owner.key").into_boxed_str());
+    [&["failover", "pages", "--yes", "--key", key], more].concat()
+}
+
+/// A failover that has begun and waits for the name server, in a process of its own.
+fn waiting_failover(world: &World) -> Child {
+    let child = world.command(&failover(world, &[])).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("the run asks the name server", || {
+        world.runs() > 0 && world.run().step("send-traffic").is_some_and(|step| step.status == "running")
+    });
+    child
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn a_second_run_is_refused_and_names_the_first_and_an_interrupted_one_goes_on() {
+    let mut world = World::new(&Options::default());
+    world.backup();
+    let mut first = waiting_failover(&world);
+    let id = world.run().run;
+    let said = world.ends(4, &failover(&world, &[]));
+    assert!(said.contains(&format!("run {id} on `pages` has not ended (running)")), "{said}");
+    let said = world.ends(4, &["run", "resume", &id]);
+    assert!(said.contains(&format!("run {id} works on pages")), "{said}");
+    assert_eq!(world.runs(), 1);
+
+    signal(&first, "-INT");
+    assert_eq!(first.wait().unwrap().code(), Some(130));
+    assert_eq!(world.run().state, RunState::Paused);
+    let said = world.ends(4, &["failback", "pages", "--yes"]);
+    assert!(said.contains(&format!("run {id} on `pages` has not ended (paused)")), "{said}");
+    world.start_dns();
+    world.ends(0, &["run", "resume", &id]);
+    world.assert_recovered();
+}
+
+#[test]
+fn a_plan_that_changes_during_a_run_is_noted_and_not_followed() {
+    let mut world = World::new(&Options::default());
+    world.backup();
+    let mut first = waiting_failover(&world);
+    let changed = fs::read_to_string(world.plan()).unwrap().replace("ttl = \"1s\"", "ttl = \"7s\"");
+    fs::write(world.plan(), changed).unwrap();
+    let noted = || world.run().notes.iter().any(|(_, note)| note.contains("the plan has changed since this run began"));
+    wait_until("the change is noted", noted);
+    signal(&first, "-TERM");
+    assert_eq!(first.wait().unwrap().code(), Some(130));
+
+    world.start_dns();
+    let said = world.ends(0, &["run", "resume", &world.run().run]);
+    assert!(said.contains("warning: the plan has changed since this run began"), "{said}");
+    assert_eq!(world.arbiter().traffic("pages.example.").unwrap().unwrap().ttl_seconds, 1);
+
+    // A plan that has become wrong is told as such, and costs nothing.
+    fs::write(world.plan(), "[plan]\nname = 3\n").unwrap();
+    world.ends(2, &["run", "resume", &world.run().run]);
+    assert_eq!(world.run().state, RunState::Completed);
+}
+
+#[test]
+fn an_approval_counts_from_another_person_who_may_and_is_signed() {
+    let mut world = World::new(&Options { approval: true, ..Options::default() });
+    world.backup();
+    world.start_dns();
+    let said = world.ends(5, &failover(&world, &["--by", "anna"]));
+    let id = world.run().run;
+    assert!(said.contains(&format!("lifeboat run approve {id} --step approve")), "{said}");
+    assert_eq!(world.run().state, RunState::WaitingApproval);
+    world.ends(5, &["run", "show", &id]);
+    // Still nobody's word: resuming changes nothing.
+    world.ends(5, &["run", "resume", &id, "--key", &world.path("owner.key")]);
+
+    let approve = |by: &str, key: &str| {
+        let key = world.path(key);
+        text(&world.lifeboat(&["run", "approve", &id, "--by", by, "--key", &key, "--yes"]).stderr)
+    };
+    assert!(approve("anna", "anna.key").contains("anna started the run and so cannot approve it"));
+    assert!(approve("eve", "eve.key").contains("eve may not approve"));
+    assert!(approve("ben", "eve.key").contains("is not ben's key"));
+    assert!(approve("mallory", "eve.key").contains("the plan names no person mallory"));
+    assert!(approve("ben", "nowhere.key").contains("there is no signing key"));
+    assert!(!world.root.join("nowhere.key").exists(), "a key was made while one was looked for");
+    world.ends(4, &["run", "approve", &id, "--by", "anna", "--key", &world.path("anna.key"), "--yes"]);
+    world.ends(4, &["run", "skip", &id, "--reason", "in a hurry"]);
+    assert_eq!(world.run().state, RunState::WaitingApproval);
+    assert_eq!(world.arbiter().current_epoch("pages").unwrap(), None);
+
+    world.ok(&["run", "approve", &id[..16], "--by", "ben", "--key", &world.path("ben.key"), "--yes"]);
+    let said = world.ends(2, &["run", "resume", &id]);
+    assert!(said.contains("no key was given"), "{said}");
+    world.ends(0, &["run", "resume", &id, "--key", &world.path("owner.key")]);
+    world.assert_recovered();
+}
+
+#[test]
+fn a_primary_that_cannot_be_reached_holds_the_run_until_somebody_attests() {
+    let mut world = World::new(&Options::default());
+    world.up();
+    world.backup();
+    world.start_dns();
+    world.cut_off("north", true);
+    let said = world.ends(5, &failover(&world, &[]));
+    let id = world.run().run;
+    assert!(said.contains("fence-north: needs an attestation"), "{said}");
+    assert!(said.contains("no process of `pages` runs there"), "{said}");
+    assert!(said.contains(&format!("lifeboat run attest {id} --step fence-north")), "{said}");
+    // It serves on, behind the cut line, and nobody else writes.
+    assert_eq!(world.get("north", "/page").as_deref(), Some("the first page\n"));
+    assert_eq!(world.arbiter().desired_writer("pages").unwrap().unwrap().primary, "north");
+    world.ends(5, &["run", "resume", &id, "--key", &world.path("owner.key")]);
+    let said = world.ends(4, &["run", "skip", &id, "--reason", "in a hurry"]);
+    assert!(said.contains("must not be skipped"), "{said}");
+    let attest = |key: &str, more: &[&str]| {
+        let key = world.path(key);
+        let words = [&["run", "attest", &id, "--by", "ben", "--key", &key, "--yes"], more].concat();
+        world.lifeboat(&words)
+    };
+    assert_eq!(attest("anna.key", &[]).status.code(), Some(4));
+    assert_eq!(attest("ben.key", &["--statement", "it will be fine"]).status.code(), Some(4));
+    assert_eq!(world.run().state, RunState::Held);
+
+    world.kill_north();
+    assert_eq!(attest("ben.key", &[]).status.code(), Some(0));
+    world.ends(0, &["run", "resume", &id, "--key", &world.path("owner.key")]);
+    world.assert_recovered();
+    let fence = world.run().step("fence-north").unwrap().clone();
+    assert_eq!((fence.outcome.as_deref(), fence.facts["by"].as_str()), (Some("attested"), Some("ben")));
+}
+
+#[test]
+fn a_primary_that_comes_back_into_reach_is_fenced_by_a_retry() {
+    let mut world = World::new(&Options::default());
+    world.up();
+    world.backup();
+    world.start_dns();
+    world.cut_off("north", true);
+    world.ends(5, &failover(&world, &[]));
+    let id = world.run().run;
+    world.cut_off("north", false);
+    world.ok(&["run", "retry", &id]);
+    world.ends(0, &["run", "resume", &id, "--key", &world.path("owner.key")]);
+    world.assert_recovered();
+    assert_eq!(world.run().step("fence-north").unwrap().outcome.as_deref(), Some("proven"));
+}
+
+/// A run that is held before its commit point, at a restore onto a disk that takes nothing.
+fn held_at_the_restore(world: &World) -> (String, ReadOnly) {
+    fs::create_dir_all(world.root.join("south/volumes")).unwrap();
+    let disk = ReadOnly::new(&world.root.join("south/volumes"));
+    let said = world.ends(5, &failover(world, &[]));
+    assert!(said.contains("restore-docs: needs a decision"), "{said}");
+    (world.run().run, disk)
+}
+
+#[test]
+fn a_cancelled_run_takes_back_what_it_did() {
+    let mut world = World::new(&Options::default());
+    world.up();
+    world.backup();
+    world.start_dns();
+    let (id, disk) = held_at_the_restore(&world);
+    assert_eq!(world.get("north", "/page"), None, "the fence stopped it");
+    let down = world.root.join("north/.lifeboat/down/pages");
+    assert!(down.exists());
+    world.ok(&["run", "cancel", &id, "--reason", "north is well", "--yes"]);
+    let run = world.run();
+    assert_eq!(run.state, RunState::Cancelled);
+    assert!(run.why.unwrap().contains("cancelled by operator: north is well"));
+    assert!(!down.exists(), "the fence still stands");
+    let desired = world.arbiter().desired_writer("pages").unwrap().unwrap();
+    assert_eq!((desired.primary.as_str(), desired.frozen, desired.epoch), ("north", false, 2));
+    world.ends(1, &["run", "cancel", &id, "--reason", "again", "--yes"]);
+
+    // The service is free for another run, which claims an epoch of its own.
+    drop(disk);
+    world.ends(0, &failover(&world, &[]));
+    world.assert_recovered();
+    assert_eq!(world.arbiter().current_epoch("pages").unwrap().unwrap().epoch, 3);
+}
+
+#[test]
+fn a_held_step_is_tried_again_when_somebody_says_so() {
+    let mut world = World::new(&Options::default());
+    world.backup();
+    world.start_dns();
+    let (id, disk) = held_at_the_restore(&world);
+    // Without a word it stays held; with one, and nothing mended, it is held again.
+    world.ends(5, &["run", "resume", &id, "--key", &world.path("owner.key")]);
+    world.ok(&["run", "retry", &id]);
+    world.ends(5, &["run", "resume", &id, "--key", &world.path("owner.key")]);
+    drop(disk);
+    world.ok(&["run", "retry", &id]);
+    world.ends(0, &["run", "resume", &id, "--key", &world.path("owner.key")]);
+    world.assert_recovered();
+}
+
+#[test]
+fn a_step_that_somebody_did_by_hand_is_skipped_and_stays_an_exception() {
+    let mut world = World::new(&Options::default());
+    world.backup();
+    world.start_dns();
+    let broken = fs::read_to_string(world.plan()).unwrap().replace("/usr/bin/python3", "/usr/bin/no-such-program");
+    fs::write(world.plan(), broken).unwrap();
+    let said = world.ends(5, &failover(&world, &[]));
+    assert!(said.contains("start-web: needs a decision"), "{said}");
+    let id = world.run().run;
+    assert!(world.run().committed);
+    let address = world.addresses[1].clone();
+    let docs = world.root.join("south/volumes/docs");
+    let mut by_hand = serve_by_hand(&address, &docs);
+    world.ok(&["run", "skip", &id, "--reason", "started by hand"]);
+    world.ends(5, &["run", "resume", &id]);
+    world.ok(&["run", "skip", &id, "--step", "await-web", "--reason", "seen in a browser"]);
+    let said = world.lifeboat(&["run", "resume", &id]);
+    by_hand.kill().unwrap();
+    by_hand.wait().unwrap();
+    assert_eq!(said.status.code(), Some(3), "{}", text(&said.stderr));
+    assert_eq!(world.run().state, RunState::CompletedWithExceptions);
+}
+
+fn serve_by_hand(address: &str, docs: &Path) -> Child {
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-m", "http.server", &PORT.to_string(), "--bind", address, "--directory"]).arg(docs);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn past_the_commit_point_a_cancel_stops_and_takes_nothing_back() {
+    let world = World::new(&Options::default());
+    world.backup();
+    let mut first = waiting_failover(&world);
+    let id = world.run().run;
+    // The process that works on the run takes the word up.
+    let said = world.ok(&["run", "cancel", &id, "--reason", "by hand from here", "--yes"]);
+    assert!(said.contains("the process that works on run"), "{said}");
+    assert_eq!(first.wait().unwrap().code(), Some(1));
+    assert_eq!(world.run().state, RunState::Cancelled);
+    assert_eq!(world.arbiter().desired_writer("pages").unwrap().unwrap().primary, "south");
+}
+
+#[test]
+fn keys_vaults_and_arbiters_that_are_not_there_are_told_before_anything_is_done() {
+    let world = World::new(&Options::default());
+    world.backup();
+    let before = listing(&world);
+    let with = |key: &str| {
+        let key = world.path(key);
+        world.lifeboat(&["failover", "pages", "--yes", "--key", &key])
+    };
+    let said = world.ends(2, &["failover", "pages", "--yes"]);
+    assert!(said.contains("no key was given"), "{said}");
+    let output = with("nowhere.key");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("nowhere.key"), "{}", text(&output.stderr));
+    let output = with("stranger.key");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("nothing was begun"), "{}", text(&output.stderr));
+
+    let (vault, away) = (world.root.join("vault"), world.root.join("vault.away"));
+    fs::rename(&vault, &away).unwrap();
+    let output = with("owner.key");
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("the vault `main`") && said.contains("nothing was begun"), "{said}");
+    fs::rename(&away, &vault).unwrap();
+
+    let (arbiter, away) = (world.root.join("arbiter"), world.root.join("arbiter.away"));
+    fs::rename(&arbiter, &away).unwrap();
+    let output = with("owner.key");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("the arbiter's storage"), "{}", text(&output.stderr));
+    fs::rename(&away, &arbiter).unwrap();
+
+    let read_only = ReadOnly::new(&arbiter);
+    let output = with("owner.key");
+    drop(read_only);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("nothing is decided without it") && said.contains("mounted read-only"), "{said}");
+    assert_eq!(world.runs(), 0);
+    assert_eq!(listing(&world), before);
+}
+
+/// A directory that is mounted read-only over itself.
+struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    fn new(directory: &Path) -> ReadOnly {
+        let mount = |words: &[&str]| {
+            assert!(Command::new("mount").args(words).arg(directory).status().unwrap().success(), "{words:?}");
+        };
+        mount(&["--bind", directory.to_str().unwrap()]);
+        mount(&["-o", "remount,ro,bind"]);
+        ReadOnly(directory.to_owned())
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        assert!(Command::new("umount").arg(&self.0).status().unwrap().success());
+    }
+}

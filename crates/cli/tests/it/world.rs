@@ -1,0 +1,364 @@
+//! A small world for whole runs: two sites on loopback addresses, a vault, an arbiter's directory, a name server, and a
+//! service that serves its files. Everything in it is acted on through the binary, as a person would.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use lifeboat_adapters::clock::MachineClock;
+use lifeboat_adapters::site::local::kill_site;
+use lifeboat_adapters::site::{SiteSettings, site_from_plan};
+use lifeboat_core::desired::AgentRole;
+use lifeboat_core::plan::{self, SourceFile};
+use lifeboat_core::run::RunView;
+use lifeboat_core::runbook::place::Place;
+use lifeboat_engine::arbitrate::{Arbiter, CanaryRecord};
+use lifeboat_engine::journal::Journal;
+use lifeboat_engine::port::{Cancel, Context, SiteVerb};
+use lifeboat_vault::{State, storage};
+use serde_json::Value;
+
+pub(crate) const LIFEBOAT: &str = env!("CARGO_BIN_EXE_lifeboat");
+pub(crate) const CANARY: &str = "lifeboat-canary-1-1795000000000";
+/// The service's port; each world has addresses of its own.
+pub(crate) const PORT: u16 = 8080;
+
+/// What is special about a world's plan.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    pub(crate) approval: bool,
+    /// Lines put into `[service.pages]`.
+    pub(crate) service: &'static str,
+    /// Lines put at the end.
+    pub(crate) more: &'static str,
+}
+
+pub(crate) struct World {
+    pub(crate) root: PathBuf,
+    /// The addresses of north, south and the name server.
+    pub(crate) addresses: [String; 3],
+    dns: Option<Child>,
+    /// Removed at the end.
+    _directory: tempfile::TempDir,
+}
+
+fn addresses() -> [String; 3] {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
+    let (a, b) = (64 + process % 61, (process / 61 + number * 7) % 250);
+    [1, 2, 3].map(|last| format!("127.{a}.{b}.{last}"))
+}
+
+impl World {
+    pub(crate) fn new(options: &Options) -> World {
+        let world = World::empty();
+        for directory in ["arbiter", "north/volumes/docs", "south"] {
+            std::fs::create_dir_all(world.root.join(directory)).unwrap();
+        }
+        let mut recipients = Vec::new();
+        for key in ["owner", "paper", "stranger"] {
+            recipients.push(world.ok(&["key", "new", "-o", &world.path(&format!("{key}.key"))]).trim().to_owned());
+        }
+        let mut persons = BTreeMap::new();
+        for person in ["anna", "ben", "eve"] {
+            let public = world.ok(&["key", "person", "-o", &world.path(&format!("{person}.key"))]);
+            persons.insert(person, public.trim().to_owned());
+        }
+        world.write_plan(&recipients, &persons, options);
+        let made: Value =
+            serde_json::from_str(&world.ok(&["vault", "init", "--host", "controller", "--json"])).unwrap();
+        let owner = format!("[key]\nowner = {}\n", made["owner"]);
+        let plan = std::fs::read_to_string(world.plan()).unwrap().replace("[key]\n", &owner);
+        std::fs::write(world.plan(), plan).unwrap();
+        for site in ["north", "south"] {
+            let state = world.path(&format!("{site}/.lifeboat/host"));
+            let asked = world.ok(&["vault", "enroll", "--host", site, "--state", &state, "--json"]);
+            let asked: Value = serde_json::from_str(&asked).unwrap();
+            let fingerprint = asked["fingerprint"].as_str().unwrap();
+            world.ok(&["vault", "enroll", "--approve", fingerprint, "--key", &world.path("owner.key")]);
+        }
+        std::fs::write(world.root.join("north/volumes/docs/page"), "the first page\n").unwrap();
+        std::fs::write(world.root.join("north/volumes/docs/canary"), CANARY).unwrap();
+        let at = jiff::Timestamp::now().to_string();
+        let canary = CanaryRecord { service: "pages".into(), number: 1, value: CANARY.into(), at };
+        world.arbiter().record_canary(&canary).unwrap();
+        world
+    }
+
+    fn empty() -> World {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        World { root, addresses: addresses(), dns: None, _directory: directory }
+    }
+
+    /// The same world once more, elsewhere: nothing may run in the first.
+    pub(crate) fn copy(&self) -> World {
+        let world = World::empty();
+        let copied = Command::new("cp").arg("-a").arg(format!("{}/.", self.root.display())).arg(&world.root).status();
+        assert!(copied.unwrap().success());
+        let mut plan = std::fs::read_to_string(self.plan()).unwrap();
+        plan = plan.replace(&self.path(""), &world.path(""));
+        for (from, to) in self.addresses.iter().zip(&world.addresses) {
+            plan = plan.replace(from, to);
+        }
+        std::fs::write(world.plan(), plan).unwrap();
+        world
+    }
+
+    fn write_plan(&self, recipients: &[String], persons: &BTreeMap<&str, String>, options: &Options) {
+        let root = self.root.display();
+        let [north, south, dns] = &self.addresses;
+        let mut plan = "[plan]\nname = \"pages\"\naccepted-by = \"the test\"\n\n".to_owned();
+        for (person, key) in persons {
+            plan += &format!("[person.{person}]\napproves = {}\nkey = \"{key}\"\n\n", *person != "eve");
+        }
+        plan += &format!(
+            r#"[arbiter]
+url = "file://{root}/arbiter"
+
+[site.north]
+reach = "local"
+root = "{root}/north"
+address = "{north}"
+[site.south]
+reach = "local"
+root = "{root}/south"
+address = "{south}"
+
+[vault.main]
+url = "file://{root}/vault"
+
+[key]
+recipients = ["{}", "{}"]
+
+[service.pages]
+strategy = "backup-restore"
+primary = "north"
+recovery = ["south"]
+rpo = "1h"
+rto = "1h"
+approval = {}
+{}
+
+[service.pages.component.web]
+launch = {{ command = ["/usr/bin/python3", "-m", "http.server", "{{{{ instance.port }}}}", "--bind", "{{{{ instance.address }}}}", "--directory", "{{{{ dataset.docs.path }}}}"] }}
+port = {PORT}
+health = {{ http = "/page", within = "20s", every = "1s" }}
+[service.pages.component.web.dataset.docs]
+kind = "persistent"
+files = {{ path = "docs" }}
+protect = [{{ to = "main", every = "1s" }}]
+
+[service.pages.traffic]
+name = "pages.example."
+dns = {{ authority = "{dns}:5353" }}
+everyday = {{ north = 100 }}
+ttl = "1s"
+
+[service.pages.canary]
+write = {{ http = "POST /canary", body = "{{{{ canary.value }}}}" }}
+read = {{ http = "GET /canary", expect = "{{{{ canary.value }}}}" }}
+every = "1s"
+{}
+"#,
+            recipients[0], recipients[1], options.approval, options.service, options.more
+        );
+        std::fs::write(self.plan(), plan).unwrap();
+    }
+
+    pub(crate) fn plan(&self) -> PathBuf {
+        self.root.join("lifeboat.toml")
+    }
+
+    pub(crate) fn path(&self, below: &str) -> String {
+        self.root.join(below).display().to_string()
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(LIFEBOAT);
+        command
+            .args(words)
+            .env("LIFEBOAT_PLAN", self.plan())
+            .env("LIFEBOAT_STATE", self.state())
+            .env("NO_COLOR", "1")
+            .env("USER", "operator")
+            .env_remove("SUDO_USER")
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn lifeboat(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    /// Stdout of a command that must end with 0.
+    pub(crate) fn ok(&self, words: &[&str]) -> String {
+        let output = self.lifeboat(words);
+        assert_eq!(output.status.code(), Some(0), "{words:?}: {}{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// Stderr of a command that must end with `code`.
+    pub(crate) fn ends(&self, code: i32, words: &[&str]) -> String {
+        let output = self.lifeboat(words);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}{said}", text(&output.stdout));
+        said
+    }
+
+    /// Takes a recovery point of what the service has at north.
+    pub(crate) fn backup(&self) {
+        self.ok(&["backup", "docs", "--state", &self.path("north/.lifeboat/host")]);
+    }
+
+    pub(crate) fn start_dns(&mut self) {
+        let states = [self.state(), self.root.join("north/.lifeboat/host"), self.root.join("south/.lifeboat/host")];
+        let mut words = vec!["dns".to_owned(), "--zone-state".to_owned(), self.path("dns")];
+        for state in states {
+            let key = State::open(&state, None).unwrap().signing_key().public().to_string();
+            words.extend(["--trust".to_owned(), key]);
+        }
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut child = self.command(&words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("answering for"), "{line}");
+        self.dns = Some(child);
+    }
+
+    /// Has the service run at north, with its agent, as on any day.
+    pub(crate) fn up(&self) {
+        let text = std::fs::read_to_string(self.plan()).unwrap();
+        let root = SourceFile { name: "lifeboat.toml".into(), text };
+        let plan = plan::load(root, &mut |_: &str| Err("no includes".into())).plan.unwrap();
+        let site = &plan.sites["north"];
+        let host = self.root.join("north/.lifeboat/host");
+        let settings = SiteSettings::new(LIFEBOAT.into(), "north", &self.plan(), Some(&host)).unwrap();
+        let adapter = site_from_plan("north", site, &settings).unwrap();
+        let service = &plan.services["pages"];
+        let place = Place { plan: &plan, service, site_name: "north", site, isolation: None };
+        let context = Context {
+            run: "up".into(),
+            step: "up".into(),
+            epoch: 1,
+            idempotency_key: "up".into(),
+            isolation: None,
+            cancel: Cancel::default(),
+        };
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            adapter.perform(&SiteVerb::EnsureAgent, &context).await.unwrap();
+            for instance in place.instances(&service.components[0], 1).unwrap() {
+                adapter.start(&instance, &context).await.unwrap();
+            }
+        });
+        wait_until("north is the writer", || {
+            let report = self.arbiter().agent_report("north", "docs").unwrap();
+            report.is_some_and(|report| report.role == AgentRole::Writer && !report.durable.is_empty())
+        });
+        wait_until("north serves", || self.get("north", "/page").is_some());
+    }
+
+    /// Everything at north is gone but its volumes.
+    pub(crate) fn kill_north(&self) {
+        kill_site(&self.root.join("north"), false).unwrap();
+    }
+
+    pub(crate) fn journal(&self) -> Journal {
+        Journal::open(&self.state(), Arc::new(MachineClock::default())).unwrap()
+    }
+
+    pub(crate) fn arbiter(&self) -> Arbiter {
+        let state = State::open(&self.state(), None).unwrap();
+        let mut trusted = BTreeMap::new();
+        for directory in [self.state(), self.root.join("north/.lifeboat/host"), self.root.join("south/.lifeboat/host")]
+        {
+            let state = State::open(&directory, None).unwrap();
+            trusted.insert(state.signing_key().public(), state.host_name().to_owned());
+        }
+        let storage = storage::open(&self.path("arbiter")).unwrap();
+        Arbiter::new(storage, Arc::new(state), trusted, Arc::new(MachineClock::default()))
+    }
+
+    /// The newest run here.
+    pub(crate) fn run(&self) -> RunView {
+        let journal = self.journal();
+        let run = journal.names().unwrap().into_iter().next().expect("there is no run");
+        journal.read(&run).unwrap().view().unwrap()
+    }
+
+    pub(crate) fn runs(&self) -> usize {
+        self.journal().names().unwrap().len()
+    }
+
+    /// What the service at a site answers, if it does.
+    pub(crate) fn get(&self, site: &str, path: &str) -> Option<String> {
+        let address = &self.addresses[usize::from(site == "south")];
+        let mut stream = TcpStream::connect((address.as_str(), PORT)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.starts_with("HTTP/1.0 200").then(|| answer.split("\r\n\r\n").nth(1).unwrap_or_default().to_owned())
+    }
+
+    /// Whether the service serves what was backed up, at south and nowhere else.
+    pub(crate) fn assert_recovered(&self) {
+        assert_eq!(self.get("south", "/page").as_deref(), Some("the first page\n"));
+        assert_eq!(self.get("north", "/page"), None);
+        let desired = self.arbiter().desired_writer("pages").unwrap().unwrap();
+        assert_eq!((desired.primary.as_str(), desired.frozen), ("south", false));
+    }
+
+    /// Makes a site answer to nothing, as if the line to it were cut.
+    pub(crate) fn cut_off(&self, site: &str, cut: bool) {
+        let marker = self.root.join(site).join(".lifeboat/unreachable");
+        if cut { std::fs::write(marker, "").unwrap() } else { std::fs::remove_file(marker).unwrap() }
+    }
+
+    /// What was moved aside at a site, and what lies in a volume's place.
+    pub(crate) fn volumes(&self, site: &str) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.root.join(site).join("volumes")) else { return Vec::new() };
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for site in ["north", "south"] {
+            if let Err(error) = kill_site(&self.root.join(site), false)
+                && !std::thread::panicking()
+            {
+                panic!("{site} could not be ended: {error}");
+            }
+        }
+        if let Some(mut dns) = self.dns.take() {
+            dns.kill().unwrap();
+            dns.wait().unwrap();
+        }
+    }
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Looks again and again, for a minute at most.
+pub(crate) fn wait_until(what: &str, mut come: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !come() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
