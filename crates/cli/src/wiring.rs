@@ -13,11 +13,12 @@ use lifeboat_adapters::probe::NetworkProbe;
 use lifeboat_adapters::site::{LocalSite, LocalSiteConfig, SiteSettings, site_from_plan};
 use lifeboat_core::plan::{Name, Plan, Reach, Service, Site as PlanSite};
 use lifeboat_core::runbook::compile::Inventory;
-use lifeboat_core::runbook::place::Isolation;
+use lifeboat_core::runbook::place::{Isolation, Place};
 use lifeboat_engine::arbitrate::{Arbiter, Trusted};
 use lifeboat_engine::journal::Journal;
 use lifeboat_engine::perform::World;
 use lifeboat_engine::port::{Clock, Site};
+use lifeboat_engine::protect::{FirstDay, FirstTraffic};
 use lifeboat_engine::recovery::Vaults;
 use lifeboat_engine::vaults::VaultPlace;
 use lifeboat_vault::storage;
@@ -42,8 +43,7 @@ impl Wiring {
         let loaded = plan_file::load(ui)?;
         let state = State::open(&ui.state_directory()?, None)?;
         let clock: Arc<dyn Clock> = Arc::new(MachineClock::default());
-        let vaults: BTreeMap<Name, VaultPlace> =
-            loaded.plan.vaults.keys().map(|name| (name.clone(), vault_place(&loaded.plan, name, &state))).collect();
+        let vaults = vault_places(&loaded.plan, &state);
         let url = match &loaded.plan.arbiter {
             Some(arbiter) => arbiter.url.clone(),
             None => {
@@ -55,7 +55,7 @@ impl Wiring {
             }
         };
         let storage = storage::open(&url).saying(|| format!("the arbiter's storage {url} cannot be opened"))?;
-        let trusted = trusted(&vaults, &state, ui)?;
+        let trusted = trusted(&vaults, &state, &|text| ui.warn(text))?;
         let arbiter = Arc::new(Arbiter::new(storage, Arc::new(state.clone()), trusted, Arc::clone(&clock)));
         Ok(Wiring { loaded, state, clock, arbiter, vaults })
     }
@@ -88,6 +88,26 @@ impl Wiring {
             compiled_at: self.clock.now().to_string(),
             plan_hash: self.loaded.hash.clone(),
         })
+    }
+
+    /// What holds for the service when nobody has ever been named.
+    pub(crate) fn first_day(&self, service: &Service) -> FirstDay {
+        let plan = self.plan();
+        let traffic = service.traffic.as_ref().map(|traffic| {
+            let everyday = traffic.everyday.iter().filter(|(_, weight)| **weight > 0);
+            let answers = everyday.flat_map(|(name, weight)| {
+                let found = plan.sites.get_key_value(name);
+                found.map_or_else(Vec::new, |(site_name, site)| {
+                    Place { plan, service, site_name, site, isolation: None }.answers(*weight)
+                })
+            });
+            FirstTraffic {
+                name: traffic.name.clone(),
+                ttl_seconds: traffic.ttl.0.as_secs().max(1) as u32,
+                answers: answers.collect(),
+            }
+        });
+        FirstDay { write_domain: service.write_domain().to_owned(), writer: service.primary.clone(), traffic }
     }
 
     pub(crate) fn sites(&self) -> Result<BTreeMap<Name, Arc<dyn Site>>, CommandError> {
@@ -156,7 +176,11 @@ pub(crate) fn agent_state(site: &PlanSite) -> Option<PathBuf> {
     }
 }
 
-pub(crate) fn vault_place(plan: &Plan, name: &str, state: &State) -> VaultPlace {
+pub(crate) fn vault_places(plan: &Plan, state: &State) -> BTreeMap<Name, VaultPlace> {
+    plan.vaults.keys().map(|name| (name.clone(), vault_place(plan, name, state))).collect()
+}
+
+fn vault_place(plan: &Plan, name: &str, state: &State) -> VaultPlace {
     VaultPlace {
         name: name.to_owned(),
         url: plan.vaults.get(name).map(|vault| vault.url.clone()).unwrap_or_default(),
@@ -166,7 +190,11 @@ pub(crate) fn vault_place(plan: &Plan, name: &str, state: &State) -> VaultPlace 
 }
 
 /// Whom the arbiter's objects are believed from. What was learnt last is kept, for the night when no vault answers.
-fn trusted(vaults: &BTreeMap<Name, VaultPlace>, state: &State, ui: &Ui) -> Result<Trusted, CommandError> {
+pub(crate) fn trusted(
+    vaults: &BTreeMap<Name, VaultPlace>,
+    state: &State,
+    warn: &dyn Fn(String),
+) -> Result<Trusted, CommandError> {
     let kept = state.directory().join("trusted.json");
     let mut trusted = Trusted::new();
     let mut failures = Vec::new();
@@ -192,7 +220,7 @@ fn trusted(vaults: &BTreeMap<Name, VaultPlace>, state: &State, ui: &Ui) -> Resul
             else {
                 return Err(error.hint("no vault can be read, so nobody's word in the arbiter can be believed; make the vault first with `lifeboat vault init`"));
             };
-            ui.warn("no vault can be read; believing the roster as it was last seen");
+            warn("no vault can be read; believing the roster as it was last seen".into());
             trusted.extend(known.iter().filter_map(|(key, name)| Some((key.parse::<PublicKey>().ok()?, name.clone()))));
         }
         return Ok(trusted);
@@ -204,7 +232,7 @@ fn trusted(vaults: &BTreeMap<Name, VaultPlace>, state: &State, ui: &Ui) -> Resul
         std::fs::rename(&new, &kept)
     });
     if let Err(error) = saved {
-        ui.warn(format_args!("whom to believe could not be noted in {}: {error}", kept.display()));
+        warn(format!("whom to believe could not be noted in {}: {error}", kept.display()));
     }
     Ok(trusted)
 }

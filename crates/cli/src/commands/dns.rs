@@ -2,18 +2,24 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use lifeboat_adapters::traffic::authority::{AuthorityConfig, serve};
 use lifeboat_core::plan::{Dns, Plan};
-use lifeboat_engine::traffic::ArbiterTraffic;
+use lifeboat_engine::traffic::{ArbiterTraffic, TrustedKeys};
 use lifeboat_vault::sign::PublicKey;
 use lifeboat_vault::storage::{self, StorageError};
 use serde::Serialize;
 
+use crate::door;
 use crate::error::{CommandError, Exit, Explain, Kind};
 use crate::plan_file;
 use crate::ui::Ui;
+use crate::wiring;
+
+/// How long a roster is believed without being read again.
+const ROSTER_FOR: Duration = Duration::from_secs(5);
 
 /// Answer for the services' names in DNS, as the newest signed traffic generation says
 ///
@@ -34,8 +40,9 @@ pub(crate) struct Args {
     /// The arbiter's storage [default: the plan's]
     #[arg(long, value_name = "URL")]
     arbiter: Option<String>,
-    /// A public key (64 hex digits) whose signed traffic generations are believed
-    #[arg(long, value_name = "KEY", required = true)]
+    /// A public key (64 hex digits) whose signed traffic generations are believed [default: those on the rosters of the
+    /// plan's vaults]
+    #[arg(long, value_name = "KEY")]
     trust: Vec<PublicKey>,
     /// Where the durable zone lies [default: `dns` in this host's state directory]
     #[arg(long, value_name = "DIR")]
@@ -112,8 +119,8 @@ fn configure(args: Args, plan: Option<&Plan>, ui: &Ui) -> Result<AuthorityConfig
         Err(error) => ui.warn(format_args!("the arbiter {url} is away ({error}); answering from the durable zone")),
         Ok(_) => {}
     }
-    let trusted = args.trust;
-    let source = ArbiterTraffic::at(url, Arc::new(move || Ok(trusted.clone())));
+    let trusted = believed(args.trust, plan, ui)?;
+    let source = ArbiterTraffic::at(url, trusted);
     let state = match args.zone_state {
         Some(state) => state,
         None => ui.state_directory()?.join("dns"),
@@ -121,6 +128,32 @@ fn configure(args: Args, plan: Option<&Plan>, ui: &Ui) -> Result<AuthorityConfig
     let mut config = AuthorityConfig::new(listen, state, Arc::new(source), names);
     config.zones = args.zone;
     Ok(config)
+}
+
+/// Whose generations are believed: the keys given, or else who is on the rosters of the plan's vaults now.
+fn believed(given: Vec<PublicKey>, plan: Option<&Plan>, ui: &Ui) -> Result<TrustedKeys, CommandError> {
+    if !given.is_empty() {
+        return Ok(Arc::new(move || Ok(given.clone())));
+    }
+    let Some(plan) = plan.filter(|plan| !plan.vaults.is_empty()) else {
+        return Err(CommandError::usage("nobody is believed: neither --trust nor a plan with a vault was given")
+            .hint("give --trust KEY, or a plan with a [vault] whose roster says who may send traffic"));
+    };
+    let state = door::state(ui, None)?;
+    let places = wiring::vault_places(plan, &state);
+    let known: Mutex<Option<(Instant, Vec<PublicKey>)>> = Mutex::default();
+    Ok(Arc::new(move || {
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, keys)) = known.as_ref()
+            && at.elapsed() < ROSTER_FOR
+        {
+            return Ok(keys.clone());
+        }
+        let trusted = wiring::trusted(&places, &state, &|text| tracing::warn!("{text}"));
+        let keys: Vec<PublicKey> = trusted.map_err(|error| error.message)?.into_keys().collect();
+        *known = Some((Instant::now(), keys.clone()));
+        Ok(keys)
+    }))
 }
 
 /// Every name that uses the built-in authority, and where that listens.

@@ -1,10 +1,10 @@
 //! `lifeboat evidence`: the report of a run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use lifeboat_engine::evidence::{Evidence, page, seal, verify};
+use lifeboat_engine::evidence::{Evidence, Losses, page, seal, verify};
 
-use crate::error::{CommandError, Exit, Explain};
+use crate::error::{CommandError, Exit, Explain, Kind};
 use crate::ui::Ui;
 use crate::wiring::Wiring;
 
@@ -20,6 +20,10 @@ pub(crate) struct Args {
     /// Where to; a name ending in .json gets JSON, every other one HTML
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// What was counted afterwards by somebody who had kept a list of acknowledged writes (JSON: acknowledged, present,
+    /// lost, wrong, first_lost_at, counted_at, counted_by)
+    #[arg(long, value_name = "FILE", conflicts_with = "verify")]
+    losses: Option<PathBuf>,
     /// Check a signed document instead
     #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "output"])]
     verify: Option<PathBuf>,
@@ -35,8 +39,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let run = args.run.unwrap_or_default();
     let wiring = Wiring::open(ui)?;
     let recorded = wiring.journal()?.read(&run)?;
-    let evidence = Evidence::of(&recorded.entries, &recorded.head.hash, None)?;
-    let sealed = seal(&run, recorded.sealed, None, wiring.state.signing_key())?;
+    let losses = args.losses.as_deref().map(read_losses).transpose()?;
+    let evidence = Evidence::of(&recorded.entries, &recorded.head.hash, losses.clone())?;
+    let sealed = seal(&run, recorded.sealed, losses, wiring.state.signing_key())?;
     let as_json = ui.is_json() && args.output.is_none()
         || args.output.as_ref().is_some_and(|path| path.extension().is_some_and(|extension| extension == "json"));
     let bytes = if as_json {
@@ -52,4 +57,18 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         None => ui.raw(&bytes),
     }
     Ok(Exit::Done)
+}
+
+fn read_losses(path: &Path) -> Result<Losses, CommandError> {
+    let text = std::fs::read(path).saying(|| format!("the count of losses {} cannot be read", path.display()))?;
+    let losses: Losses = serde_json::from_slice(&text)
+        .saying(|| format!("{} is no count of losses", path.display()))
+        .kind(Kind::Usage)?;
+    if losses.present + losses.lost + losses.wrong != losses.acknowledged {
+        return Err(CommandError::usage(format!(
+            "{}: present, lost and wrong do not add up to acknowledged",
+            path.display()
+        )));
+    }
+    Ok(losses)
 }

@@ -3,12 +3,15 @@
 //! Invariant: a verb prints through `Ui` only, and ends in an `Exit` or a `CommandError`.
 
 mod backup;
+mod canary;
 mod check;
 mod completions;
+mod demo;
 mod dns;
 mod evidence;
 mod explain;
 mod key;
+mod logbook;
 mod man;
 pub(crate) mod points;
 mod protect;
@@ -17,6 +20,7 @@ mod restore;
 mod run;
 mod schema;
 mod supervise;
+mod up;
 mod vault;
 
 use crate::error::{CommandError, Exit};
@@ -24,6 +28,7 @@ use crate::ui::Ui;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
+    Demo(demo::Args),
     Check(check::Args),
     Explain(explain::Args),
     Schema(schema::Args),
@@ -34,6 +39,8 @@ pub(crate) enum Command {
     Restore(restore::Args),
     Protect(protect::Args),
     Dns(dns::Args),
+    Canary(canary::Args),
+    Up(up::Args),
     Runbook(recover::runbook::Args),
     Failover(recover::failover::Args),
     Failback(recover::failback::Args),
@@ -41,12 +48,14 @@ pub(crate) enum Command {
     Run(run::Args),
     Evidence(evidence::Args),
     Supervise(supervise::Args),
+    Logbook(logbook::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
 
 pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
     match command {
+        Command::Demo(args) => demo::run(args, ui),
         Command::Check(args) => check::run(args, ui),
         Command::Explain(args) => explain::run(args, ui),
         Command::Schema(args) => schema::run(args, ui),
@@ -57,12 +66,15 @@ pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
         Command::Restore(args) => restore::run(args, ui),
         Command::Protect(args) => protect::run(args, ui),
         Command::Dns(args) => dns::run(args, ui),
+        Command::Canary(args) => canary::run(args, ui),
+        Command::Up(args) => up::run(args, ui),
         Command::Runbook(args) => recover::runbook::run(args, ui),
         Command::Failover(args) => recover::failover::run(args, ui),
         Command::Failback(args) => recover::failback::run(args, ui),
         Command::Drill(args) => recover::drill::run(args, ui),
         Command::Run(args) => run::run(args, ui),
         Command::Evidence(args) => evidence::run(args, ui),
+        Command::Logbook(args) => logbook::run(args, ui),
         Command::Supervise(args) => supervise::run(args, ui),
         Command::Completions(args) => completions::run(args, ui),
         Command::Man(args) => man::run(args, ui),

@@ -8,8 +8,8 @@ use std::time::Duration;
 use lifeboat_core::plan::{DataSet, KeyPurpose, Secret, Service};
 use lifeboat_core::runbook::place::Place;
 use lifeboat_engine::port::DataAgent;
+use lifeboat_engine::protect::Domain;
 use lifeboat_engine::protect::data::HostData;
-use lifeboat_engine::protect::{Domain, FirstTraffic};
 use lifeboat_vault::Identity;
 
 use crate::commands::block_on;
@@ -79,24 +79,9 @@ fn domain(wiring: &Wiring, service: &Service, site_name: &str) -> Result<Domain,
         })?;
         data.push(Arc::new(host_data(wiring, dataset, PathBuf::from(path), state.join(&dataset.name), site_name)?));
     }
-    let first_traffic = service.traffic.as_ref().map(|traffic| {
-        let answers = traffic.everyday.iter().filter(|(_, weight)| **weight > 0).flat_map(|(name, weight)| {
-            let found = plan.sites.get_key_value(name);
-            found.map_or_else(Vec::new, |(site_name, site)| {
-                Place { plan, service, site_name, site, isolation: None }.answers(*weight)
-            })
-        });
-        FirstTraffic {
-            name: traffic.name.clone(),
-            ttl_seconds: traffic.ttl.0.as_secs().max(1) as u32,
-            answers: answers.collect(),
-        }
-    });
     Ok(Domain {
         site: site_name.clone(),
-        write_domain: service.write_domain().to_owned(),
-        first_writer: service.primary.clone(),
-        first_traffic,
+        first_day: wiring.first_day(service),
         data,
         arbiter: Arc::clone(&wiring.arbiter),
         clock: Arc::clone(&wiring.clock),

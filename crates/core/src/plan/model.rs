@@ -403,6 +403,16 @@ pub struct Traffic {
     pub ttl: Span,
 }
 
+impl Traffic {
+    /// `ADDRESS:PORT` of the server that has the last word on the name.
+    pub fn authority(&self) -> &str {
+        match &self.dns {
+            Dns::Authority(address) => address,
+            Dns::Rfc2136 { server, .. } => server,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dns {

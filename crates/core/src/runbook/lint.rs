@@ -38,16 +38,17 @@ pub fn lint(runbook: &Runbook) -> Vec<String> {
 fn lint_commit(runbook: &Runbook) -> Vec<String> {
     let mut faults = Vec::new();
     let commits: Vec<&Step> = runbook.steps.iter().filter(|step| step.commit).collect();
-    if runbook.purpose == Purpose::Drill {
+    if let Purpose::Drill | Purpose::Start = runbook.purpose {
+        let what = if runbook.purpose == Purpose::Drill { "drill" } else { "start" };
         if !commits.is_empty() {
-            faults.push("a drill must not have a commit point".into());
+            faults.push(format!("a {what} must not have a commit point"));
         }
         for step in &runbook.steps {
             if matches!(
                 step.action,
                 Action::Fence { .. } | Action::Promote { .. } | Action::ClaimEpoch { .. } | Action::SetAside { .. }
             ) {
-                faults.push(format!("a drill must not do `{}`", step.id));
+                faults.push(format!("a {what} must not do `{}`", step.id));
             }
         }
         return faults;

@@ -32,6 +32,8 @@ pub enum Purpose {
     Rewind,
     /// A rehearsal in isolation, with clean-up.
     Drill,
+    /// Brings the service up where its writer is, on the first day or after its hosts were off. Nothing changes hands.
+    Start,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,7 +49,7 @@ pub struct Runbook {
     pub write_domain: Name,
     /// The epoch in force when this was compiled; the run is refused when another has been claimed since.
     pub from_epoch: u64,
-    /// The epoch this run claims (`from_epoch + 1`); a drill claims none and has the one in force.
+    /// The epoch this run claims (`from_epoch + 1`); a drill and a start claim none and have the one in force.
     pub epoch: u64,
     pub objective: Objective,
     /// BLAKE3 of the plan's text, hex.

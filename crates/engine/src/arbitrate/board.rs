@@ -193,6 +193,10 @@ impl Arbiter {
         self.storage.put(key, &bytes).map_err(|source| self.failed(key, source))
     }
 
+    pub(super) fn remove(&self, key: &str) -> Result<(), ArbiterError> {
+        self.storage.delete(key).map_err(|source| self.failed(key, source))
+    }
+
     pub(super) fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, ArbiterError> {
         // One byte more than is allowed tells a too large object from one that just fits.
         let bytes = match self.storage.get_range(key, 0, OBJECT_BYTES_MAX + 1) {

@@ -98,6 +98,20 @@ impl Arbiter {
         self.read(&format!("canary/{service}/{number}"))
     }
 
+    /// The highest number on record; 0 when there is none.
+    pub fn newest_canary(&self, service: &str) -> Result<u64, ArbiterError> {
+        Ok(self.numbers(&format!("canary/{service}/"))?.last().copied().unwrap_or(0))
+    }
+
+    /// Takes all but the newest `keep` off the record.
+    pub fn forget_canaries(&self, service: &str, keep: usize) -> Result<(), ArbiterError> {
+        let prefix = format!("canary/{service}/");
+        for number in self.numbers(&prefix)?.iter().rev().skip(keep) {
+            self.remove(&format!("{prefix}{number}"))?;
+        }
+        Ok(())
+    }
+
     /// The last `count` canaries, the newest first.
     pub fn canaries(&self, service: &str, count: usize) -> Result<Vec<CanaryRecord>, ArbiterError> {
         let prefix = format!("canary/{service}/");

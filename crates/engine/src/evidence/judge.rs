@@ -48,6 +48,9 @@ pub(super) fn rto(view: &RunView, entries: &[Entry], line: &Line) -> Measure {
     };
     let (zero, from) = match zero(view, entries, line) {
         Ok(zero) => zero,
+        Err(why) if view.runbook.purpose == Purpose::Start => {
+            return Measure { judgement: Judgement::NotAsked, ..unproven(why) };
+        }
         Err(why) => return unproven(why),
     };
     let proof = |wanted: fn(&Action) -> bool| {
@@ -91,6 +94,7 @@ pub(super) fn zero(view: &RunView, entries: &[Entry], line: &Line) -> Result<(f6
         },
         Purpose::Drill if line.disaster_at.is_some() => Ok((0.0, "the assumed disaster")),
         Purpose::Drill => Ok((line.at(0), "the start of the drill")),
+        Purpose::Start => Err("nothing was away: the service was brought up".to_owned()),
         Purpose::Switchover | Purpose::Failback | Purpose::Rewind => {
             let stops = |action: &Action| matches!(action, Action::StopInstances { .. } | Action::Freeze { .. });
             let first =
@@ -115,8 +119,11 @@ pub(super) fn rpo(view: &RunView, line: &Line, losses: Option<&Losses>, canary: 
         };
         Measure { objective_seconds, proven_seconds, at_most_seconds, judgement, how }
     };
-    if view.runbook.purpose == Purpose::Rewind {
-        let how = "the service was taken back on purpose: what was written after the chosen moment is gone as asked";
+    if let Purpose::Rewind | Purpose::Start = view.runbook.purpose {
+        let how = match view.runbook.purpose {
+            Purpose::Start => "the service was brought up: there was nothing to lose",
+            _ => "the service was taken back on purpose: what was written after the chosen moment is gone as asked",
+        };
         let mut measure = measure(None, None, how.to_owned());
         measure.judgement = Judgement::NotAsked;
         return measure;
@@ -315,6 +322,7 @@ fn finished(view: &RunView, rpo: &Measure, rto: &Measure, reservations: &[String
         Purpose::Failback => format!("{} is home at {}", view.runbook.service, view.runbook.to),
         Purpose::Rewind => format!("{} is back at an earlier moment", view.runbook.service),
         Purpose::Drill => format!("{} was recovered in a rehearsal at {}", view.runbook.service, view.runbook.to),
+        Purpose::Start => format!("{} is up at {}", view.runbook.service, view.runbook.to),
     };
     let missed: Vec<&str> = [(rpo, "data loss"), (rto, "time away")]
         .into_iter()

@@ -27,11 +27,7 @@ use task::Task;
 /// One write domain, as the host of one site serves it.
 pub struct Domain {
     pub site: String,
-    pub write_domain: String,
-    /// The plan's primary: it writes when nobody has ever been named.
-    pub first_writer: String,
-    /// Where the service's name points on the first day.
-    pub first_traffic: Option<FirstTraffic>,
+    pub first_day: FirstDay,
     pub data: Vec<Arc<dyn DataAgent>>,
     pub arbiter: Arc<Arbiter>,
     pub clock: Arc<dyn Clock>,
@@ -44,9 +40,17 @@ impl std::fmt::Debug for Domain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Domain")
             .field("site", &self.site)
-            .field("write_domain", &self.write_domain)
+            .field("write_domain", &self.first_day.write_domain)
             .finish_non_exhaustive()
     }
+}
+
+/// What holds when nobody has ever been named: the plan's primary writes, and the service's name points to it.
+#[derive(Debug, Clone)]
+pub struct FirstDay {
+    pub write_domain: String,
+    pub writer: String,
+    pub traffic: Option<FirstTraffic>,
 }
 
 #[derive(Debug, Clone)]
@@ -54,6 +58,31 @@ pub struct FirstTraffic {
     pub name: String,
     pub ttl_seconds: u32,
     pub answers: Vec<TrafficAnswer>,
+}
+
+impl FirstDay {
+    /// Publishes it all; what is published already stays. Blocks.
+    pub fn begin(&self, arbiter: &Arbiter, clock: &dyn Clock, run: &str) -> Result<DesiredWriter, ArbiterError> {
+        let claim = Claim {
+            write_domain: self.write_domain.clone(),
+            epoch: 1,
+            primary: self.writer.clone(),
+            run: run.to_owned(),
+            at: clock.now().to_string(),
+        };
+        if arbiter.current_epoch(&claim.write_domain)?.is_none() {
+            arbiter.claim_epoch(&claim)?;
+        }
+        if let Some(traffic) = &self.traffic
+            && arbiter.traffic(&traffic.name)?.is_none()
+        {
+            arbiter.publish_traffic(&traffic.name, 1, traffic.ttl_seconds, &traffic.answers)?;
+        }
+        match arbiter.desired_writer(&claim.write_domain)? {
+            Some(desired) => Ok(desired),
+            None => arbiter.publish_writer(&claim.write_domain, 1, &claim.primary, false),
+        }
+    }
 }
 
 impl Domain {
@@ -87,7 +116,7 @@ impl Domain {
                 Err(error) => {
                     let error = crate::execute::with_cause(&error);
                     if error != told {
-                        tracing::warn!("{}: going on as told last: {error}", self.write_domain);
+                        tracing::warn!("{}: going on as told last: {error}", self.first_day.write_domain);
                         told = error;
                     }
                 }
@@ -96,7 +125,7 @@ impl Domain {
         }
         for task in tasks {
             if let Err(error) = task.await {
-                tracing::error!("{}: a data set's task died: {error}", self.write_domain);
+                tracing::error!("{}: a data set's task died: {error}", self.first_day.write_domain);
             }
         }
     }
@@ -104,7 +133,7 @@ impl Domain {
     /// What is published; the first time ever, the plan's primary publishes itself.
     async fn look(&self) -> Result<Orders, ArbiterError> {
         let arbiter = Arc::clone(&self.arbiter);
-        let domain = self.write_domain.clone();
+        let domain = self.first_day.write_domain.clone();
         let desired = blocking(move || arbiter.desired_writer(&domain)).await?;
         let desired = match desired {
             Some(desired) => desired,
@@ -114,37 +143,18 @@ impl Domain {
     }
 
     async fn begin(&self) -> Result<DesiredWriter, ArbiterError> {
-        let nobody = DesiredWriter {
-            write_domain: self.write_domain.clone(),
-            generation: 0,
-            epoch: 0,
-            primary: self.first_writer.clone(),
-            frozen: true,
-            at: self.clock.now().to_string(),
-        };
-        if self.site != self.first_writer {
-            return Ok(nobody);
+        if self.site != self.first_day.writer {
+            return Ok(DesiredWriter {
+                write_domain: self.first_day.write_domain.clone(),
+                generation: 0,
+                epoch: 0,
+                primary: self.first_day.writer.clone(),
+                frozen: true,
+                at: self.clock.now().to_string(),
+            });
         }
-        let (arbiter, traffic) = (Arc::clone(&self.arbiter), self.first_traffic.clone());
-        let claim = Claim {
-            write_domain: self.write_domain.clone(),
-            epoch: 1,
-            primary: self.site.clone(),
-            run: "protect".into(),
-            at: self.clock.now().to_string(),
-        };
-        blocking(move || {
-            if arbiter.current_epoch(&claim.write_domain)?.is_none() {
-                arbiter.claim_epoch(&claim)?;
-            }
-            if let Some(traffic) = traffic
-                && arbiter.traffic(&traffic.name)?.is_none()
-            {
-                arbiter.publish_traffic(&traffic.name, 1, traffic.ttl_seconds, &traffic.answers)?;
-            }
-            arbiter.publish_writer(&claim.write_domain, 1, &claim.primary, false)
-        })
-        .await
+        let (first_day, arbiter, clock) = (self.first_day.clone(), Arc::clone(&self.arbiter), Arc::clone(&self.clock));
+        blocking(move || first_day.begin(&arbiter, &*clock, "protect")).await
     }
 }
 

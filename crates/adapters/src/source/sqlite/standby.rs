@@ -50,6 +50,9 @@ impl Follower {
     pub(super) fn open(vault: &Unlocked, request: &FollowRequest) -> Result<Follower, RestoreError> {
         let work_path = beside(&request.to, STANDBY_SUFFIX);
         let record_path = beside(&work_path, ".json");
+        if let Some(directory) = request.to.parent() {
+            fs::create_dir_all(directory).map_err(RestoreError::file("make", directory))?;
+        }
         let empty = Record {
             dataset: request.dataset.clone(),
             whole: false,

@@ -43,7 +43,10 @@ impl<'a> Builder<'a> {
     }
 
     pub(super) fn epoch(&self) -> u64 {
-        if self.request.purpose == Purpose::Drill { self.inventory.epoch } else { self.inventory.epoch + 1 }
+        match self.request.purpose {
+            Purpose::Drill | Purpose::Start => self.inventory.epoch,
+            _ => self.inventory.epoch + 1,
+        }
     }
 
     pub(super) fn domain(&self) -> Name {
@@ -278,10 +281,7 @@ impl<'a> Builder<'a> {
         let Some(traffic) = &self.service.traffic else {
             return Err(CompileError::NoTraffic { service: self.service.name.clone() });
         };
-        let authority = match &traffic.dns {
-            crate::plan::Dns::Authority(address) => Some(address.clone()),
-            crate::plan::Dns::Rfc2136 { server, .. } => Some(server.clone()),
-        };
+        let authority = Some(traffic.authority().to_owned());
         let place = self.place(&self.to)?;
         let answers = place.answers(100);
         let (port, health) = match place.front() {
@@ -317,7 +317,9 @@ impl<'a> Builder<'a> {
         } else {
             self.not_covered.push("the service's health: no component that traffic reaches has a health check".into());
         }
-        if let Some(canary) = &self.service.canary {
+        if self.request.purpose == Purpose::Start {
+            // Nothing was written before that could come back.
+        } else if let Some(canary) = &self.service.canary {
             self.then(
                 "read-canary",
                 "Read a canary back that was written before",

@@ -122,6 +122,7 @@ pub fn compile(plan: &Plan, inventory: &Inventory, request: &Request) -> Result<
         Purpose::Switchover | Purpose::Failback => builder.switchover()?,
         Purpose::Rewind => builder.rewind()?,
         Purpose::Drill => builder.drill()?,
+        Purpose::Start => builder.start()?,
     }
     Ok(builder.finish())
 }
@@ -133,6 +134,7 @@ fn choose_site(plan: &Plan, service: &Service, inventory: &Inventory, request: &
     };
     let from = known_site(&inventory.writer)?;
     let to = match (&request.to, request.purpose) {
+        (_, Purpose::Start) => inventory.writer.clone(),
         (_, Purpose::Rewind) => request.to.clone().unwrap_or_else(|| inventory.writer.clone()),
         (Some(to), _) => to.clone(),
         (None, Purpose::Failback) => service.primary.clone(),
@@ -153,7 +155,7 @@ fn choose_site(plan: &Plan, service: &Service, inventory: &Inventory, request: &
     if !places().any(|place| *place == to) {
         return Err(CompileError::NotAPlace { site: to, service: service.name.clone(), known: names(places()) });
     }
-    let moves = !matches!(request.purpose, Purpose::Rewind | Purpose::Drill);
+    let moves = !matches!(request.purpose, Purpose::Rewind | Purpose::Drill | Purpose::Start);
     if moves && to == inventory.writer {
         return Err(CompileError::AlreadyThere { service: service.name.clone(), site: to });
     }
@@ -176,5 +178,6 @@ pub fn title_of(purpose: Purpose) -> &'static str {
         Purpose::Failback => "Failback",
         Purpose::Rewind => "Return to an earlier moment",
         Purpose::Drill => "Drill",
+        Purpose::Start => "Start",
     }
 }

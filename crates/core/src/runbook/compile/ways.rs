@@ -1,6 +1,6 @@
 //! The ways through a disaster, one a purpose: which steps, in which order, in which branch.
 //!
-//! Invariant: each way claims an epoch and fences the writer before it promotes; a drill does neither.
+//! Invariant: each way claims an epoch and fences the writer before it promotes; a drill and a start do neither.
 
 use crate::plan::{Name, Strategy};
 
@@ -126,6 +126,18 @@ impl Builder<'_> {
         self.restore_all(None)?;
         self.promote();
         self.lift_fence(&to);
+        self.start_all(&to)?;
+        self.prove(false)?;
+        self.reprotect();
+        self.restandby(&[]);
+        Ok(())
+    }
+
+    /// The service where its writer is. Whoever may write stays as it is, so there is nothing to claim, fence or commit.
+    pub(super) fn start(&mut self) -> Result<(), CompileError> {
+        let to = self.to.clone();
+        self.approve_if_asked();
+        self.ensure_agent(&to);
         self.start_all(&to)?;
         self.prove(false)?;
         self.reprotect();
