@@ -491,6 +491,12 @@ impl Orders {
         self.0.stop.clone()
     }
 
+    /// Waits until the order is `Stop`, at most for `time`.
+    pub fn wait_for_stop(&self, time: Duration) {
+        let order = self.0.order.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.0.changed.wait_timeout_while(order, time, |order| *order != Order::Stop));
+    }
+
     /// Waits until the order is no longer `Go`, at most for `time`; answers the order then.
     pub fn wait(&self, time: Duration) -> Order {
         let order = self.0.order.lock().unwrap_or_else(PoisonError::into_inner);

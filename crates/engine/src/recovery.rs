@@ -52,7 +52,23 @@ impl Vaults {
         self.places.get(name).ok_or_else(|| PortError::new(format!("the plan has no vault `{name}`")))
     }
 
-    /// Tries the target, then older points, in one vault.
+    /// The volume's vaults, those first that hold the newest state: one may have been away while the others went on.
+    fn furthest_first<'v>(&self, volume: &'v VolumeSpec) -> Vec<&'v String> {
+        let newest = |name: &String| {
+            let place = self.place(name).ok()?;
+            let vault = place.open().ok()?;
+            let points = points(&vault, place, &volume.dataset).ok()?;
+            let newest = newest_of(&points)?;
+            let (durable, _) = durable_from(&vault, place, newest).ok()?;
+            Some((newest.epoch, durable))
+        };
+        let mut vaults: Vec<_> = volume.vaults.iter().map(|name| (newest(name), name)).collect();
+        // Those that say nothing come last, and are tried all the same.
+        vaults.sort_by(|(one, _), (other, _)| other.cmp(one));
+        vaults.into_iter().map(|(_, name)| name).collect()
+    }
+
+    /// Tries the target, then what is older, in one vault.
     fn restore_from(
         &self,
         place: &VaultPlace,
@@ -71,6 +87,20 @@ impl Vaults {
         }
         failures.push(format!("{}, {}: {}", place.name, said(&request.target), with_cause(&first)));
         let mut points = points(&vault, place, &request.dataset)?;
+        // Where the log is damaged, what lies before the damage counts.
+        if request.target == Target::Newest
+            && let Some(newest) = newest_of(&points)
+            && let Ok((whole_to, _)) = durable_from(&vault, place, newest)
+        {
+            let request = RestoreRequest { target: Target::At(whole_to.to_string()), ..request.clone() };
+            match restorer.restore(&vault, &request, &(), cancel) {
+                Ok(restored) => return Ok(restored),
+                Err(error) if cancel.is_cancelled() => return Err(error),
+                Err(error) => {
+                    failures.push(format!("{}, {}: {}", place.name, said(&request.target), with_cause(&error)))
+                }
+            }
+        }
         if let Target::At(time) = &request.target
             && let Ok(time) = time.parse::<Timestamp>()
         {
@@ -109,6 +139,13 @@ fn points(vault: &Vault, place: &VaultPlace, dataset: &str) -> Result<Vec<PointI
     Ok(points)
 }
 
+/// The newest point that counts: of the highest epoch, for a writer of a former one may have gone on, unaware.
+fn newest_of(points: &[PointInfo]) -> Option<&PointInfo> {
+    let usable = || points.iter().filter(|point| point.badge != Badge::Corrupt);
+    let epoch = usable().map(|point| point.epoch).max()?;
+    usable().rfind(|point| point.epoch == epoch || point.epoch == 0)
+}
+
 /// The last source time that is durable for a point: its own, or the end of the log that goes on from it.
 fn durable_from(vault: &Vault, place: &VaultPlace, point: &PointInfo) -> Result<(Timestamp, Vec<String>), PortError> {
     let Some(position) = &point.position else { return Ok((point.taken_at, Vec::new())) };
@@ -127,9 +164,8 @@ impl Recovery for Vaults {
         for name in &volume.vaults {
             let looked = self.place(name).and_then(|place| {
                 let vault = place.open()?;
-                let Some(point) = points(&vault, place, &volume.dataset)?.into_iter().next_back() else {
-                    return Ok(None);
-                };
+                let points = points(&vault, place, &volume.dataset)?;
+                let Some(point) = newest_of(&points).cloned() else { return Ok(None) };
                 let (durable, found) = durable_from(&vault, place, &point)?;
                 Ok(Some((point, durable, found)))
             });
@@ -174,7 +210,7 @@ impl Recovery for Vaults {
         };
         let mut failures = Vec::new();
         let mut last: Option<PortError> = None;
-        for name in &volume.vaults {
+        for name in self.furthest_first(volume) {
             match self
                 .place(name)
                 .and_then(|place| self.restore_from(place, &*restorer, &request, cancel, &mut failures))

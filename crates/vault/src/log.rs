@@ -4,6 +4,8 @@
 //! writers of one timeline collide at the next number instead of both going on. Positions stand in the clear head. Invariant: an
 //! object is never overwritten; a writer that crashed adopts what it had stored and continues after it.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use minicbor::{Decode, Encode};
 
@@ -182,8 +184,10 @@ impl Vault {
     fn read_trail(&self, dataset: &str, lineage: &str) -> Result<(LogTrail, Option<VaultError>)> {
         self.refresh()?;
         let prefix = name::lineage(dataset, lineage);
+        // Before the listing: what was seen by then must be in it, whatever is appended meanwhile.
+        let remembered = self.remembered_timelines(dataset, lineage)?;
         let listed = self.storage().list(&prefix).doing(|| format!("listing {prefix}"))?;
-        let mut timelines: std::collections::BTreeMap<u64, Vec<u64>> = std::collections::BTreeMap::new();
+        let mut timelines: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for object in &listed {
             let parts: Vec<&str> = object.key[prefix.len()..].split('/').collect();
             if let [timeline, thousands, rest] = parts[..]
@@ -193,26 +197,32 @@ impl Vault {
                 timelines.entry(timeline).or_default().push(thousands.saturating_mul(1000).saturating_add(rest));
             }
         }
-        for (timeline, _) in self.remembered_timelines(dataset, lineage)? {
-            timelines.entry(timeline).or_default();
+        for timeline in remembered.keys() {
+            timelines.entry(*timeline).or_default();
         }
         let mut trail = LogTrail::default();
         let mut trouble = None;
         for (timeline, numbers) in timelines {
-            if let Some(error) = self.read_timeline(dataset, lineage, timeline, &numbers, &mut trail)? {
+            let seen = remembered.get(&timeline);
+            if let Some(error) = self.read_timeline(dataset, lineage, timeline, (&numbers, seen), &mut trail)? {
                 trouble.get_or_insert(error);
             }
         }
         Ok((trail, trouble))
     }
 
-    fn remembered_timelines(&self, dataset: &str, lineage: &str) -> Result<Vec<(u64, u64)>> {
+    /// For each timeline the newest number seen here, and its hash.
+    fn remembered_timelines(&self, dataset: &str, lineage: &str) -> Result<BTreeMap<u64, (u64, String)>> {
         let prefix = name::lineage(dataset, lineage);
-        let heads = self.remembered_heads(&prefix)?;
-        Ok(heads
-            .into_iter()
-            .filter_map(|(chain, n)| Some((chain[prefix.len()..].trim_end_matches('/').parse().ok()?, n)))
-            .collect())
+        let mut remembered = BTreeMap::new();
+        for (chain, _) in self.remembered_heads(&prefix)? {
+            if let Ok(timeline) = chain[prefix.len()..].trim_end_matches('/').parse()
+                && let Some(head) = self.remembered_head(&chain)?
+            {
+                remembered.insert(timeline, head);
+            }
+        }
+        Ok(remembered)
     }
 
     /// Checks one timeline, from where it was last checked. What is wrong goes into the trail, and the first of it is answered.
@@ -221,7 +231,7 @@ impl Vault {
         dataset: &str,
         lineage: &str,
         timeline: u64,
-        numbers: &[u64],
+        (numbers, seen): (&[u64], Option<&(u64, String)>),
         trail: &mut LogTrail,
     ) -> Result<Option<VaultError>> {
         let chain = chain(dataset, lineage, timeline);
@@ -231,14 +241,15 @@ impl Vault {
         let still = entries.iter().zip(numbers).take_while(|(e, n)| e.number == **n).count();
         entries.truncate(still);
         let mut trouble = None;
-        for number in numbers.iter().skip(still) {
-            let expected = entries.len() as u64;
-            if *number != expected {
-                trouble = Some(VaultError::Missing { object: name::log_object(dataset, lineage, timeline, expected) });
-                break;
-            }
-            match self.read_entry(dataset, lineage, timeline, *number, entries.last()) {
+        // A listing that ran beside an append may lack an object and have its successor, so each number is looked for.
+        let end = numbers.iter().skip(still).next_back().map_or(0, |last| last.saturating_add(1));
+        while (entries.len() as u64) < end {
+            match self.read_entry(dataset, lineage, timeline, entries.len() as u64, entries.last()) {
                 Ok(entry) => entries.push(entry),
+                Err(error @ VaultError::Missing { .. }) => {
+                    trouble = Some(error);
+                    break;
+                }
                 Err(e) => {
                     note::<()>(Err(e), &mut trail.findings)?;
                     let finding = trail.findings.pop();
@@ -248,9 +259,9 @@ impl Vault {
             }
         }
         if trouble.is_none()
-            && let Some((seen, hash)) = self.remembered_head(&chain)?
+            && let Some((seen, hash)) = seen
         {
-            trouble = check_against_memory(dataset, lineage, timeline, &entries, seen, &hash);
+            trouble = check_against_memory(dataset, lineage, timeline, &entries, *seen, hash);
         }
         if entries.len() != cached || trouble.is_some() {
             if let Some(last) = entries.last()

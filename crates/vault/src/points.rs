@@ -127,7 +127,9 @@ impl Vault {
                 before = None;
             }
             walked = number;
-            let hash = match numbers.contains(&number) {
+            // A listing that ran beside a commit may lack one of the newest.
+            let is_there = numbers.contains(&number) || (number + 1 >= newest && self.is_there(&chain, number)?);
+            let hash = match is_there {
                 true => self.read_link(host, dataset, number, before, snapshots, findings)?,
                 false => {
                     self.read_gap(host, dataset, number, remembered == Some(number) && number > newest, findings)?
@@ -154,6 +156,14 @@ impl Vault {
             }
             (Some((seen, _)), Some((number, hash))) if number > seen => self.remember_head(&chain, number, hash.0),
             _ => Ok(()),
+        }
+    }
+
+    fn is_there(&self, chain: &str, number: u64) -> Result<bool> {
+        let key = format!("{chain}{}", name::number(number));
+        match self.storage().get_range(&key, 0, 1) {
+            Err(error) if error.is_not_found() => Ok(false),
+            other => other.doing(|| format!("looking for {key}")).map(|_| true),
         }
     }
 

@@ -280,7 +280,8 @@ impl FilesStandby {
             return Ok(self.applied());
         }
         let point = choose(&self.vault, &self.dataset, &Target::Newest)?;
-        if self.record.whole && self.record.point.as_ref() == Some(&point.id) {
+        let (same, goes_back) = (self.record.point.as_ref() == Some(&point.id), !self.is_better(&point));
+        if self.record.whole && (same || goes_back) {
             return Ok(self.applied());
         }
         self.record.whole = false;
@@ -297,6 +298,13 @@ impl FilesStandby {
         };
         self.write_record()?;
         Ok(Applied { restarted: true, bytes_written: restored.written_bytes, ..self.applied() })
+    }
+
+    /// Another vault may be followed than before, and be behind.
+    fn is_better(&self, point: &PointInfo) -> bool {
+        let here = (self.record.epoch, self.record.applied_to);
+        let there = (point.epoch, Some(point.taken_at));
+        there > here || there == here && point.final_mark && !self.record.is_final
     }
 
     fn promote_now(&mut self, cancel: &Cancel) -> Result<Applied, FilesError> {
@@ -331,6 +339,9 @@ impl FilesStandby {
     fn write_record(&self) -> Result<(), FilesError> {
         let draft = with_suffix(&self.record_path, ".draft");
         let write = || {
+            if let Some(directory) = self.record_path.parent() {
+                fs::create_dir_all(directory)?;
+            }
             fs::write(&draft, serde_json::to_vec(&self.record).map_err(io::Error::other)?)?;
             fs::File::open(&draft)?.sync_all()?;
             fs::rename(&draft, &self.record_path)

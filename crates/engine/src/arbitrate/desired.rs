@@ -52,6 +52,22 @@ impl Arbiter {
         })
     }
 
+    /// Whether another site has been named the writer since this epoch.
+    pub fn was_superseded(&self, write_domain: &str, site: &str, since_epoch: u64) -> Result<bool, ArbiterError> {
+        let prefix = format!("desired/{write_domain}/");
+        for number in self.numbers(&prefix)?.iter().rev() {
+            let key = format!("{prefix}{number}");
+            let desired: DesiredWriter = self.read(&key)?.ok_or(ArbiterError::Vanished { key })?;
+            if desired.epoch <= since_epoch {
+                break;
+            }
+            if desired.primary != site {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     pub fn traffic(&self, name: &str) -> Result<Option<TrafficGeneration>, ArbiterError> {
         self.latest(&format!("traffic/{name}/"))
     }

@@ -192,18 +192,10 @@ impl World {
             if report.settled { Ok(()) } else { Err("its last recovery point is not durable yet".into()) }
         });
         let writer = writer.await?;
-        let wanted = |dataset: &str| {
-            writer.iter().find(|report| report.dataset == dataset).and_then(|report| report.position.clone())
-        };
+        let wrote = |dataset: &str| writer.iter().find(|report| report.dataset == dataset).map(|report| report.epoch);
         let reports = self
             .await_reports(site, datasets, desired.generation, context, |report| {
-                let (want, have) = (wanted(&report.dataset), &report.position);
-                if want.is_some() && want == *have {
-                    Ok(())
-                } else {
-                    let shown = |position: &Option<String>| position.clone().unwrap_or_else(|| "nothing".into());
-                    Err(format!("it has applied {}, the writer's last is {}", shown(have), shown(&want)))
-                }
+                caught_up(report, wrote(&report.dataset))
             })
             .await?;
         Ok(Performed::new("caught-up", positions(&reports)))
@@ -233,6 +225,22 @@ impl World {
     }
 }
 
+/// Positions differ from vault to vault; what counts is the writer's final mark of the epoch that it wrote under.
+fn caught_up(standby: &AgentReport, wrote_epoch: Option<u64>) -> Result<(), String> {
+    match (standby.role, wrote_epoch) {
+        (AgentRole::Standby, Some(epoch)) if standby.settled && standby.epoch == epoch => Ok(()),
+        (AgentRole::Standby, Some(epoch)) => {
+            let applied = standby.applied.as_deref().unwrap_or("nothing");
+            Err(format!(
+                "it has applied {applied} of epoch {}, but not the last that the writer shipped under epoch {epoch}",
+                standby.epoch
+            ))
+        }
+        (AgentRole::Standby, None) => Err("the writer does not say under which epoch it wrote".into()),
+        (role, _) => Err(format!("it is {role:?}, not a standby")),
+    }
+}
+
 /// A host reports at least every second; what has not moved in five is not alive.
 const LIVE_WITHIN_SECONDS: f64 = 5.0;
 
@@ -242,4 +250,37 @@ fn positions(reports: &[AgentReport]) -> Facts {
         (report.dataset.clone(), value)
     };
     reports.iter().map(fact).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn report(role: AgentRole, epoch: u64, settled: bool) -> AgentReport {
+        AgentReport {
+            site: "north".into(),
+            dataset: "orders".into(),
+            role,
+            epoch,
+            generation: 3,
+            durable: Default::default(),
+            position: Some("of this vault".into()),
+            applied: Some("2026-11-21T14:00:00Z".into()),
+            settled,
+            problem: None,
+            at: String::new(),
+            beat: 1,
+        }
+    }
+
+    #[test]
+    fn a_standby_has_caught_up_when_it_has_the_final_mark_of_the_writers_epoch() {
+        assert_eq!(caught_up(&report(AgentRole::Standby, 2, true), Some(2)), Ok(()));
+        insta::assert_snapshot!(caught_up(&report(AgentRole::Standby, 2, false), Some(2)).unwrap_err(), @"it has applied 2026-11-21T14:00:00Z of epoch 2, but not the last that the writer shipped under epoch 2");
+        // The final mark of an earlier epoch says nothing of what was written since.
+        assert!(caught_up(&report(AgentRole::Standby, 1, true), Some(2)).is_err());
+        assert!(caught_up(&report(AgentRole::Standby, 0, true), None).is_err());
+        insta::assert_snapshot!(caught_up(&report(AgentRole::Idle, 2, true), Some(2)).unwrap_err(), @"it is Idle, not a standby");
+    }
 }

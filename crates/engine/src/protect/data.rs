@@ -9,18 +9,26 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_core::plan::{Protect, Schedule};
-use lifeboat_vault::Identity;
+use lifeboat_vault::{HostVault, Identity};
 
+use super::following::Following;
 use crate::port::{
-    Applied, Cancel, Clock, DataAgent, DataStatus, FollowRequest, LogStream, NamedVault, Order, Orders, PointRequest,
-    PointTaken, PortError, Restorer, Source, StreamRequest, Streaming,
+    Cancel, Clock, DataAgent, DataStatus, LogStream, NamedVault, Order, Orders, PointRequest, PointTaken, PortError,
+    Restorer, Source, StreamRequest, Streaming, VaultStatus,
 };
 use crate::vaults::VaultPlace;
 
-/// How often a writer looks after its schedules, and a standby after what is new.
+/// How often a writer looks after its schedules, and tells how things are.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How soon a recovery point that failed is tried again.
 const AGAIN_AFTER_SECONDS: f64 = 5.0;
+/// How often to look whether a vault that was away is there, or whether a log has come.
+const REOPEN_EVERY: Duration = Duration::from_secs(2);
+/// How long a vault that does not answer may hold up the end of writing when another has everything.
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
+const FREEZE_LOOK: Duration = Duration::from_millis(10);
+/// Under what the lack of a log is noted.
+const LOG: &str = "log";
 
 /// Everything that the agent needs for one data set.
 pub struct HostData {
@@ -42,13 +50,6 @@ impl std::fmt::Debug for HostData {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("HostData").field("dataset", &self.dataset).field("path", &self.path).finish_non_exhaustive()
     }
-}
-
-/// When a vault last got a recovery point, and when it may be tried again.
-#[derive(Default)]
-struct Due {
-    last: Option<Timestamp>,
-    not_before_seconds: f64,
 }
 
 /// A writer's state that several threads add to.
@@ -74,70 +75,18 @@ impl DataAgent for HostData {
 
     fn write(&self, epoch: u64, orders: &Orders, tell: &dyn Fn(DataStatus)) -> Result<(), PortError> {
         let seen = Mutex::new(Seen::default());
-        let vaults = self.open_all(&seen, orders, tell)?;
-        let Some(vaults) = vaults else { return Ok(()) };
-        let logged: Vec<NamedVault> = vaults.iter().filter(|vault| self.is_logged(&vault.name)).cloned().collect();
-        let mut stream: Option<Box<dyn LogStream>> = None;
-        if !logged.is_empty() {
-            let request = StreamRequest::new(&self.dataset, epoch, self.state.join("stream"));
-            match self.source.stream(&logged, &request)? {
-                Streaming::Started(started) => stream = Some(started),
-                Streaming::PointsOnly { why } => self.note(&seen, |seen| {
-                    seen.problems.insert("log".into(), format!("recovery points only, no log: {why}"));
-                }),
-            }
-        }
-        let mut due: BTreeMap<String, Due> = BTreeMap::new();
+        let Some(mut vaults) = self.open_first(&seen, orders, tell)? else { return Ok(()) };
         loop {
-            let order = orders.wait(LOOK_EVERY);
-            self.gather(&seen, stream.as_deref());
-            match order {
-                Order::Go => self.take_due(&vaults, epoch, stream.as_deref(), &mut due, &seen, orders),
-                Order::Stop => {
-                    if let Some(stream) = &stream {
-                        stream.stop();
-                    }
-                    return Ok(());
-                }
-                Order::Finish => {
-                    let finished = self.finish(&vaults, epoch, stream.as_deref(), &seen, orders);
-                    self.gather(&seen, stream.as_deref());
-                    tell(told(&seen));
-                    return finished;
-                }
+            let writing = Writing { data: self, epoch, vaults: &vaults, orders, seen: &seen };
+            match writing.run(tell)? {
+                Round::Over => return Ok(()),
+                Round::Again(joined) => vaults.extend(joined),
             }
-            tell(told(&seen));
         }
     }
 
     fn follow(&self, adopt: bool, orders: &Orders, tell: &dyn Fn(DataStatus)) -> Result<(), PortError> {
-        let cancel = Cancel::default();
-        let mut failures = Vec::new();
-        // From the first vault that can be followed; when it fails later, the task begins anew, and so does this list.
-        for protect in &self.protect {
-            let Some(place) = self.vaults.get(&protect.to) else { continue };
-            let request = FollowRequest { dataset: self.dataset.clone(), to: self.path.clone(), adopt };
-            let standby = place.unlocked(&self.identities).and_then(|vault| self.restorer.follow(&vault, &request));
-            let mut standby = match standby {
-                Ok(standby) => standby,
-                Err(error) => {
-                    failures.push(format!("{}: {}", protect.to, crate::execute::with_cause(&error)));
-                    continue;
-                }
-            };
-            loop {
-                match orders.now() {
-                    Order::Go => tell(applied(&standby.apply(&cancel)?)),
-                    Order::Stop => return Ok(()),
-                    Order::Finish => {
-                        tell(applied(&standby.promote(&cancel)?));
-                        return Ok(());
-                    }
-                }
-                orders.wait(LOOK_EVERY);
-            }
-        }
-        Err(PortError::may_pass(format!("no vault of `{}` can be followed: {}", self.dataset, failures.join("; "))))
+        Following::new(self, adopt).run(orders, tell)
     }
 }
 
@@ -146,140 +95,293 @@ impl HostData {
         self.protect.iter().any(|protect| protect.to == vault && protect.log)
     }
 
-    fn note(&self, seen: &Mutex<Seen>, change: impl FnOnce(&mut Seen)) {
-        change(&mut seen.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Opens those of the vaults that are not open and answer.
+    fn open_missing(&self, open: &[NamedVault], seen: &Mutex<Seen>) -> Vec<NamedVault> {
+        let mut opened: Vec<NamedVault> = Vec::new();
+        for protect in &self.protect {
+            let is_open = |vault: &NamedVault| vault.name == protect.to;
+            let Some(place) = self.vaults.get(&protect.to) else { continue };
+            if open.iter().any(is_open) || opened.iter().any(is_open) {
+                continue;
+            }
+            match place.as_host() {
+                Ok(vault) => {
+                    self.inherit(&vault);
+                    note(seen, |seen| seen.problems.remove(&protect.to));
+                    opened.push(NamedVault { name: protect.to.clone(), vault });
+                }
+                Err(error) => {
+                    note(seen, |seen| seen.problems.insert(protect.to.clone(), crate::execute::with_cause(&error)));
+                }
+            }
+        }
+        opened
     }
 
-    /// Opens every vault; waits for the first that answers. None: told to stop while waiting.
-    fn open_all(
+    /// Takes over the data set's chunk keys, so that a promoted host does not upload what is there already.
+    fn inherit(&self, vault: &HostVault) {
+        if self.identities.is_empty() {
+            return;
+        }
+        let inherited = vault.unlock(&self.identities).and_then(|unlocked| unlocked.inherit(vault, &self.dataset));
+        if let Err(error) = inherited {
+            tracing::debug!(
+                "{}: uploads what may be there already: {}",
+                self.dataset,
+                crate::execute::with_cause(&error)
+            );
+        }
+    }
+
+    /// Opens every vault that answers; waits for the first. None: told to stop while waiting.
+    fn open_first(
         &self,
         seen: &Mutex<Seen>,
         orders: &Orders,
         tell: &dyn Fn(DataStatus),
     ) -> Result<Option<Vec<NamedVault>>, PortError> {
         loop {
-            let mut opened = Vec::new();
-            for protect in &self.protect {
-                let Some(place) = self.vaults.get(&protect.to) else { continue };
-                match place.as_host() {
-                    Ok(vault) => opened.push(NamedVault { name: protect.to.clone(), vault }),
-                    Err(error) => self.note(seen, |seen| {
-                        seen.problems.insert(protect.to.clone(), crate::execute::with_cause(&error));
-                    }),
-                }
-            }
-            if opened.len() == self.protect.len() || !opened.is_empty() && orders.now() != Order::Go {
-                return Ok(Some(opened));
-            }
-            tell(told(seen));
-            if orders.wait(Duration::from_secs(1)) == Order::Stop {
-                return Ok(None);
-            }
+            let opened = self.open_missing(&[], seen);
             if !opened.is_empty() {
                 return Ok(Some(opened));
             }
-            if orders.now() == Order::Finish {
-                let problem = told(seen).problem.unwrap_or_default();
-                return Err(PortError::may_pass(format!("no vault can be reached to finish in: {problem}")));
+            tell(told(seen));
+            match orders.wait(REOPEN_EVERY) {
+                Order::Go => {}
+                Order::Stop => return Ok(None),
+                Order::Finish => {
+                    let problem = told(seen).problem.unwrap_or_default();
+                    return Err(PortError::may_pass(format!("no vault can be reached to finish in: {problem}")));
+                }
+            }
+        }
+    }
+}
+
+/// How a round of writing ended.
+enum Round {
+    Over,
+    /// Something has changed that the next round begins with.
+    Again(Vec<NamedVault>),
+}
+
+/// Writing to the vaults that are open, each by a thread of its own.
+struct Writing<'a> {
+    data: &'a HostData,
+    epoch: u64,
+    vaults: &'a [NamedVault],
+    orders: &'a Orders,
+    seen: &'a Mutex<Seen>,
+}
+
+impl Writing<'_> {
+    fn run(&self, tell: &dyn Fn(DataStatus)) -> Result<Round, PortError> {
+        let stream = self.stream()?;
+        let stream = stream.as_deref();
+        // Interrupts recovery points on their way when the round ends; what is stored of them is found again.
+        let over = Cancel::default();
+        let ended = std::thread::scope(|scope| {
+            for vault in self.vaults {
+                let over = &over;
+                scope.spawn(move || self.take_points(vault, stream, over));
+            }
+            let ended = self.watch(stream, tell);
+            over.cancel();
+            ended
+        });
+        if let Some(round) = ended {
+            if let Some(stream) = stream {
+                stream.stop();
+            }
+            return Ok(round);
+        }
+        let finished = self.finish(stream);
+        self.gather(stream);
+        tell(told(self.seen));
+        finished.map(|()| Round::Over)
+    }
+
+    fn stream(&self) -> Result<Option<Box<dyn LogStream>>, PortError> {
+        let logged: Vec<NamedVault> =
+            self.vaults.iter().filter(|vault| self.data.is_logged(&vault.name)).cloned().collect();
+        if logged.is_empty() {
+            return Ok(None);
+        }
+        let request = StreamRequest::new(&self.data.dataset, self.epoch, self.data.state.join("stream"));
+        match self.data.source.stream(&logged, &request)? {
+            Streaming::Started(started) => {
+                note(self.seen, |seen| seen.problems.remove(LOG));
+                Ok(Some(started))
+            }
+            Streaming::PointsOnly { why } => {
+                note(self.seen, |seen| {
+                    seen.problems.insert(LOG.into(), format!("recovery points only, no log: {why}"))
+                });
+                Ok(None)
             }
         }
     }
 
-    /// Takes the recovery points that are due.
-    fn take_due(
-        &self,
-        vaults: &[NamedVault],
-        epoch: u64,
-        stream: Option<&dyn LogStream>,
-        due: &mut BTreeMap<String, Due>,
-        seen: &Mutex<Seen>,
-        orders: &Orders,
-    ) {
-        for vault in vaults {
-            let Some(protect) = self.protect.iter().find(|protect| protect.to == vault.name) else { continue };
-            let streamed = stream.is_some() && protect.log;
-            let state = due.entry(vault.name.clone()).or_default();
-            // A stream begins with a point of its own.
-            if streamed && state.last.is_none() {
-                state.last = Some(self.clock.now());
+    /// Tells how things are until they change. None: it is to be finished.
+    fn watch(&self, stream: Option<&dyn LogStream>, tell: &dyn Fn(DataStatus)) -> Option<Round> {
+        let clock = &self.data.clock;
+        let mut looked_at = clock.monotonic_seconds();
+        loop {
+            let order = self.orders.wait(LOOK_EVERY);
+            self.gather(stream);
+            tell(told(self.seen));
+            match order {
+                Order::Go => {}
+                Order::Stop => return Some(Round::Over),
+                Order::Finish => return None,
             }
-            let now = self.clock.now();
-            if !is_due(&protect.every, state.last, now) || self.clock.monotonic_seconds() < state.not_before_seconds {
+            if clock.monotonic_seconds() - looked_at < REOPEN_EVERY.as_secs_f64() {
                 continue;
             }
-            match self.take_point(vault, epoch, false, if streamed { stream } else { None }, orders) {
-                Ok(taken) => {
-                    state.last = Some(now);
-                    self.note(seen, |seen| {
-                        seen.problems.remove(&vault.name);
-                        if !streamed {
-                            seen.status.durable.insert(vault.name.clone(), taken.point.taken_at);
-                            seen.status.position = Some(taken.point.id);
-                        }
-                    });
-                }
-                Err(error) => {
-                    state.not_before_seconds = self.clock.monotonic_seconds() + AGAIN_AFTER_SECONDS;
-                    self.note(seen, |seen| {
-                        seen.problems.insert(vault.name.clone(), crate::execute::with_cause(&error));
-                    });
-                }
+            looked_at = clock.monotonic_seconds();
+            let joined = self.data.open_missing(self.vaults, self.seen);
+            if !joined.is_empty() || stream.is_none() && self.can_stream_now() {
+                return Some(Round::Again(joined));
             }
         }
+    }
+
+    /// Whether what had no log when the round began has one now.
+    fn can_stream_now(&self) -> bool {
+        matches!(self.stream(), Ok(Some(_)))
+    }
+
+    /// Takes one vault's recovery points as they are due, until the round ends.
+    fn take_points(&self, vault: &NamedVault, stream: Option<&dyn LogStream>, over: &Cancel) {
+        let Some(protect) = self.data.protect.iter().find(|protect| protect.to == vault.name) else { return };
+        let clock = &self.data.clock;
+        let stream = stream.filter(|_| protect.log);
+        // A stream sees to a first point by itself.
+        let mut last = stream.map(|_| self.last_point(vault).unwrap_or_else(|| clock.now()));
+        let mut not_before_seconds = 0.0;
+        while !over.is_cancelled() && self.orders.wait(LOOK_EVERY) == Order::Go {
+            let now = clock.now();
+            if !is_due(&protect.every, last, now) || clock.monotonic_seconds() < not_before_seconds {
+                continue;
+            }
+            match self.take_point(vault, false, stream, over) {
+                Ok(_) => last = Some(now),
+                Err(_) if over.is_cancelled() => return,
+                Err(_) => not_before_seconds = clock.monotonic_seconds() + AGAIN_AFTER_SECONDS,
+            }
+        }
+    }
+
+    /// When the vault's newest point of this epoch was taken.
+    fn last_point(&self, vault: &NamedVault) -> Option<Timestamp> {
+        let points = vault.vault.points(Some(&self.data.dataset)).ok()?.points;
+        points.iter().filter(|point| point.epoch == self.epoch).map(|point| point.taken_at).max()
     }
 
     fn take_point(
         &self,
         vault: &NamedVault,
-        epoch: u64,
         final_mark: bool,
         stream: Option<&dyn LogStream>,
-        orders: &Orders,
-    ) -> Result<PointTaken, PortError> {
-        let cancel = orders.stopper();
-        match stream {
-            Some(stream) => stream.take_point(&vault.name, &cancel),
-            None => {
-                let request = PointRequest { dataset: self.dataset.clone(), epoch, final_mark, release: None };
-                self.source.take_point(vault, &request, &(), &cancel)
-            }
-        }
-    }
-
-    /// The writers have been stopped: everything to every vault that answers, at least one of them outside.
-    fn finish(
-        &self,
-        vaults: &[NamedVault],
-        epoch: u64,
-        stream: Option<&dyn LogStream>,
-        seen: &Mutex<Seen>,
-        orders: &Orders,
+        cancel: &Cancel,
     ) -> Result<(), PortError> {
-        if let Some(stream) = stream {
-            stream.freeze(&orders.stopper())?;
-        }
-        let mut failures = Vec::new();
-        for vault in vaults.iter().filter(|vault| stream.is_none() || !self.is_logged(&vault.name)) {
-            match self.take_point(vault, epoch, true, None, orders) {
-                Ok(taken) => self.note(seen, |seen| {
-                    seen.problems.remove(&vault.name);
+        let taken: Result<PointTaken, PortError> = match stream {
+            Some(stream) => stream.take_point(&vault.name, cancel),
+            None => {
+                let (dataset, epoch) = (self.data.dataset.clone(), self.epoch);
+                let request = PointRequest { dataset, epoch, final_mark, release: None };
+                self.data.source.take_point(vault, &request, &(), cancel)
+            }
+        };
+        note(self.seen, |seen| match taken {
+            Ok(taken) => {
+                seen.problems.remove(&vault.name);
+                if stream.is_none() {
                     seen.status.durable.insert(vault.name.clone(), taken.point.taken_at);
                     seen.status.position = Some(taken.point.id);
-                }),
-                Err(error) => failures.push(format!("{}: {}", vault.name, crate::execute::with_cause(&error))),
+                }
+                Ok(())
             }
-        }
-        if failures.is_empty() {
+            Err(error) => {
+                if !cancel.is_cancelled() {
+                    seen.problems.insert(vault.name.clone(), crate::execute::with_cause(&error));
+                }
+                Err(error)
+            }
+        })
+    }
+
+    /// The writers have been stopped: everything to every vault that answers, and to one at least.
+    fn finish(&self, stream: Option<&dyn LogStream>) -> Result<(), PortError> {
+        let started = self.data.clock.monotonic_seconds();
+        let is_late = || self.data.clock.monotonic_seconds() - started > FINISH_WITHIN.as_secs_f64();
+        let stopped = self.orders.stopper();
+        let finished: BTreeMap<String, Result<(), PortError>> = std::thread::scope(|scope| {
+            let frozen = stream.map(|stream| scope.spawn(|| self.freeze(stream, &is_late)));
+            let points: Vec<_> = self
+                .vaults
+                .iter()
+                .filter(|vault| stream.is_none() || !self.data.is_logged(&vault.name))
+                .map(|vault| {
+                    let work = || loop {
+                        match self.take_point(vault, true, None, &stopped) {
+                            Err(error) if error.may_pass && !is_late() && !stopped.is_cancelled() => {
+                                self.orders.wait_for_stop(LOOK_EVERY);
+                            }
+                            done => return done,
+                        }
+                    };
+                    (vault.name.clone(), scope.spawn(work))
+                })
+                .collect();
+            let died = || Err(PortError::may_pass("the thread that worked for it died"));
+            let mut finished: BTreeMap<_, _> =
+                points.into_iter().map(|(name, thread)| (name, thread.join().unwrap_or_else(|_| died()))).collect();
+            finished.extend(frozen.into_iter().flat_map(|thread| thread.join().unwrap_or_default()));
+            finished
+        });
+        let missing: Vec<String> = finished
+            .iter()
+            .filter_map(|(name, done)| Some((name, done.as_ref().err()?)))
+            .map(|(name, error)| format!("{name}: {}", crate::execute::with_cause(error)))
+            .collect();
+        if finished.values().any(Result::is_ok) && !stopped.is_cancelled() {
             return Ok(());
         }
-        Err(PortError::may_pass(format!("`{}` is not finished: {}", self.dataset, failures.join("; "))))
+        Err(PortError::may_pass(format!("`{}` is not finished: {}", self.data.dataset, missing.join("; "))))
+    }
+
+    /// Ships the log's end and its final mark; waits for vaults that do not answer only until it is late.
+    fn freeze(
+        &self,
+        stream: &dyn LogStream,
+        is_late: &(dyn Fn() -> bool + Sync),
+    ) -> BTreeMap<String, Result<(), PortError>> {
+        let enough = Cancel::default();
+        let frozen = std::thread::scope(|scope| {
+            let freezing = scope.spawn(|| stream.freeze(&enough));
+            while !freezing.is_finished() {
+                let one_has_it = stream.status().vaults.values().any(|vault| vault.frozen);
+                if self.orders.stopper().is_cancelled() || one_has_it && is_late() {
+                    enough.cancel();
+                }
+                std::thread::sleep(FREEZE_LOOK);
+            }
+            freezing.join().unwrap_or_else(|_| Err(PortError::may_pass("the thread that froze the stream died")))
+        });
+        let why = frozen.err().map(|error| crate::execute::with_cause(&error)).unwrap_or_default();
+        let of_vault = |(name, vault): (String, VaultStatus)| match vault.frozen {
+            true => (name, Ok(())),
+            false => (name, Err(PortError::may_pass(vault.problem.unwrap_or_else(|| why.clone())))),
+        };
+        stream.status().vaults.into_iter().map(of_vault).collect()
     }
 
     /// What a stream says of itself, into what is told.
-    fn gather(&self, seen: &Mutex<Seen>, stream: Option<&dyn LogStream>) {
+    fn gather(&self, stream: Option<&dyn LogStream>) {
         let Some(stream) = stream else { return };
         let status = stream.status();
-        self.note(seen, |seen| {
+        note(self.seen, |seen| {
             match status.problem {
                 Some(problem) => seen.problems.insert("source".into(), problem),
                 None => seen.problems.remove("source"),
@@ -301,6 +403,10 @@ impl HostData {
     }
 }
 
+fn note<T>(seen: &Mutex<Seen>, change: impl FnOnce(&mut Seen) -> T) -> T {
+    change(&mut seen.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
 fn is_due(every: &Schedule, last: Option<Timestamp>, now: Timestamp) -> bool {
     let Some(last) = last else { return true };
     // A clock that went back must not stop recovery points for as long as it went back.
@@ -312,14 +418,4 @@ fn told(seen: &Mutex<Seen>) -> DataStatus {
     let problems: Vec<String> = seen.problems.iter().map(|(what, problem)| format!("{what}: {problem}")).collect();
     let problem = (!problems.is_empty()).then(|| problems.join("; "));
     DataStatus { problem, ..seen.status.clone() }
-}
-
-fn applied(applied: &Applied) -> DataStatus {
-    DataStatus {
-        position: applied.position.clone().or_else(|| applied.point.clone()),
-        applied: applied.applied_to,
-        applied_epoch: applied.epoch,
-        complete: applied.is_final,
-        ..DataStatus::default()
-    }
 }

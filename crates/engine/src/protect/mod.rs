@@ -9,6 +9,7 @@
 //! ```
 
 pub mod data;
+mod following;
 pub mod role;
 mod task;
 

@@ -66,6 +66,10 @@ pub enum Work {
     Follow {
         adopt: bool,
     },
+    /// Apply the end of what was followed and put it in place, to write under this epoch.
+    Promote {
+        epoch: u64,
+    },
     /// The volume holds writes of this epoch that may be nowhere else.
     Keep {
         epoch: u64,
@@ -74,6 +78,7 @@ pub enum Work {
 
 pub fn work(duty: Duty, record: Record, has_volume: bool) -> Work {
     match (duty, record) {
+        (Duty::Write { epoch }, Record::Followed) if !has_volume => Work::Promote { epoch },
         (Duty::Write { epoch }, _) => Work::Write { epoch },
         (Duty::Hold, Record::Wrote { epoch }) if has_volume => Work::Finish { epoch },
         (Duty::Hold, _) => Work::LetGo,
@@ -97,6 +102,14 @@ mod tests {
         }
         assert_eq!(work(Duty::Hold, Record::Followed, true), Work::LetGo);
         assert_eq!(work(Duty::Follow, Record::Nothing, true), Work::Follow { adopt: false });
+    }
+
+    #[test]
+    fn a_standby_is_put_in_place_before_its_host_writes() {
+        let duty = Duty::Write { epoch: 4 };
+        assert_eq!(work(duty, Record::Followed, false), Work::Promote { epoch: 4 });
+        assert_eq!(work(duty, Record::Followed, true), Work::Write { epoch: 4 });
+        assert_eq!(work(duty, Record::Nothing, false), Work::Write { epoch: 4 });
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ const REPORT_EVERY_SECONDS: f64 = 1.0;
 
 pub(super) struct Task {
     site: String,
+    write_domain: String,
     data: Arc<dyn DataAgent>,
     arbiter: Arc<Arbiter>,
     clock: Arc<dyn Clock>,
@@ -32,12 +34,15 @@ pub(super) struct Task {
     status: Arc<Mutex<DataStatus>>,
     beat: u64,
     reported: Option<(f64, AgentReport)>,
+    /// Under which generation and record it was last found out, and whether another site wrote since.
+    superseded: Option<(u64, Record, bool)>,
 }
 
 /// What is going on.
 struct Running {
     work: Work,
     orders: WorkOrders,
+    given: Order,
     handle: JoinHandle<Result<(), PortError>>,
 }
 
@@ -53,6 +58,7 @@ impl Task {
     pub(super) fn new(domain: &Domain, data: Arc<dyn DataAgent>) -> Task {
         Task {
             site: domain.site.clone(),
+            write_domain: domain.write_domain.clone(),
             record: domain.state.join(format!("{}.json", data.dataset())),
             data,
             arbiter: Arc::clone(&domain.arbiter),
@@ -61,6 +67,7 @@ impl Task {
             status: Arc::default(),
             beat: 0,
             reported: None,
+            superseded: None,
         }
     }
 
@@ -68,23 +75,24 @@ impl Task {
         let mut running: Option<Running> = None;
         let mut again_at = 0.0;
         while !cancel.is_cancelled() {
-            let Some(now) = *orders.borrow_and_update() else {
-                tokio::time::sleep(self.poll).await;
-                continue;
-            };
-            let wanted = self.wanted(now);
-            if let Some(ended) = running.take_if(|running| running.handle.is_finished() || running.work != wanted) {
-                let failed = self.end(ended, wanted).await;
-                if failed {
-                    again_at = self.clock.monotonic_seconds() + AGAIN_AFTER.as_secs_f64();
+            let now = *orders.borrow_and_update();
+            if let Some(now) = now
+                && let Some(wanted) = self.wanted(now).await
+            {
+                if let Some(ended) = running.take_if(|running| running.handle.is_finished()) {
+                    if self.end(ended).await.is_err() {
+                        again_at = self.clock.monotonic_seconds() + AGAIN_AFTER.as_secs_f64();
+                    }
+                    continue;
                 }
-                continue;
+                match &mut running {
+                    Some(running) if !running.does(wanted) => running.change_over(wanted),
+                    None if self.clock.monotonic_seconds() >= again_at => running = self.begin(wanted),
+                    _ => {}
+                }
+                let standing = self.standing(now, wanted, running.as_ref());
+                self.report(now.generation, standing).await;
             }
-            if running.is_none() && self.clock.monotonic_seconds() >= again_at {
-                running = self.begin(wanted);
-            }
-            let standing = self.standing(now, wanted, running.as_ref());
-            self.report(now.generation, standing).await;
             tokio::time::sleep(self.poll).await;
         }
         if let Some(running) = running {
@@ -93,15 +101,36 @@ impl Task {
         }
     }
 
-    fn wanted(&self, now: Orders) -> Work {
-        work(now.duty, read_record(&self.record), self.data.has_volume())
+    /// What is to be done; nothing new while the arbiter cannot say what has to be known.
+    async fn wanted(&mut self, now: Orders) -> Option<Work> {
+        let record = read_record(&self.record);
+        let wanted = work(now.duty, record, self.data.has_volume());
+        let Work::Finish { epoch } = wanted else { return Some(wanted) };
+        // What this host wrote while, or before, another site became the writer is for nobody to build on.
+        let superseded = match self.superseded {
+            Some((generation, of, superseded)) if generation == now.generation && of == record => superseded,
+            _ => {
+                let (arbiter, domain, site) = (Arc::clone(&self.arbiter), self.write_domain.clone(), self.site.clone());
+                match blocking(move || arbiter.was_superseded(&domain, &site, epoch)).await {
+                    Ok(superseded) => {
+                        self.superseded = Some((now.generation, record, superseded));
+                        superseded
+                    }
+                    Err(error) => {
+                        self.problem(&crate::execute::with_cause(&error));
+                        return None;
+                    }
+                }
+            }
+        };
+        Some(if superseded { Work::LetGo } else { wanted })
     }
 
     /// Starts what there is to do. Nothing to do leaves nothing running.
     fn begin(&self, wanted: Work) -> Option<Running> {
         let orders = WorkOrders::default();
-        let (data, status, told) = (Arc::clone(&self.data), Arc::clone(&self.status), orders.clone());
-        let tell = move |new: DataStatus| *status.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        let (data, told) = (Arc::clone(&self.data), orders.clone());
+        let tell = self.teller(wanted);
         let handle = match wanted {
             Work::Write { epoch } | Work::Finish { epoch } => {
                 if !self.data.has_volume() {
@@ -117,11 +146,15 @@ impl Task {
                 }
                 tokio::task::spawn_blocking(move || data.write(epoch, &told, &tell))
             }
-            Work::Follow { adopt } => {
+            Work::Follow { .. } | Work::Promote { .. } => {
                 if !self.data.can_follow() {
                     self.problem("this host has no key to follow with");
                     return None;
                 }
+                if matches!(wanted, Work::Promote { .. }) {
+                    orders.give(Order::Finish);
+                }
+                let adopt = matches!(wanted, Work::Follow { adopt: true });
                 tokio::task::spawn_blocking(move || data.follow(adopt, &told, &tell))
             }
             Work::Keep { epoch } => {
@@ -135,27 +168,39 @@ impl Task {
                 return None;
             }
         };
-        Some(Running { work: wanted, orders, handle })
+        let given = orders.now();
+        Some(Running { work: wanted, orders, given, handle })
     }
 
-    /// Ends work that is over or no longer wanted; answers whether it failed.
-    async fn end(&self, running: Running, wanted: Work) -> bool {
-        // What a writer or a standby leaves behind must be whole where the next duty builds on it.
-        let finish = match (running.work, wanted) {
-            (Work::Write { epoch }, Work::Finish { epoch: same }) => epoch == same,
-            (Work::Follow { .. }, Work::Write { .. }) => true,
-            _ => false,
-        };
-        if !running.handle.is_finished() {
-            running.orders.give(if finish { Order::Finish } else { Order::Stop });
+    /// Takes what the work says of itself. As soon as a standby has something, the record on disk says so.
+    fn teller(&self, wanted: Work) -> impl Fn(DataStatus) + Send + 'static {
+        let (status, record) = (Arc::clone(&self.status), self.record.clone());
+        let follows = matches!(wanted, Work::Follow { .. });
+        let noted = AtomicBool::new(false);
+        {
+            // What former work said of itself is not true of this.
+            let mut status = status.lock().unwrap_or_else(PoisonError::into_inner);
+            if !matches!(wanted, Work::LetGo | Work::Keep { .. }) {
+                *status = DataStatus { problem: status.problem.take(), ..DataStatus::default() };
+            }
         }
+        move |new: DataStatus| {
+            if follows && new.applied.is_some() && !noted.swap(true, Ordering::Relaxed) {
+                if let Err(error) = write_record(&record, Record::Followed) {
+                    tracing::warn!("cannot note in {} that this host follows: {error}", record.display());
+                    noted.store(false, Ordering::Relaxed);
+                }
+            }
+            *status.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        }
+    }
+
+    /// Notes what work that is over has left behind.
+    async fn end(&self, running: Running) -> Result<(), ()> {
         let ended =
             running.handle.await.unwrap_or_else(|died| Err(PortError::may_pass(format!("its thread died: {died}"))));
-        let record = match (running.work, &ended, finish) {
-            (Work::Write { epoch }, Ok(()), true) | (Work::Finish { epoch }, Ok(()), _) => {
-                Some(Record::Finished { epoch })
-            }
-            (Work::Follow { .. }, Ok(()), _) => Some(Record::Followed),
+        let record = match (running.work, &ended, running.given) {
+            (Work::Write { epoch } | Work::Finish { epoch }, Ok(()), Order::Finish) => Some(Record::Finished { epoch }),
             _ => None,
         };
         if let Some(record) = record
@@ -163,15 +208,11 @@ impl Task {
         {
             self.problem(&format!("cannot note in {} what this host did: {error}", self.record.display()));
         }
-        match ended {
-            Ok(()) => false,
-            Err(error) => {
-                let error = crate::execute::with_cause(&error);
-                tracing::warn!("{} at {}: {error}", self.data.dataset(), self.site);
-                self.problem(&error);
-                true
-            }
-        }
+        ended.map_err(|error| {
+            let error = crate::execute::with_cause(&error);
+            tracing::warn!("{} at {}: {error}", self.data.dataset(), self.site);
+            self.problem(&error);
+        })
     }
 
     fn problem(&self, problem: &str) {
@@ -180,21 +221,25 @@ impl Task {
 
     fn standing(&self, now: Orders, wanted: Work, running: Option<&Running>) -> Standing {
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match (wanted, running) {
-            (Work::Write { epoch }, Some(_)) => Standing { role: AgentRole::Writer, epoch, settled: true },
-            (Work::Finish { epoch }, _) => Standing { role: AgentRole::Writer, epoch, settled: false },
-            (Work::LetGo, _) => {
+        let working = running.is_some_and(|running| running.does(wanted) && running.given != Order::Stop);
+        match wanted {
+            Work::Write { epoch } if working => Standing { role: AgentRole::Writer, epoch, settled: true },
+            Work::Finish { epoch } => Standing { role: AgentRole::Writer, epoch, settled: false },
+            Work::LetGo => {
                 let epoch = match read_record(&self.record) {
                     Record::Finished { epoch } | Record::Wrote { epoch } => epoch,
                     _ => now.epoch,
                 };
-                Standing { role: AgentRole::Idle, epoch, settled: true }
+                Standing { role: AgentRole::Idle, epoch, settled: running.is_none() }
             }
-            (Work::Follow { .. }, Some(_)) => Standing {
+            Work::Follow { .. } if working => Standing {
                 role: AgentRole::Standby,
                 epoch: status.applied_epoch.unwrap_or(0),
                 settled: status.complete,
             },
+            Work::Promote { .. } => {
+                Standing { role: AgentRole::Standby, epoch: status.applied_epoch.unwrap_or(0), settled: false }
+            }
             _ => Standing { role: AgentRole::Idle, epoch: now.epoch, settled: false },
         }
     }
@@ -235,6 +280,28 @@ impl Task {
                 self.site,
                 crate::execute::with_cause(&error)
             );
+        }
+    }
+}
+
+impl Running {
+    fn does(&self, wanted: Work) -> bool {
+        // A standby that has taken the volume over goes on as one that had it.
+        self.work == wanted || matches!((self.work, wanted), (Work::Follow { .. }, Work::Follow { .. }))
+    }
+
+    /// Lets go of work that is no longer wanted: with its end, where the next duty builds on that.
+    fn change_over(&mut self, wanted: Work) {
+        let order = match (self.work, wanted) {
+            (Work::Write { epoch }, Work::Finish { epoch: same }) if epoch == same => Order::Finish,
+            (Work::Follow { .. }, Work::Promote { .. }) => Order::Finish,
+            // Put in place just now, and not over yet.
+            (Work::Follow { .. } | Work::Promote { .. }, Work::Write { .. }) if self.given == Order::Finish => return,
+            _ => Order::Stop,
+        };
+        if self.given != order && self.given != Order::Stop {
+            self.orders.give(order);
+            self.given = order;
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use jiff::Timestamp;
 use lifeboat_core::runbook::Target;
-use lifeboat_vault::{Badge, LogEntry, PointInfo, Position, Vault, VaultError};
+use lifeboat_vault::{Badge, LogEntry, PointInfo, Position, Severity, Vault, VaultError};
 
 use super::ledger::position_text;
 
@@ -27,6 +27,8 @@ pub(super) enum ChainError {
         "the log of `{dataset}` has a hole: after {after} comes a piece that begins with {found}; restore from another vault, or to a time before {until}"
     )]
     Hole { dataset: String, after: String, found: u64, until: Timestamp },
+    #[error("the log of `{dataset}` is not whole: {what}; restore from another vault, or to {until} or a time before")]
+    Damaged { dataset: String, what: String, until: Timestamp },
 }
 
 /// The way to a moment: a snapshot, and the pieces to apply to it.
@@ -60,8 +62,17 @@ pub(super) fn find(vault: &Vault, dataset: &str, target: &Target) -> Result<Way,
     }
     let until = until(target)?;
     let mut best: Option<Way> = None;
+    let mut notes = notes;
     for base in candidates(points.points, until) {
-        let way = follow(vault, dataset, base, until)?;
+        let way = match (follow(vault, dataset, base, until), &best) {
+            (Ok(way), _) => way,
+            // The same writer has begun a newer chain since, with a full snapshot: nothing of this one is needed.
+            (Err(ChainError::Damaged { what, .. }), Some(newer)) if newer.base.position.is_some() => {
+                notes.push(what);
+                continue;
+            }
+            (Err(error), _) => return Err(error),
+        };
         if best.as_ref().is_none_or(|best| way.reaches > best.reaches) {
             best = Some(way);
         }
@@ -72,7 +83,7 @@ pub(super) fn find(vault: &Vault, dataset: &str, target: &Target) -> Result<Way,
     })
 }
 
-/// The newest point of each lineage in the highest epoch, and the newest one outside any epoch.
+/// The newest point of each lineage in the highest epoch, and the newest one outside any stream; the newest first.
 fn candidates(mut points: Vec<PointInfo>, until: Option<Timestamp>) -> Vec<PointInfo> {
     points.retain(|point| point.badge != Badge::Corrupt && until.is_none_or(|until| point.taken_at <= until));
     points.sort_by_key(|point| (point.taken_at, point.sequence));
@@ -92,7 +103,7 @@ fn follow(vault: &Vault, dataset: &str, base: PointInfo, until: Option<Timestamp
     let mut way =
         Way { reaches: base.taken_at, is_final: base.final_mark, pieces: Vec::new(), notes: Vec::new(), base };
     if let Some(position) = way.base.position.clone() {
-        let onward = onward(vault, dataset, &position, until)?;
+        let onward = onward(vault, dataset, &position, way.base.taken_at, until)?;
         way.reaches = onward.reaches.map_or(way.reaches, |reaches| reaches.max(way.reaches));
         way.is_final |= onward.is_final;
         way.pieces = onward.pieces;
@@ -108,29 +119,44 @@ pub(super) struct Onward {
     pub(super) is_final: bool,
 }
 
+/// What follows a position, which everything up to `as_of` is in. Damage after the wanted moment does not matter.
 pub(super) fn onward(
     vault: &Vault,
     dataset: &str,
     position: &Position,
+    as_of: Timestamp,
     until: Option<Timestamp>,
 ) -> Result<Onward, ChainError> {
-    let entries = vault.log_entries(dataset, &position.lineage, Some(position.counter))?;
+    let trail = vault.log_trail(dataset, &position.lineage)?;
     let mut end = position.clone();
     let mut onward = Onward::default();
-    for entry in entries.into_iter().filter(|entry| entry.timeline == position.timeline) {
+    for entry in trail.entries.into_iter().filter(|entry| entry.timeline == position.timeline) {
         if let Some(until) = until.filter(|until| entry.source_time > *until) {
-            // Something of the source is known after the wanted moment, so nothing up to it is missing.
-            onward.reaches = Some(until);
-            break;
+            // Nothing was committed between the last piece and this mark.
+            if entry.mark && entry.last == end.counter {
+                onward.reaches = Some(until);
+            }
+            return Ok(onward);
         }
+        if entry.last < end.counter {
+            continue;
+        }
+        let joins = joins(dataset, &end, &entry)?;
         onward.is_final |= entry.final_mark;
         onward.reaches = onward.reaches.max(Some(entry.source_time));
-        if joins(dataset, &end, &entry)? {
+        if joins {
             end.counter = entry.last;
             onward.pieces.push(entry);
         }
     }
-    Ok(onward)
+    let alarm = trail.findings.into_iter().find(|finding| finding.severity == Severity::Alarm);
+    let reached = onward.reaches.unwrap_or(as_of).max(as_of);
+    match alarm.filter(|_| until.is_none_or(|until| reached < until)) {
+        Some(finding) => {
+            Err(ChainError::Damaged { dataset: dataset.to_owned(), what: finding.message, until: reached })
+        }
+        None => Ok(onward),
+    }
 }
 
 /// Whether a piece leads on from `end`; `false` for a mark, or for what is in the state already.

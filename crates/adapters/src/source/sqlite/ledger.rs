@@ -30,6 +30,19 @@ impl LedgerError {
             LedgerError::Backup(error) => !matches!(error, BackupError::Incomplete),
         }
     }
+
+    /// Whether the vault's chain can never be gone on with: something of it is lost or not to be trusted.
+    pub(super) fn ends_chain(&self) -> bool {
+        matches!(
+            self,
+            LedgerError::Vault(
+                VaultError::Damaged { .. }
+                    | VaultError::Missing { .. }
+                    | VaultError::Untrusted { .. }
+                    | VaultError::RolledBack { .. }
+            )
+        )
+    }
 }
 
 /// A chain that a former process left, and where in the source's log it ends.

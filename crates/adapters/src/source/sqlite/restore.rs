@@ -26,14 +26,15 @@ pub(super) fn restore(vault: &Unlocked, request: &RestoreRequest, cancel: &Cance
     let file = open_work(&work_path)?;
     let (_, mut bytes_written) = write_base(vault, &way.base, &file, &work_path, cancel)?;
     let mut position = way.base.position.clone();
-    let mut as_of = way.reaches;
+    let (mut as_of, mut applied_to) = (way.reaches, way.base.taken_at);
     for entry in &way.pieces {
         let piece = read_piece(vault, entry)?;
         if until.is_some_and(|until| piece.head.seen_at > until) {
             // What is in it may have been committed only after the wanted moment.
-            as_of = until.unwrap_or(as_of);
+            as_of = applied_to;
             break;
         }
+        applied_to = applied_to.max(entry.source_time);
         bytes_written += apply_piece(&piece, entry, &file)?;
         advance(&mut position, entry);
         if cancel.is_cancelled() {

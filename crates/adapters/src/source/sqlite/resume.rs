@@ -70,6 +70,9 @@ pub(super) fn read(path: &Path) -> Option<Record> {
 pub(super) fn write(path: &Path, record: &Record) -> io::Result<()> {
     let text = serde_json::to_vec(record).map_err(io::Error::other)?;
     let draft = path.with_extension("draft");
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
     fs::write(&draft, text)?;
     fs::rename(&draft, path)
 }

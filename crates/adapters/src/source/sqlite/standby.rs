@@ -43,6 +43,8 @@ pub(super) struct Follower {
     work_path: PathBuf,
     record_path: PathBuf,
     record: Record,
+    /// As it is on the disk.
+    written: Option<Record>,
     promoted: bool,
 }
 
@@ -75,7 +77,7 @@ impl Follower {
             fs::rename(&request.to, &work_path).map_err(RestoreError::file("take its name from", &request.to))?;
         }
         let (vault, dataset, to) = (vault.clone(), request.dataset.clone(), request.to.clone());
-        Ok(Follower { vault, dataset, to, work_path, record_path, record, promoted: false })
+        Ok(Follower { vault, dataset, to, work_path, record_path, record, written: None, promoted: false })
     }
 
     fn apply_new(&mut self, cancel: &Cancel) -> Result<Applied, RestoreError> {
@@ -136,7 +138,8 @@ impl Follower {
         if (&here.lineage, here.timeline) != (&there.lineage, there.timeline) {
             return Ok(None);
         }
-        let onward = match chain::onward(&self.vault, &self.dataset, here, None) {
+        let as_of = self.record.applied_to.unwrap_or(way.base.taken_at);
+        let onward = match chain::onward(&self.vault, &self.dataset, here, as_of, None) {
             // Pieces were lost or dropped, but a newer snapshot stands after them.
             Err(ChainError::Hole { .. }) if there.counter > here.counter => return Ok(None),
             other => other?,
@@ -207,7 +210,13 @@ impl Follower {
         }
     }
 
-    fn write_record(&self) -> Result<(), RestoreError> {
+    fn write_record(&mut self) -> Result<(), RestoreError> {
+        if self.written.as_ref() == Some(&self.record) {
+            return Ok(());
+        }
+        if let Some(directory) = self.record_path.parent() {
+            fs::create_dir_all(directory).map_err(RestoreError::file("make", directory))?;
+        }
         let draft = beside(&self.record_path, ".draft");
         let write = || {
             let text = serde_json::to_vec(&self.record).map_err(io::Error::other)?;
@@ -215,7 +224,9 @@ impl Follower {
             File::open(&draft)?.sync_all()?;
             fs::rename(&draft, &self.record_path)
         };
-        write().map_err(RestoreError::file("write", &self.record_path))
+        write().map_err(RestoreError::file("write", &self.record_path))?;
+        self.written = Some(self.record.clone());
+        Ok(())
     }
 }
 

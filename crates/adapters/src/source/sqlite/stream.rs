@@ -427,10 +427,21 @@ impl Shipping {
                     tracing::warn!(vault = self.vault.name, problem, "cannot ship the log");
                     let stopping = self.board.update(|state| {
                         if let Some(lane) = state.lane(self.index) {
-                            lane.log_problem = Some(problem);
+                            match error.ends_chain() {
+                                true => {
+                                    lane.break_off(&problem);
+                                    lane.durable_to = None;
+                                }
+                                false => lane.log_problem = Some(problem),
+                            }
                         }
-                        state.stop
+                        // Whoever froze the stream has waited for this vault as long as they wanted to.
+                        (state.stop, state.stop && state.frozen_at.is_some())
                     });
+                    let (stopping, at_once) = stopping;
+                    if at_once {
+                        return;
+                    }
                     if stopping && stopping_since.get_or_insert_with(Instant::now).elapsed() > STOP_WITHIN {
                         return;
                     }
