@@ -17,8 +17,8 @@ use lifeboat_core::plan::{Keep, Protect, Schedule, Source};
 use lifeboat_core::units::Span;
 use lifeboat_engine::arbitrate::{Arbiter, Claim, Trusted};
 use lifeboat_engine::port::{Cancel, Clock, DataAgent};
-use lifeboat_engine::protect::Domain;
 use lifeboat_engine::protect::data::HostData;
+use lifeboat_engine::protect::{Domain, FirstDay};
 use lifeboat_engine::vaults::VaultPlace;
 use lifeboat_vault::storage;
 use lifeboat_vault::{Holder, Identity, InitOptions, Role, State, Vault};
@@ -261,9 +261,7 @@ fn domain(root: &Path, site: &str) -> Domain {
     let uploads = Source::Files { path: "uploads".into(), exclude: Vec::new() };
     Domain {
         site: site.to_owned(),
-        write_domain: DOMAIN.into(),
-        first_writer: "south".into(),
-        first_traffic: None,
+        first_day: FirstDay { write_domain: DOMAIN.into(), writer: "south".into(), traffic: None },
         data: vec![
             data(ORDERS, orders, database_path(root, site), true, Span::seconds(3600)),
             data(UPLOADS, uploads, uploads_path(root, site), false, Span::seconds(1)),

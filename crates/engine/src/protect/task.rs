@@ -58,7 +58,7 @@ impl Task {
     pub(super) fn new(domain: &Domain, data: Arc<dyn DataAgent>) -> Task {
         Task {
             site: domain.site.clone(),
-            write_domain: domain.write_domain.clone(),
+            write_domain: domain.first_day.write_domain.clone(),
             record: domain.state.join(format!("{}.json", data.dataset())),
             data,
             arbiter: Arc::clone(&domain.arbiter),
