@@ -185,11 +185,13 @@ impl Task {
             }
         }
         move |new: DataStatus| {
-            if follows && new.applied.is_some() && !noted.swap(true, Ordering::Relaxed) {
-                if let Err(error) = write_record(&record, Record::Followed) {
-                    tracing::warn!("cannot note in {} that this host follows: {error}", record.display());
-                    noted.store(false, Ordering::Relaxed);
-                }
+            if follows
+                && new.applied.is_some()
+                && !noted.swap(true, Ordering::Relaxed)
+                && let Err(error) = write_record(&record, Record::Followed)
+            {
+                tracing::warn!("cannot note in {} that this host follows: {error}", record.display());
+                noted.store(false, Ordering::Relaxed);
             }
             *status.lock().unwrap_or_else(PoisonError::into_inner) = new;
         }
