@@ -302,7 +302,7 @@ impl Application {
             let mut n: u32 = database.query_row(next, [], |row| row.get(0)).unwrap();
             while !stopped.load(Ordering::SeqCst) {
                 database.execute("insert into orders values (?, randomblob(700))", [n]).unwrap();
-                if n % 10 == 0 {
+                if n.is_multiple_of(10) {
                     fs::write(uploads.join(format!("{n}.txt")), format!("order {n}")).unwrap();
                 }
                 written.lock().unwrap().push((n, Timestamp::now()));
