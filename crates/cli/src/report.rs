@@ -153,3 +153,14 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     }
     text
 }
+
+/// A length of time as people say it.
+pub(crate) fn seconds(seconds: f64) -> String {
+    let whole = seconds.max(0.0).round() as u64;
+    match whole {
+        0..100 => format!("{:.1} s", seconds.max(0.0)),
+        100..7200 => format!("{} min {} s", whole / 60, whole % 60),
+        7200..172_800 => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{} d {} h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use lifeboat_core::plan::Source as PlanSource;
 use lifeboat_core::run::Facts;
 use lifeboat_core::runbook::{Target, VolumeSpec};
-use lifeboat_vault::{Badge, Identity, PointInfo, Vault};
+use lifeboat_vault::{Badge, Finding, Identity, PointInfo, Vault};
 use serde_json::json;
 
 use crate::execute::with_cause;
@@ -155,6 +155,36 @@ fn durable_from(vault: &Vault, place: &VaultPlace, point: &PointInfo) -> Result<
     let last = trail.entries.iter().map(|entry| entry.source_time).max();
     let findings = trail.findings.into_iter().map(|finding| finding.message).collect();
     Ok((last.map_or(point.taken_at, |last| last.max(point.taken_at)), findings))
+}
+
+/// What one vault holds of a data set.
+#[derive(Debug, Clone, Default)]
+pub struct Held {
+    pub newest: Option<PointInfo>,
+    /// Everything up to this source time can be had from there.
+    pub durable: Option<Timestamp>,
+    /// What makes this less certain than it looks.
+    pub findings: Vec<Finding>,
+}
+
+/// Looks at a vault that is open already: asking it again reads only what is new.
+pub fn held(vault: &Vault, place: &VaultPlace, dataset: &str) -> Result<Held, PortError> {
+    let unreadable = |what: &str| format!("cannot read the {what} of `{dataset}` in `{}`", place.name);
+    let read = vault
+        .points(Some(dataset))
+        .map_err(|error| PortError::may_pass(unreadable("recovery points")).because(error))?;
+    let mut held = Held { findings: read.findings.clone(), ..Held::default() };
+    let Some(newest) = read.newest(dataset, None) else { return Ok(held) };
+    held.durable = Some(newest.taken_at);
+    if let Some(position) = &newest.position {
+        let trail = vault
+            .log_trail(dataset, &position.lineage)
+            .map_err(|error| PortError::may_pass(unreadable("log")).because(error))?;
+        held.findings.extend(trail.findings);
+        held.durable = trail.entries.iter().map(|entry| entry.source_time).chain(held.durable).max();
+    }
+    held.newest = Some(newest.clone());
+    Ok(held)
 }
 
 impl Recovery for Vaults {

@@ -19,6 +19,7 @@ mod recover;
 mod restore;
 mod run;
 mod schema;
+mod status;
 mod supervise;
 mod up;
 mod vault;
@@ -45,6 +46,7 @@ pub(crate) enum Command {
     Failover(recover::failover::Args),
     Failback(recover::failback::Args),
     Drill(recover::drill::Args),
+    Status(status::Args),
     Run(run::Args),
     Evidence(evidence::Args),
     Supervise(supervise::Args),
@@ -72,6 +74,7 @@ pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
         Command::Failover(args) => recover::failover::run(args, ui),
         Command::Failback(args) => recover::failback::run(args, ui),
         Command::Drill(args) => recover::drill::run(args, ui),
+        Command::Status(args) => status::run(args, ui),
         Command::Run(args) => run::run(args, ui),
         Command::Evidence(args) => evidence::run(args, ui),
         Command::Logbook(args) => logbook::run(args, ui),

@@ -13,6 +13,7 @@ use lifeboat_engine::journal::{Journal, JournalError, Listing};
 use std::sync::Arc;
 
 use crate::error::{CommandError, Exit, Kind};
+use crate::report::seconds;
 use crate::run_ui;
 use crate::ui::Ui;
 use crate::wiring::Wiring;
@@ -199,10 +200,6 @@ fn word<T: serde::Serialize>(value: &T) -> String {
 
 fn minute(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
-}
-
-fn seconds(seconds: f64) -> String {
-    if seconds < 100.0 { format!("{seconds:.1} s") } else { format!("{:.0} s", seconds) }
 }
 
 /// One event in one line: its kind first, then the rest without the run-book.

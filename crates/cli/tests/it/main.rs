@@ -4,4 +4,5 @@
 mod killed;
 mod plan;
 mod runs;
+mod status;
 mod world;

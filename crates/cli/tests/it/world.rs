@@ -29,13 +29,20 @@ pub(crate) const CANARY: &str = "lifeboat-canary-1-1795000000000";
 pub(crate) const PORT: u16 = 8080;
 
 /// What is special about a world's plan.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) approval: bool,
+    pub(crate) objective: &'static str,
     /// Lines put into `[service.pages]`.
     pub(crate) service: &'static str,
     /// Lines put at the end.
     pub(crate) more: &'static str,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { approval: false, objective: "1h", service: "", more: "" }
+    }
 }
 
 pub(crate) struct World {
@@ -140,7 +147,7 @@ recipients = ["{}", "{}"]
 strategy = "backup-restore"
 primary = "north"
 recovery = ["south"]
-rpo = "1h"
+rpo = "{}"
 rto = "1h"
 approval = {}
 {}
@@ -166,7 +173,7 @@ read = {{ http = "GET /canary", expect = "{{{{ canary.value }}}}" }}
 every = "1s"
 {}
 "#,
-            recipients[0], recipients[1], options.approval, options.service, options.more
+            recipients[0], recipients[1], options.objective, options.approval, options.service, options.more
         );
         std::fs::write(self.plan(), plan).unwrap();
     }

@@ -1,0 +1,136 @@
+//! What the vaults hold of each data set, and how old that is: RPO now.
+//!
+//! Invariant: only what lies in a vault outside the writer's own site counts, and a time that lies in the future by more
+//! than clocks differ counts as unknown.
+
+use jiff::Timestamp;
+use lifeboat_core::plan::{DataSet, Name, Service};
+use lifeboat_engine::port::PortError;
+use lifeboat_engine::recovery::{Held, held};
+use lifeboat_vault::Severity;
+use serde::Serialize;
+
+use super::standing::Looker;
+use crate::error::CommandError;
+
+/// Clocks of well kept machines differ by less.
+const SKEW_SECONDS: f64 = 5.0;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct DatasetStatus {
+    pub(crate) dataset: Name,
+    /// The age of what is provably in a vault outside the writer's site; absent: unknown.
+    pub(crate) rpo_now_seconds: Option<f64>,
+    /// Which vault that is in.
+    pub(crate) vault: Option<Name>,
+    pub(crate) why_unknown: Option<String>,
+    pub(crate) vaults: Vec<VaultStatus>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct VaultStatus {
+    pub(crate) vault: Name,
+    /// Whether it outlives the writer's site.
+    pub(crate) is_outside: bool,
+    pub(crate) point: Option<String>,
+    pub(crate) taken_at: Option<Timestamp>,
+    /// Everything up to this moment of the source can be restored from there.
+    pub(crate) durable_to: Option<Timestamp>,
+    pub(crate) age_seconds: Option<f64>,
+    pub(crate) problem: Option<String>,
+    /// What makes this less certain than it looks.
+    pub(crate) findings: Vec<String>,
+}
+
+impl Looker<'_> {
+    pub(super) fn datasets(&mut self, service: &Service, writer: Option<&str>) -> Vec<DatasetStatus> {
+        let protected = service.datasets().filter(|(_, dataset)| !dataset.protect.is_empty());
+        protected.map(|(_, dataset)| self.dataset(dataset, writer)).collect()
+    }
+
+    fn dataset(&mut self, dataset: &DataSet, writer: Option<&str>) -> DatasetStatus {
+        let vaults: Vec<VaultStatus> =
+            dataset.protect.iter().map(|protect| self.vault(&protect.to, &dataset.name, writer)).collect();
+        let outside = || vaults.iter().filter(|vault| vault.is_outside);
+        let best = outside()
+            .filter_map(|vault| Some((vault.age_seconds?, vault.vault.clone())))
+            .min_by(|(one, _), (other, _)| one.total_cmp(other));
+        let why_unknown = match (&best, outside().next()) {
+            (Some(_), _) => None,
+            (None, None) => Some("every vault that protects it lies in the writer's own site".to_owned()),
+            (None, Some(_)) => {
+                let said: Vec<String> = outside()
+                    .map(|vault| match (&vault.problem, vault.durable_to) {
+                        (Some(problem), _) => format!("{}: {problem}", vault.vault),
+                        (None, None) => format!("{} holds no recovery point of it", vault.vault),
+                        (None, Some(at)) => {
+                            format!("{} says {at}, which is yet to come: look at the clocks", vault.vault)
+                        }
+                    })
+                    .collect();
+                Some(said.join("; "))
+            }
+        };
+        let (rpo_now_seconds, vault) = best.map_or((None, None), |(age, vault)| (Some(age), Some(vault)));
+        DatasetStatus { dataset: dataset.name.clone(), rpo_now_seconds, vault, why_unknown, vaults }
+    }
+
+    fn vault(&mut self, name: &str, dataset: &str, writer: Option<&str>) -> VaultStatus {
+        let site = self.wiring.plan().vaults.get(name).and_then(|vault| vault.site.as_deref());
+        let is_outside = site.is_none() || site != writer;
+        let (held, problem) = match self.held(name, dataset) {
+            Ok(held) => (held, None),
+            Err(error) => {
+                // Opened anew at the next look.
+                self.vaults.remove(name);
+                let error = CommandError::from(error);
+                let parts: Vec<String> = std::iter::once(error.message).chain(error.causes).collect();
+                (Held::default(), Some(parts.join(": ")))
+            }
+        };
+        let doubts = held.findings.iter().filter(|finding| {
+            finding.severity == Severity::Alarm || matches!(finding.code, "freshness-unproven" | "owner-unproven")
+        });
+        VaultStatus {
+            vault: name.to_owned(),
+            is_outside,
+            findings: doubts.map(|finding| finding.message.clone()).collect(),
+            taken_at: held.newest.as_ref().map(|point| point.taken_at),
+            point: held.newest.map(|point| point.id),
+            durable_to: held.durable,
+            age_seconds: held.durable.and_then(|at| age_seconds(at, self.wiring.clock.now())),
+            problem,
+        }
+    }
+
+    fn held(&mut self, name: &str, dataset: &str) -> Result<Held, PortError> {
+        let unknown = || PortError::new(format!("the plan has no vault `{name}`"));
+        let place = self.wiring.vaults.get(name).ok_or_else(unknown)?;
+        if !self.vaults.contains_key(name) {
+            self.vaults.insert(name.to_owned(), place.open()?);
+        }
+        let vault = self.vaults.get(name).ok_or_else(unknown)?;
+        held(vault, place, dataset)
+    }
+}
+
+/// How long ago that was; nothing if it is yet to come.
+pub(super) fn age_seconds(at: Timestamp, now: Timestamp) -> Option<f64> {
+    let age = now.duration_since(at).as_secs_f64();
+    (age >= -SKEW_SECONDS).then_some(age.max(0.0))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_yet_to_come_is_unknown_and_never_fresh() {
+        let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+        let age = |at: &str| age_seconds(at.parse().unwrap(), now);
+        assert_eq!(age("2026-11-21T11:59:50Z"), Some(10.0));
+        assert_eq!(age("2026-11-21T12:00:02Z"), Some(0.0));
+        assert_eq!(age("2026-11-21T13:00:00Z"), None);
+    }
+}

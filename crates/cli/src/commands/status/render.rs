@@ -1,0 +1,133 @@
+//! A status as people read it: a few lines a service, findings last.
+//!
+//! Invariant: what is unknown is written as `unknown`.
+
+use jiff::Timestamp;
+use lifeboat_engine::evidence::Measure;
+
+use super::record::{DrillStatus, Proof};
+use super::standing::{ServiceStatus, Status, Writer};
+use crate::report::seconds;
+use crate::run_ui;
+
+pub(super) fn lines(status: &Status) -> Vec<String> {
+    let mut lines = Vec::new();
+    if status.services.is_empty() {
+        lines.push("the plan has no service".to_owned());
+    }
+    for service in &status.services {
+        if !lines.is_empty() {
+            lines.push(String::new());
+        }
+        lines.extend(of_service(service));
+    }
+    lines
+}
+
+fn of_service(status: &ServiceStatus) -> Vec<String> {
+    let mut lines = vec![format!(
+        "{} ({}; objectives: lose at most {}, be away at most {})",
+        status.service,
+        status.strategy,
+        seconds(status.rpo_objective_seconds),
+        seconds(status.rto_objective_seconds)
+    )];
+    let mut row = |name: &str, text: String| lines.push(format!("  {name:<10} {text}"));
+    row("writes", writer(&status.writer));
+    if let Some(traffic) = &status.traffic {
+        let sites = if traffic.sites.is_empty() { "nobody".to_owned() } else { traffic.sites.join(", ") };
+        row("traffic", format!("{} goes to {sites} (generation {})", traffic.name, traffic.generation));
+    }
+    row("RPO now", status.rpo_now_seconds.map_or_else(|| "unknown".to_owned(), seconds));
+    for dataset in &status.datasets {
+        let text = match (dataset.rpo_now_seconds, &dataset.vault) {
+            (Some(now), Some(vault)) => format!("{} {} in {vault}", dataset.dataset, seconds(now)),
+            _ => format!("{} unknown", dataset.dataset),
+        };
+        row("", text);
+    }
+    for host in &status.hosts {
+        let state = match (&host.role, host.is_alive, host.lag_seconds) {
+            (None, ..) => "has never reported".to_owned(),
+            (Some(_), false, _) => "silent".to_owned(),
+            (Some(_), true, Some(lag)) => format!("{} behind", seconds(lag)),
+            (Some(_), true, None) if host.does_its_duty => "at work".to_owned(),
+            (Some(role), true, None) => super::standing::word(role),
+        };
+        row(host.duty, format!("{} at {}: {state}", host.dataset, host.site));
+    }
+    if let Some(canary) = &status.canary {
+        let text = match (canary.number, canary.age_seconds) {
+            (Some(number), Some(age)) => format!("number {number}, {} ago", seconds(age)),
+            (Some(number), None) => format!("number {number}, at an unknown time"),
+            _ => "none recorded".to_owned(),
+        };
+        row("canary", text);
+    }
+    row("last run", proof(status.last_run.as_ref()));
+    row("last drill", proof(status.last_drill.as_ref()));
+    match status.drills.is_empty() {
+        true => row("next drill", "the plan has none".to_owned()),
+        false => status.drills.iter().for_each(|next| row("next drill", drill(next))),
+    }
+    for run in &status.open_runs {
+        row("open run", format!("{} {}: {}", run.run, run.purpose, run_ui::state_word(run.state)));
+        for (step, need) in &run.waiting_for {
+            row("", format!("{step}: {need}"));
+        }
+    }
+    for finding in &status.findings {
+        lines.push(format!("  ! {}", finding.text));
+        lines.extend(finding.next.iter().map(|next| format!("    next: {next}")));
+    }
+    if status.findings.is_empty() {
+        lines.push("  nothing stands against it".to_owned());
+    }
+    lines
+}
+
+fn writer(writer: &Writer) -> String {
+    let Some(site) = &writer.site else {
+        return if writer.problem.is_some() { "unknown".to_owned() } else { "nobody yet".to_owned() };
+    };
+    let frozen = if writer.frozen { ", frozen" } else { "" };
+    let number = |number: Option<u64>| number.map_or_else(|| "unknown".to_owned(), |number| number.to_string());
+    let claimed = writer.claimed.as_ref().map_or_else(String::new, |claimed| {
+        format!("; epoch {} is claimed for {} by run {}", claimed.epoch, claimed.primary, claimed.run)
+    });
+    format!("{site}{frozen}, under epoch {} (generation {}){claimed}", number(writer.epoch), number(writer.generation))
+}
+
+fn proof(proof: Option<&Proof>) -> String {
+    let Some(proof) = proof else { return "none: RPO and RTO are unproven".to_owned() };
+    let plan = if proof.is_of_this_plan { "" } else { "; the plan has changed since, so this is unproven again" };
+    format!(
+        "{} on {} ({}): RPO {}, RTO {}{plan}",
+        proof.purpose,
+        minute(proof.ended_at),
+        run_ui::state_word(proof.state),
+        measure(&proof.rpo),
+        measure(&proof.rto)
+    )
+}
+
+fn measure(measure: &Measure) -> String {
+    match (measure.proven_seconds, measure.at_most_seconds) {
+        (Some(proven), _) => seconds(proven),
+        (None, Some(bound)) => format!("at most {}", seconds(bound)),
+        (None, None) => "unproven".to_owned(),
+    }
+}
+
+fn drill(drill: &DrillStatus) -> String {
+    let due = match (drill.due_at, drill.is_overdue) {
+        (None, _) => "now: it was never done".to_owned(),
+        (Some(due), true) => format!("overdue since {}", minute(due)),
+        (Some(due), false) => minute(due),
+    };
+    format!("{} ({}): {due}", drill.drill, drill.scenario)
+}
+
+pub(super) fn minute(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%MZ").to_string()
+}

@@ -1,0 +1,150 @@
+//! `status`: what it knows, what it calls unknown, and what it finds standing against a service.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::world::{Options, World, text, wait_until};
+
+/// The one service's status, and the exit code.
+fn status(world: &World) -> (Value, i32) {
+    let output = world.lifeboat(&["status", "--json"]);
+    let parsed: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
+    (parsed["services"][0].clone(), output.status.code().unwrap())
+}
+
+fn codes(status: &Value) -> Vec<&str> {
+    status["findings"].as_array().unwrap().iter().map(|finding| finding["code"].as_str().unwrap()).collect()
+}
+
+fn fresh_canary(world: &World, number: u64) {
+    let record = lifeboat_engine::arbitrate::CanaryRecord {
+        service: "pages".into(),
+        number,
+        value: format!("lifeboat-canary-{number}-1"),
+        at: jiff::Timestamp::now().to_string(),
+    };
+    world.arbiter().record_canary(&record).unwrap();
+}
+
+#[test]
+fn before_anything_runs_nothing_is_known_and_nothing_is_called_good() {
+    let world = World::new(&Options::default());
+    let (status, code) = status(&world);
+    assert_eq!(code, 3);
+    assert_eq!(codes(&status), ["writer-unknown", "rpo-unknown"], "{status:#}");
+    assert_eq!(status["rpo_now_seconds"], Value::Null);
+    let said = text(&world.lifeboat(&["status"]).stdout);
+    for line in [
+        "writes     nobody yet",
+        "RPO now    unknown",
+        "last drill none: RPO and RTO are unproven",
+        "lifeboat up pages",
+    ] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    assert!(!said.contains("nothing stands against it"));
+    let said = world.ends(2, &["status", "shop"]);
+    assert!(said.contains("the plan has no service `shop`"), "{said}");
+}
+
+#[test]
+fn a_protected_service_has_nothing_against_it_until_its_host_falls_silent() {
+    let world = World::new(&Options { objective: "10s", ..Options::default() });
+    world.up();
+    fresh_canary(&world, 2);
+    // The first look at a vault cannot know that it is fresh, and says so.
+    assert_eq!(codes(&status(&world).0), ["vault-doubtful"]);
+    let (first, code) = status(&world);
+    assert_eq!((codes(&first), code), (vec![], 0), "{first:#}");
+    assert_eq!(first["writer"]["site"], "north");
+    assert_eq!(first["writer"]["epoch"], 1);
+    assert_eq!(first["traffic"]["sites"][0], "north");
+    let rpo = first["rpo_now_seconds"].as_f64().unwrap();
+    assert!((0.0..10.0).contains(&rpo), "{rpo}");
+    assert_eq!(first["hosts"][0]["duty"], "writer");
+    assert!(text(&world.lifeboat(&["status"]).stdout).contains("nothing stands against it"));
+
+    world.kill_north();
+    wait_until("its silence and its age are found", || {
+        let (status, code) = status(&world);
+        let codes = codes(&status);
+        code == 3 && codes.contains(&"agent-silent") && codes.contains(&"rpo-missed")
+    });
+}
+
+#[test]
+fn a_vault_that_is_away_makes_the_answer_unknown_and_not_old() {
+    let world = World::new(&Options::default());
+    world.up();
+    // Whom to believe is learnt from the vault while it is there.
+    status(&world);
+    fs::rename(world.root.join("vault"), world.root.join("vault.away")).unwrap();
+    let (status, code) = status(&world);
+    assert_eq!(code, 3);
+    assert_eq!(status["rpo_now_seconds"], Value::Null);
+    let finding = &status["findings"][0];
+    assert_eq!(finding["code"], "rpo-unknown", "{status:#}");
+    assert!(finding["text"].as_str().unwrap().contains("the vault `main` at"), "{finding}");
+}
+
+#[test]
+fn drills_are_due_until_one_succeeds_and_runs_stay_open_until_they_end() {
+    let plan = "[drill.monthly]\nservice = \"pages\"\nscenario = \"site-lost\"\nevery = \"30d\"\n";
+    let mut world = World::new(&Options { more: plan, ..Options::default() });
+    world.up();
+    world.start_dns();
+    fresh_canary(&world, 2);
+    status(&world);
+    let (before, _) = status(&world);
+    assert_eq!(codes(&before), ["drill-overdue"], "{before:#}");
+    assert_eq!(before["findings"][0]["next"], "lifeboat drill pages --scenario site-lost");
+
+    world.cut_off("north", true);
+    world.ends(5, &["failover", "pages", "--yes", "--key", &world.path("owner.key")]);
+    let id = world.run().run;
+    let (held, _) = status(&world);
+    assert!(codes(&held).contains(&"run-open"), "{held:#}");
+    let open = &held["open_runs"][0];
+    assert_eq!(
+        (open["run"].as_str().unwrap(), &open["state"], &open["at_work"]),
+        (id.as_str(), &"held".into(), &false.into())
+    );
+    assert_eq!(open["waiting_for"][0][0], "fence-north");
+    assert!(open["next"].as_str().unwrap().contains(&format!("lifeboat run attest {id} --step fence-north")));
+    assert_eq!(held["writer"]["claimed"]["epoch"], 2, "{held:#}");
+
+    world.cut_off("north", false);
+    world.ok(&["run", "retry", &id]);
+    world.ends(0, &["run", "resume", &id, "--key", &world.path("owner.key")]);
+    let (after, _) = status(&world);
+    assert_eq!(
+        (&after["writer"]["site"], &after["open_runs"]),
+        (&"south".into(), &Value::Array(Vec::new())),
+        "{after:#}"
+    );
+    let proof = &after["last_run"];
+    assert_eq!((proof["run"].as_str().unwrap(), proof["is_of_this_plan"].as_bool()), (id.as_str(), Some(true)));
+    assert!(proof["rto"]["proven_seconds"].as_f64().unwrap() > 0.0, "{proof}");
+    // Another machine's status knows it from the mirror.
+    let elsewhere = world.path("elsewhere");
+    let seen = world.lifeboat(&["status", "--json", "--state", &elsewhere]);
+    let seen: Value = serde_json::from_slice(&seen.stdout).unwrap();
+    assert_eq!(seen["services"][0]["last_run"]["run"], proof["run"]);
+}
+
+#[test]
+fn watch_looks_again_every_second_and_ends_when_told() {
+    let world = World::new(&Options::default());
+    let mut child = world.command(&["status", "--watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut at = || {
+        let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        line["at"].as_str().unwrap().to_owned()
+    };
+    assert!(at() < at(), "it looked once only");
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
