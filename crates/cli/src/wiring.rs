@@ -13,7 +13,7 @@ use lifeboat_adapters::probe::NetworkProbe;
 use lifeboat_adapters::site::{LocalSite, LocalSiteConfig, SiteSettings, site_from_plan};
 use lifeboat_core::plan::{Name, Plan, Reach, Service, Site as PlanSite};
 use lifeboat_core::runbook::compile::Inventory;
-use lifeboat_core::runbook::place::{Isolation, Place};
+use lifeboat_core::runbook::place::{IsolatedAuthority, Isolation, Place};
 use lifeboat_engine::arbitrate::{Arbiter, Trusted};
 use lifeboat_engine::journal::Journal;
 use lifeboat_engine::perform::World;
@@ -27,6 +27,9 @@ use lifeboat_vault::{Identity, PublicKey, State};
 use crate::error::{CommandError, Explain, Kind};
 use crate::plan_file::{self, Loaded};
 use crate::ui::Ui;
+
+/// Where a drill's own name server listens, at the isolation's own address.
+const DRILL_DNS_PORT: u16 = 5353;
 
 /// A plan and everything this machine needs to act on it.
 pub(crate) struct Wiring {
@@ -151,7 +154,7 @@ impl Wiring {
     }
 
     /// A drill's surroundings at a site.
-    pub(crate) fn isolation(&self, site_name: &str, drill: &str) -> Result<Isolation, CommandError> {
+    pub(crate) fn isolation(&self, service: &Service, site_name: &str, drill: &str) -> Result<Isolation, CommandError> {
         let site = self.plan().sites.get(site_name);
         let Some(PlanSite { reach: Reach::Local { root, address }, .. }) = site else {
             return Err(CommandError::refused(format!(
@@ -160,10 +163,22 @@ impl Wiring {
         };
         let config = LocalSiteConfig::new(site_name, root, address, Vec::new());
         let place = LocalSite::new(config)?.isolation_place(drill)?;
+        let (volumes, listen) = (place.volumes.display().to_string(), format!("{}:{DRILL_DNS_PORT}", place.address));
+        let beside = |name: &str| place.volumes.with_file_name(name).display().to_string();
+        let program = std::env::current_exe().saying(|| "this program does not know its own path".into())?;
+        let name = service.traffic.as_ref().map(|traffic| traffic.name.clone()).unwrap_or_default();
+        let arbiter = beside("arbiter");
+        let trust = self.state.signing_key().public().to_string();
+        let command = ["dns", "--listen", &listen, "--name", &name, "--arbiter", &arbiter, "--trust", &trust];
+        let command = std::iter::once(program.display().to_string())
+            .chain(command.map(str::to_owned))
+            .chain(["--zone-state".to_owned(), beside("zone")])
+            .collect();
         Ok(Isolation {
             name: place.name,
-            volumes: place.volumes.display().to_string(),
+            volumes,
             address: place.address.to_string(),
+            authority: IsolatedAuthority { listen, command, arbiter },
         })
     }
 }

@@ -97,8 +97,16 @@ pub enum Action {
     Promote { site: Name, write_domain: Name, datasets: Vec<Name>, epoch: u64 },
     /// Runs a data set's rebuild command, or any other user's command. Outcome `ran`.
     RunCommand { site: Name, command: Vec<String>, rerun: Rerun },
-    /// Publishes a traffic generation and waits until the name's authority answers with it. Outcome `answering`.
-    SetTraffic { name: String, authority: String, ttl: Span, answers: Vec<crate::desired::TrafficAnswer> },
+    /// Publishes a traffic generation and waits until the name's authority answers with it. `arbiter` is a drill's own
+    /// throw-away storage (a URL); without it, the plan's. Outcome `answering`.
+    SetTraffic {
+        name: String,
+        authority: String,
+        ttl: Span,
+        answers: Vec<crate::desired::TrafficAnswer>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        arbiter: Option<String>,
+    },
     /// Asks the service for its health through its own name. Outcome `healthy`.
     AwaitService { name: String, authority: Option<String>, port: Option<u16>, health: Health },
     /// Reads a canary value that was written before. Outcome `read`; its facts name the value and its age.

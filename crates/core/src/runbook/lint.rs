@@ -46,7 +46,11 @@ fn lint_commit(runbook: &Runbook) -> Vec<String> {
         for step in &runbook.steps {
             if matches!(
                 step.action,
-                Action::Fence { .. } | Action::Promote { .. } | Action::ClaimEpoch { .. } | Action::SetAside { .. }
+                Action::Fence { .. }
+                    | Action::Promote { .. }
+                    | Action::ClaimEpoch { .. }
+                    | Action::SetAside { .. }
+                    | Action::SetTraffic { arbiter: None, .. }
             ) {
                 faults.push(format!("a {what} must not do `{}`", step.id));
             }

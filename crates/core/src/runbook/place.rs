@@ -15,6 +15,17 @@ pub struct Isolation {
     /// What takes the place of the site's volumes directory.
     pub volumes: String,
     pub address: String,
+    pub authority: IsolatedAuthority,
+}
+
+/// A name server of the drill's own, so that nothing a rehearsal publishes reaches who uses the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IsolatedAuthority {
+    /// `ADDRESS:PORT`, in the isolation.
+    pub listen: String,
+    pub command: Vec<String>,
+    /// URL of the throw-away storage whose traffic generations it answers by; in the isolation, too.
+    pub arbiter: String,
 }
 
 /// One service at one site, or in an isolation there.

@@ -167,6 +167,12 @@ impl Arbiter {
         Arbiter { storage, key, trusted: RwLock::new(trusted), clock }
     }
 
+    /// The same word in another storage: who signs and who is believed stays.
+    pub fn elsewhere(&self, storage: Arc<dyn Storage>) -> Arbiter {
+        let trusted = self.trusted.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Arbiter { storage, key: Arc::clone(&self.key), trusted: RwLock::new(trusted), clock: Arc::clone(&self.clock) }
+    }
+
     /// Takes over a newer roster.
     pub fn trust(&self, trusted: Trusted) {
         *self.trusted.write().unwrap_or_else(PoisonError::into_inner) = trusted;

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use lifeboat_core::plan::{Name, Rerun};
 use lifeboat_core::run::{Facts, Found, Need};
 use lifeboat_core::runbook::Action;
+use lifeboat_vault::storage;
 use serde_json::json;
 
 use crate::arbitrate::{Arbiter, ArbiterError};
@@ -80,6 +81,12 @@ impl World {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(step.to_owned(), seen.to_owned());
     }
 
+    /// A drill's own place for generations.
+    fn throw_away(&self, url: &str) -> Result<Arc<Arbiter>, Failure> {
+        let storage = storage::create(url).map_err(|error| Failure::failed(crate::execute::with_cause(&error)))?;
+        Ok(Arc::new(self.arbiter.elsewhere(storage)))
+    }
+
     fn door(name: &str, authority: Option<&String>, port: Option<u16>) -> ServiceDoor {
         ServiceDoor { name: name.to_owned(), authority: authority.cloned(), port }
     }
@@ -133,8 +140,10 @@ impl Performer for World {
             Action::RunCommand { site, command, .. } => {
                 self.verb(site, SiteVerb::Run(command.clone()), "ran", context).await
             }
-            Action::SetTraffic { name, authority, ttl, answers } => {
-                self.set_traffic(name, authority, ttl.0.as_secs().max(1) as u32, answers, context).await
+            Action::SetTraffic { name, authority, ttl, answers, arbiter } => {
+                let own = arbiter.as_deref().map(|url| self.throw_away(url)).transpose()?;
+                let board = own.as_ref().unwrap_or(&self.arbiter);
+                self.set_traffic(board, name, authority, ttl.0.as_secs().max(1) as u32, answers, context).await
             }
             Action::AwaitService { name, authority, port, health } => {
                 self.await_service(&World::door(name, authority.as_ref(), *port), health, context).await

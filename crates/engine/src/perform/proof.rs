@@ -9,7 +9,7 @@ use lifeboat_core::run::Facts;
 use serde_json::json;
 
 use super::{Failure, Performed, World};
-use crate::arbitrate::CanaryRecord;
+use crate::arbitrate::{Arbiter, CanaryRecord};
 use crate::canary;
 use crate::port::{Context, ServiceDoor};
 
@@ -17,13 +17,14 @@ impl World {
     /// Publishes where a name points and waits until its authority answers with that.
     pub(super) async fn set_traffic(
         &self,
+        board: &Arbiter,
         name: &str,
         authority: &str,
         ttl_seconds: u32,
         answers: &[TrafficAnswer],
         context: &Context,
     ) -> Result<Performed, Failure> {
-        let published = self.arbiter.publish_traffic(name, context.epoch, ttl_seconds, answers)?;
+        let published = board.publish_traffic(name, context.epoch, ttl_seconds, answers)?;
         let generation = published.generation;
         loop {
             match self.probe.traffic(name, authority).await {

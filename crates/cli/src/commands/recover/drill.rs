@@ -41,7 +41,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     };
     let now = wiring.clock.now();
     let name = format!("drill-{}", now.strftime("%Y%m%dt%H%M%Sz"));
-    let isolation = wiring.isolation(&to, &name)?;
+    let isolation = wiring.isolation(service, &to, &name)?;
     let mut common = args.common.clone();
     if common.key.is_empty() {
         common.key.extend(drill_keys(&wiring, &to)?);

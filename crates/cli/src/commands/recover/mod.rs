@@ -8,17 +8,19 @@ pub(crate) mod failover;
 pub(crate) mod keys;
 pub(crate) mod runbook;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use lifeboat_core::runbook::compile::{Request, compile};
 use lifeboat_core::runbook::render::render;
 use lifeboat_core::runbook::{Purpose, Runbook, Target};
+use lifeboat_engine::evidence::{Evidence, Judgement, Measure, page, seal};
 use lifeboat_engine::execute::{Ended, ExecuteError, Executor, Start};
 use lifeboat_engine::journal::Journal;
 use lifeboat_engine::port::Cancel;
 use lifeboat_vault::Identity;
+use serde::Serialize;
 
 use crate::commands::block_on;
 use crate::door;
@@ -158,20 +160,71 @@ pub(crate) fn print(ui: &Ui, runbook: &Runbook) -> Result<Exit, CommandError> {
     Ok(Exit::Done)
 }
 
-/// What the run proved, in the words and figures of its evidence.
+/// A run's evidence and where its page lies, with the figures that programs look for under one name in every command.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    of_run: &'a Evidence,
+    acknowledged: Option<u64>,
+    present_after_failover: Option<u64>,
+    present_after_failback: Option<u64>,
+    lost: Option<u64>,
+    rpo_objective_seconds: f64,
+    rpo_proven_seconds: Option<f64>,
+    rto_objective_seconds: f64,
+    rto_proven_seconds: Option<f64>,
+    evidence: &'a Path,
+}
+
+/// What the run proved, in the words and figures of its evidence; page and signed document go to this host's state.
 pub(crate) fn report(ui: &Ui, wiring: &Wiring, run: &str) -> Result<(), CommandError> {
     let Ok(recorded) = wiring.journal()?.read(run) else { return Ok(()) };
-    let evidence = lifeboat_engine::evidence::Evidence::of(&recorded.entries, &recorded.head.hash, None)?;
-    if ui.is_json() {
-        return ui.document(&evidence);
+    let evidence = Evidence::of(&recorded.entries, &recorded.head.hash, None)?;
+    let sealed = seal(run, recorded.sealed, None, wiring.state.signing_key())?;
+    let directory = wiring.state.directory().join("evidence");
+    let page_path = directory.join(format!("{run}.html"));
+    let written = std::fs::create_dir_all(&directory)
+        .and_then(|()| std::fs::write(&page_path, page(&evidence, Some(&sealed.signature))))
+        .and_then(|()| std::fs::write(directory.join(format!("{run}.json")), serde_json::to_vec_pretty(&sealed)?));
+    if let Err(error) = written {
+        // The journal has it all; `lifeboat evidence` writes it anywhere.
+        ui.warn(format_args!("the evidence cannot be written to {}: {error}", directory.display()));
     }
+    let losses = evidence.losses.as_ref();
+    ui.document(&Report {
+        acknowledged: losses.map(|losses| losses.acknowledged),
+        present_after_failover: losses.map(|losses| losses.present),
+        present_after_failback: losses.map(|losses| losses.present),
+        lost: losses.map(|losses| losses.lost + losses.wrong),
+        rpo_objective_seconds: evidence.rpo.objective_seconds,
+        rpo_proven_seconds: evidence.rpo.proven_seconds,
+        rto_objective_seconds: evidence.rto.objective_seconds,
+        rto_proven_seconds: evidence.rto.proven_seconds,
+        evidence: &page_path,
+        of_run: &evidence,
+    })?;
     ui.line(format_args!("run {run}: {}", run_ui::state_word(evidence.state)));
     ui.line(&evidence.verdict);
+    for (name, measure) in [("RPO", &evidence.rpo), ("RTO", &evidence.rto)] {
+        if measure.judgement != Judgement::NotAsked {
+            ui.line(format_args!("  {name}  {}", said(measure)));
+        }
+    }
     for reservation in &evidence.reservations {
         ui.line(format_args!("  - {reservation}"));
     }
-    ui.line(format_args!("evidence: lifeboat evidence {run} -o evidence.html"));
+    ui.line(format_args!("evidence  {}", page_path.display()));
     Ok(())
+}
+
+/// An objective and what was proven of it.
+fn said(measure: &Measure) -> String {
+    let objective = format!("objective {} s", measure.objective_seconds);
+    match (measure.proven_seconds, measure.at_most_seconds) {
+        (Some(proven), _) => format!("{objective}, proven {proven:.2} s"),
+        (None, Some(bound)) => format!("{objective}, at most {bound:.2} s as far as seen"),
+        (None, None) => format!("{objective}, not proven"),
+    }
 }
 
 pub(crate) fn target(at: Option<Timestamp>, point: Option<String>) -> Target {

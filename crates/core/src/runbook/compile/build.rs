@@ -281,7 +281,9 @@ impl<'a> Builder<'a> {
         let Some(traffic) = &self.service.traffic else {
             return Err(CompileError::NoTraffic { service: self.service.name.clone() });
         };
-        let authority = Some(traffic.authority().to_owned());
+        let isolated = self.request.isolation.as_ref().map(|isolation| &isolation.authority);
+        let arbiter = isolated.map(|authority| authority.arbiter.clone());
+        let authority = Some(isolated.map_or_else(|| traffic.authority().to_owned(), |own| own.listen.clone()));
         let place = self.place(&self.to)?;
         let answers = place.answers(100);
         let (port, health) = match place.front() {
@@ -298,6 +300,7 @@ impl<'a> Builder<'a> {
                     authority: authority.clone().unwrap_or_default(),
                     ttl: traffic.ttl,
                     answers,
+                    arbiter,
                 },
             );
             step.retries = 5;

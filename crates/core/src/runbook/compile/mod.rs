@@ -63,6 +63,8 @@ pub enum CompileError {
     NoMoment { scenario: Name },
     #[error("`{service}` has no [traffic], so nothing can be sent to another site; add it to the plan")]
     NoTraffic { service: Name },
+    #[error("a drill needs surroundings of its own, and none were prepared at its site")]
+    NotIsolated,
     #[error("in `{service}`: {source}")]
     Template {
         service: Name,

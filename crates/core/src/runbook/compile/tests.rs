@@ -7,6 +7,7 @@
 use super::*;
 use crate::runbook::Action;
 use crate::runbook::lint::lint;
+use crate::runbook::place::IsolatedAuthority;
 use crate::runbook::render::render;
 
 const PLAN: &str = r#"
@@ -32,8 +33,8 @@ url = "file:///srv/vault"
 [key]
 recipients = ["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p", "age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg"]
 standby = [
-  { recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p", held-at = "north", datasets = ["entries", "uploads"], identity = { file = "/k/north" } },
-  { recipient = "age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg", held-at = "south", datasets = ["entries", "uploads"], identity = { file = "/k/south" } },
+  { recipient = "age1q4cl85jvs3trwg99wz9ucejfhwgvc2k58z9l52tcyaks6qd30euscna3kg", held-at = "north", datasets = ["entries", "uploads"], identity = { file = "/k/north" } },
+  { recipient = "age16ykecks3828n98fzrysxmxykvmztq08j5rkrpj6gf9lrgrwdtulsca008l", held-at = "south", datasets = ["entries", "uploads"], identity = { file = "/k/south" } },
 ]
 
 [service.notes]
@@ -66,6 +67,7 @@ ttl = "1s"
 [service.notes.canary]
 write = { http = "POST /canary", body = "{{ canary.value }}" }
 read = { http = "GET /canary", expect = "{{ canary.value }}" }
+every = "1s"
 "#;
 
 fn plan(text: &str) -> Plan {
@@ -147,6 +149,11 @@ fn a_drill_touches_nothing_real() {
         name: "d1".into(),
         volumes: "/srv/south/.lifeboat/isolated/d1/volumes".into(),
         address: "127.77.0.1".into(),
+        authority: IsolatedAuthority {
+            listen: "127.77.0.1:5353".into(),
+            command: vec!["lifeboat".into(), "dns".into()],
+            arbiter: "/srv/south/.lifeboat/isolated/d1/arbiter".into(),
+        },
     };
     let request = Request { isolation: Some(isolation), ..request(Purpose::Drill, "site-lost") };
     let runbook = compiled(PLAN, &at("north", 1), &request);
@@ -154,6 +161,15 @@ fn a_drill_touches_nothing_real() {
     let json = serde_json::to_string(&runbook.steps).unwrap();
     assert!(!json.contains("/srv/south/volumes"), "an isolated instance must not see the site's own volumes");
     assert!(!json.contains("127.0.12.1"), "nor its address");
+    let real = plan(PLAN).services["notes"].traffic.as_ref().unwrap().authority().to_owned();
+    assert!(!json.contains(&real), "what a drill publishes must not reach who uses the service");
+    let mut reaching = runbook.clone();
+    for step in &mut reaching.steps {
+        if let Action::SetTraffic { arbiter, .. } = &mut step.action {
+            *arbiter = None;
+        }
+    }
+    assert_eq!(lint(&reaching), ["a drill must not do `send-traffic`"]);
 }
 
 #[test]

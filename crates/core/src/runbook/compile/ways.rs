@@ -4,7 +4,9 @@
 
 use crate::plan::{Name, Strategy};
 
-use super::super::{Action, Condition, OnFailure, Target};
+use crate::units::Span;
+
+use super::super::{Action, Condition, InstanceSpec, OnFailure, Target};
 use super::build::{Builder, LONG, said};
 use super::{CompileError, distrusts_replicas};
 
@@ -148,7 +150,8 @@ impl Builder<'_> {
     /// The same restore, start and proof as the real thing, in surroundings of its own.
     pub(super) fn drill(&mut self) -> Result<(), CompileError> {
         let to = self.to.clone();
-        let isolation = self.request.isolation.as_ref().map(|isolation| isolation.name.clone()).unwrap_or_default();
+        let Some(own) = self.request.isolation.clone() else { return Err(CompileError::NotIsolated) };
+        let isolation = own.name;
         self.then(
             "isolate",
             format!("Make isolated surroundings at {to}"),
@@ -169,6 +172,26 @@ impl Builder<'_> {
             step.timeout = LONG;
             ends.append(&mut self.last);
         }
+        self.last = isolated;
+        let (address, port) = own.authority.listen.rsplit_once(':').unwrap_or_default();
+        let name_server = InstanceSpec {
+            service: self.service.name.clone(),
+            component: "name-server".into(),
+            number: 1,
+            command: own.authority.command,
+            env: Default::default(),
+            directory: None,
+            address: Some(address.to_owned()),
+            port: port.parse().ok(),
+            stop_within: Span::seconds(5),
+            health: None,
+        };
+        self.then(
+            "start-name-server",
+            "Start a name server of the drill's own",
+            Action::StartInstances { site: to.clone(), instances: vec![name_server] },
+        );
+        ends.append(&mut self.last);
         self.last = ends;
         self.start_all(&to)?;
         self.prove(true)?;
@@ -188,6 +211,10 @@ impl Builder<'_> {
         );
         step.always = true;
         self.not_covered.push("outgoing calls: nothing stops the isolated service from calling the outside".into());
+        if self.service.strategy == Strategy::WarmStandby {
+            self.not_covered
+                .push("the promotion of the standby: what is rehearsed is the way through the vault".into());
+        }
         self.not_covered.push("the fence and the promotion: a drill leaves the real writer alone".into());
         Ok(())
     }
