@@ -10,5 +10,6 @@ mod site_conformance;
 mod site_local;
 mod source_files;
 mod source_sqlite;
+mod source_sqlite_days;
 mod vault_world;
 mod web;

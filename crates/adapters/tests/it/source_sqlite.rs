@@ -20,18 +20,18 @@ use rusqlite::Connection;
 
 use crate::vault_world::{VaultWorld, state_directory, vault_directory, wait_for};
 
-const DATASET: &str = "orders";
+pub(crate) const DATASET: &str = "orders";
 
-fn database_path(root: &Path) -> PathBuf {
+pub(crate) fn database_path(root: &Path) -> PathBuf {
     root.join("live").join("orders.db")
 }
 
-fn source(root: &Path) -> SqliteSource {
+pub(crate) fn source(root: &Path) -> SqliteSource {
     SqliteSource::new(database_path(root), root.join("spool"))
 }
 
 /// A database with a table of random rows and a counter that every transaction increments.
-fn create(root: &Path, pragmas: &str) -> Connection {
+pub(crate) fn create(root: &Path, pragmas: &str) -> Connection {
     let path = database_path(root);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let database = Connection::open(path).unwrap();
@@ -43,10 +43,10 @@ fn create(root: &Path, pragmas: &str) -> Connection {
     database
 }
 
-const WAL: &str = "pragma journal_mode=wal; pragma synchronous=normal";
+pub(crate) const WAL: &str = "pragma journal_mode=wal; pragma synchronous=normal";
 
 /// Commits number `n`.
-fn commit(database: &Connection, n: u64, bytes: usize) {
+pub(crate) fn commit(database: &Connection, n: u64, bytes: usize) {
     database.execute_batch("begin immediate").unwrap();
     database.execute("insert into t(body) values (randomblob(?))", [i64::try_from(bytes).unwrap()]).unwrap();
     database.execute("update counter set n = ?", [i64::try_from(n).unwrap()]).unwrap();
@@ -54,7 +54,7 @@ fn commit(database: &Connection, n: u64, bytes: usize) {
 }
 
 /// The counter, after it was checked that the tables agree with it.
-fn counter(path: &Path) -> u64 {
+pub(crate) fn counter(path: &Path) -> u64 {
     let database = Connection::open(path).unwrap();
     let sound: String = database.query_row("pragma integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(sound, "ok");
@@ -67,7 +67,7 @@ fn counter(path: &Path) -> u64 {
     u64::try_from(n).unwrap()
 }
 
-fn request(root: &Path, epoch: u64) -> StreamRequest {
+pub(crate) fn request(root: &Path, epoch: u64) -> StreamRequest {
     let mut request = StreamRequest::new(DATASET, epoch, root.join("stream"));
     fs::create_dir_all(&request.state).unwrap();
     request.flush = Duration::from_millis(20);
@@ -75,22 +75,28 @@ fn request(root: &Path, epoch: u64) -> StreamRequest {
     request
 }
 
-fn start(root: &Path, vaults: &[NamedVault], epoch: u64) -> Box<dyn LogStream> {
+pub(crate) fn start(root: &Path, vaults: &[NamedVault], epoch: u64) -> Box<dyn LogStream> {
     match source(root).stream(vaults, &request(root, epoch)).unwrap() {
         Streaming::Started(stream) => stream,
         Streaming::PointsOnly { why } => panic!("{why}"),
     }
 }
 
-fn await_durable(stream: &dyn LogStream, vault: &str, since: Timestamp) {
+pub(crate) fn await_durable(stream: &dyn LogStream, vault: &str, since: Timestamp) {
     wait_for("durability", || stream.status().vaults[vault].durable_to.filter(|durable| *durable >= since));
 }
 
-fn restore_to(vault: &Unlocked, root: &Path, to: &Path, target: Target, in_place: bool) -> Restored {
+pub(crate) fn restore_to(vault: &Unlocked, root: &Path, to: &Path, target: Target, in_place: bool) -> Restored {
     try_restore(vault, root, to, target, in_place).unwrap()
 }
 
-fn try_restore(vault: &Unlocked, root: &Path, to: &Path, target: Target, in_place: bool) -> Result<Restored, String> {
+pub(crate) fn try_restore(
+    vault: &Unlocked,
+    root: &Path,
+    to: &Path,
+    target: Target,
+    in_place: bool,
+) -> Result<Restored, String> {
     let request = RestoreRequest { dataset: DATASET.into(), to: to.to_owned(), target, in_place };
     source(root).restore(vault, &request, &(), &Cancel::default()).map_err(|error| {
         let mut text = error.to_string();
@@ -104,7 +110,7 @@ fn try_restore(vault: &Unlocked, root: &Path, to: &Path, target: Target, in_plac
 }
 
 /// The same bytes as the source has once its own log is in its file.
-fn assert_same_as_source(root: &Path, copy: &Path) {
+pub(crate) fn assert_same_as_source(root: &Path, copy: &Path) {
     let database = Connection::open(database_path(root)).unwrap();
     let busy: i64 = database.query_row("pragma wal_checkpoint(truncate)", [], |row| row.get(0)).unwrap();
     assert_eq!(busy, 0);
@@ -305,32 +311,59 @@ fn a_missing_or_damaged_piece_is_loud_and_earlier_moments_stay() {
     let database = create(root, WAL);
     let stream = start(root, &[world.named()], 1);
     await_durable(&*stream, "near", Timestamp::UNIX_EPOCH);
+    let mut moments = Vec::new();
     for n in 1..=5 {
         commit(&database, n, 100);
         await_durable(&*stream, "near", Timestamp::now());
+        moments.push(Timestamp::now());
     }
     drop(stream);
     let pieces: Vec<String> = world.storage.list("log/").unwrap().into_iter().map(|listed| listed.key).collect();
     assert!(pieces.len() >= 5);
-    let victim = &pieces[pieces.len() / 2];
+    // The piece with the fourth transaction.
+    let lineages = world.host.log_lineages(DATASET).unwrap();
+    let entries = world.host.log_entries(DATASET, &lineages[0], None).unwrap();
+    let fourth = entries.iter().filter(|entry| !entry.mark).nth(3).unwrap();
+    let victim = &fourth.key;
     let whole = world.storage.get(victim).unwrap();
     let to = root.join("restored.db");
+    let check_loud_and_before = || {
+        let error = try_restore(&world.unlocked(), root, &to, Target::Newest, false).unwrap_err();
+        assert!(error.contains(victim) && error.contains("the log of `orders` is not whole"), "{error}");
+        assert!(!to.exists(), "a half restore is under the database's name");
+        let after = try_restore(&world.unlocked(), root, &to, Target::At(moments[4].to_string()), false).unwrap_err();
+        assert!(after.contains(victim), "{after}");
+        let before = root.join("before.db");
+        restore_to(&world.unlocked(), root, &before, Target::At(moments[1].to_string()), false);
+        assert_eq!(counter(&before), 2);
+        fs::remove_file(before).unwrap();
+    };
     world.storage.delete(victim).unwrap();
-    let missing = try_restore(&world.unlocked(), root, &to, Target::Newest, false).unwrap_err();
-    assert!(missing.contains(victim), "{missing}");
+    check_loud_and_before();
     for at in [0, whole.len() / 2, whole.len() - 1] {
         let mut flipped = whole.clone();
         flipped[at] ^= 1;
         world.storage.put(victim, &flipped).unwrap();
-        let damaged = try_restore(&world.unlocked(), root, &to, Target::Newest, false).unwrap_err();
-        assert!(damaged.contains(victim), "{damaged}");
+        check_loud_and_before();
     }
-    assert!(!to.exists(), "a half restore is under the database's name");
+    for length in [0, 1, whole.len() - 1] {
+        world.storage.put(victim, &whole[..length]).unwrap();
+        check_loud_and_before();
+    }
     let point = world.host.points(Some(DATASET)).unwrap().points[0].id.clone();
     restore_to(&world.unlocked(), root, &to, Target::Point(point), false);
     assert_eq!(counter(&to), 0);
+    // Who streams on does not build on what is damaged: a new chain begins, and is whole.
+    let stream = start(root, &[world.reopened()], 1);
+    commit(&database, 6, 100);
+    await_durable(&*stream, "near", Timestamp::now());
+    assert!(stream.status().vaults["near"].point.is_some(), "it goes on with a damaged chain");
+    drop(stream);
+    let restored = restore_to(&world.unlocked(), root, &to, Target::Newest, true);
+    assert_eq!(counter(&to), 6);
+    assert!(restored.notes.iter().any(|note| note.contains(victim)), "{:?}", restored.notes);
     world.storage.put(victim, &whole).unwrap();
-    restore_to(&world.unlocked(), root, &to, Target::Newest, true);
+    restore_to(&world.unlocked(), root, &to, Target::At(moments[4].to_string()), true);
     assert_eq!(counter(&to), 5);
 }
 

@@ -33,6 +33,16 @@ impl VaultWorld {
         NamedVault { name: self.name.clone(), vault: self.host.clone() }
     }
 
+    /// As another process opens it, which remembers nothing of what it has read.
+    pub(crate) fn reopened(&self) -> NamedVault {
+        let vault = HostVault::open(self.storage.clone(), self.host.state().clone(), None).unwrap();
+        NamedVault { name: self.name.clone(), vault }
+    }
+
+    pub(crate) fn expose_key(&self) -> String {
+        self.key.expose()
+    }
+
     pub(crate) fn unlocked(&self) -> Unlocked {
         let storage: Arc<dyn Storage> = self.storage.clone();
         Vault::open(storage, None, None).unwrap().unlock(std::slice::from_ref(&self.key)).unwrap()

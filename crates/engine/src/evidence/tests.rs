@@ -30,7 +30,7 @@ address = "127.0.12.1"
 [vault.far]
 url = "file:///srv/vault"
 [key]
-recipients = ["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p", "age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg"]
+recipients = ["age1fsgzj6t7udv8zhf6zj32mkqhcjcpv52yph5qsdcl0qt94jgdckqsrujl54", "age18qnrtjfjt0ejw0getlcm3fzwtvg6l47e0tw7hzrrag6lawvvrgrs0h329y"]
 standby = [
   { recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p", held-at = "north", datasets = ["entries"], identity = { file = "/k/north" } },
   { recipient = "age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg", held-at = "south", datasets = ["entries"], identity = { file = "/k/south" } },
