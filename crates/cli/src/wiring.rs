@@ -242,7 +242,11 @@ pub(crate) fn trusted(
     }
     let known: BTreeMap<String, &String> = trusted.iter().map(|(key, name)| (key.to_string(), name)).collect();
     let saved = serde_json::to_vec(&known).map_err(std::io::Error::from).and_then(|json| {
-        let new = kept.with_extension("new");
+        if std::fs::read(&kept).is_ok_and(|there| there == json) {
+            return Ok(());
+        }
+        // Other processes of this host may note the same at the same time.
+        let new = kept.with_extension(format!("new-{}", std::process::id()));
         std::fs::write(&new, json)?;
         std::fs::rename(&new, &kept)
     });

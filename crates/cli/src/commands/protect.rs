@@ -7,16 +7,21 @@ use std::time::Duration;
 
 use lifeboat_core::plan::{DataSet, KeyPurpose, Secret, Service};
 use lifeboat_core::runbook::place::Place;
+use lifeboat_engine::arbitrate::Arbiter;
 use lifeboat_engine::port::DataAgent;
 use lifeboat_engine::protect::Domain;
 use lifeboat_engine::protect::data::HostData;
-use lifeboat_vault::Identity;
+use lifeboat_engine::vaults::VaultPlace;
+use lifeboat_vault::{Identity, State};
 
 use crate::commands::block_on;
 use crate::error::{CommandError, Exit, Explain, Kind};
 use crate::run_ui;
 use crate::ui::Ui;
-use crate::wiring::Wiring;
+use crate::wiring::{self, Wiring};
+
+/// How often the rosters are read again.
+const ROSTER_EVERY: Duration = Duration::from_secs(5);
 
 /// Protect what the plan's services hold on this host, until told to stop
 ///
@@ -55,13 +60,32 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     ui.note(format_args!("protecting {} at {site}", crate::report::counted(domains.len() as u64, "service")));
     block_on(async {
         let cancel = run_ui::interrupts();
+        let believing =
+            tokio::spawn(keep_believing(Arc::clone(&wiring.arbiter), wiring.vaults.clone(), wiring.state.clone()));
         let served: Vec<_> = domains.into_iter().map(|domain| tokio::spawn(domain.serve(cancel.clone()))).collect();
         for domain in served {
             domain.await?;
         }
+        believing.abort();
         Ok(())
     })?;
     Ok(Exit::Done)
+}
+
+/// Learns from the rosters who has been enrolled, or revoked, since this host began.
+async fn keep_believing(arbiter: Arc<Arbiter>, vaults: BTreeMap<String, VaultPlace>, state: State) {
+    loop {
+        tokio::time::sleep(ROSTER_EVERY).await;
+        let (places, own) = (vaults.clone(), state.clone());
+        let learnt = tokio::task::spawn_blocking(move || {
+            wiring::trusted(&places, &own, &|text| tracing::debug!("{text}")).map_err(|error| error.message)
+        });
+        match learnt.await {
+            Ok(Ok(trusted)) => arbiter.trust(trusted),
+            Ok(Err(error)) => tracing::warn!("the rosters cannot be read, believing whom this host knows: {error}"),
+            Err(_) => return,
+        }
+    }
 }
 
 fn domain(wiring: &Wiring, service: &Service, site_name: &str) -> Result<Domain, CommandError> {

@@ -5,4 +5,5 @@ mod killed;
 mod plan;
 mod runs;
 mod status;
+mod ways;
 mod world;

@@ -147,7 +147,6 @@ fn a_primary_that_cannot_be_reached_holds_the_run_until_somebody_attests() {
     let mut world = World::new(&Options::default());
     world.up();
     world.backup();
-    world.start_dns();
     world.cut_off("north", true);
     let said = world.ends(5, &failover(&world, &[]));
     let id = world.run().run;
@@ -182,7 +181,6 @@ fn a_primary_that_comes_back_into_reach_is_fenced_by_a_retry() {
     let mut world = World::new(&Options::default());
     world.up();
     world.backup();
-    world.start_dns();
     world.cut_off("north", true);
     world.ends(5, &failover(&world, &[]));
     let id = world.run().run;
@@ -207,7 +205,6 @@ fn a_cancelled_run_takes_back_what_it_did() {
     let mut world = World::new(&Options::default());
     world.up();
     world.backup();
-    world.start_dns();
     let (id, disk) = held_at_the_restore(&world);
     assert_eq!(world.get("north", "/page"), None, "the fence stopped it");
     let down = world.root.join("north/.lifeboat/down/pages");

@@ -12,14 +12,9 @@ use std::time::{Duration, Instant};
 
 use lifeboat_adapters::clock::MachineClock;
 use lifeboat_adapters::site::local::kill_site;
-use lifeboat_adapters::site::{SiteSettings, site_from_plan};
-use lifeboat_core::desired::AgentRole;
-use lifeboat_core::plan::{self, SourceFile};
 use lifeboat_core::run::RunView;
-use lifeboat_core::runbook::place::Place;
 use lifeboat_engine::arbitrate::{Arbiter, CanaryRecord};
 use lifeboat_engine::journal::Journal;
-use lifeboat_engine::port::{Cancel, Context, SiteVerb};
 use lifeboat_vault::{State, storage};
 use serde_json::Value;
 
@@ -228,13 +223,8 @@ every = "1s"
     }
 
     pub(crate) fn start_dns(&mut self) {
-        let states = [self.state(), self.root.join("north/.lifeboat/host"), self.root.join("south/.lifeboat/host")];
-        let mut words = vec!["dns".to_owned(), "--zone-state".to_owned(), self.path("dns")];
-        for state in states {
-            let key = State::open(&state, None).unwrap().signing_key().public().to_string();
-            words.extend(["--trust".to_owned(), key]);
-        }
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        assert!(self.dns.is_none());
+        let words = ["dns", "--zone-state", &self.path("dns")];
         let mut child = self.command(&words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -243,35 +233,12 @@ every = "1s"
     }
 
     /// Has the service run at north, with its agent, as on any day.
-    pub(crate) fn up(&self) {
-        let text = std::fs::read_to_string(self.plan()).unwrap();
-        let root = SourceFile { name: "lifeboat.toml".into(), text };
-        let plan = plan::load(root, &mut |_: &str| Err("no includes".into())).plan.unwrap();
-        let site = &plan.sites["north"];
-        let host = self.root.join("north/.lifeboat/host");
-        let settings = SiteSettings::new(LIFEBOAT.into(), "north", &self.plan(), Some(&host)).unwrap();
-        let adapter = site_from_plan("north", site, &settings).unwrap();
-        let service = &plan.services["pages"];
-        let place = Place { plan: &plan, service, site_name: "north", site, isolation: None };
-        let context = Context {
-            run: "up".into(),
-            step: "up".into(),
-            epoch: 1,
-            idempotency_key: "up".into(),
-            isolation: None,
-            cancel: Cancel::default(),
-        };
-        tokio::runtime::Runtime::new().unwrap().block_on(async {
-            adapter.perform(&SiteVerb::EnsureAgent, &context).await.unwrap();
-            for instance in place.instances(&service.components[0], 1).unwrap() {
-                adapter.start(&instance, &context).await.unwrap();
-            }
-        });
-        wait_until("north is the writer", || {
-            let report = self.arbiter().agent_report("north", "docs").unwrap();
-            report.is_some_and(|report| report.role == AgentRole::Writer && !report.durable.is_empty())
-        });
-        wait_until("north serves", || self.get("north", "/page").is_some());
+    pub(crate) fn up(&mut self) {
+        if self.dns.is_none() {
+            self.start_dns();
+        }
+        self.ok(&["up", "pages", "--yes"]);
+        assert!(self.get("north", "/page").is_some());
     }
 
     /// Everything at north is gone but its volumes.
@@ -286,8 +253,9 @@ every = "1s"
     pub(crate) fn arbiter(&self) -> Arbiter {
         let state = State::open(&self.state(), None).unwrap();
         let mut trusted = BTreeMap::new();
-        for directory in [self.state(), self.root.join("north/.lifeboat/host"), self.root.join("south/.lifeboat/host")]
-        {
+        let hosts =
+            ["state", "north/.lifeboat/host", "south/.lifeboat/host", "second"].map(|host| self.root.join(host));
+        for directory in hosts.into_iter().filter(|directory| directory.exists()) {
             let state = State::open(&directory, None).unwrap();
             trusted.insert(state.signing_key().public(), state.host_name().to_owned());
         }

@@ -77,7 +77,7 @@ pub(crate) struct CanaryStatus {
 /// One run, as far as it matters here.
 #[derive(Debug, Clone)]
 pub(crate) enum Record {
-    Ended { service: Name, proof: Box<Proof>, plan_hash: String, is_drill: bool },
+    Ended { service: Name, proof: Box<Proof>, plan_hash: String, purpose: Purpose },
     Open(Box<RunView>),
 }
 
@@ -98,11 +98,20 @@ impl Records {
 
     fn ended(&self, drill: bool) -> impl Iterator<Item = (&Proof, &str)> {
         self.runs.iter().filter_map(move |record| match record {
-            Record::Ended { proof, plan_hash, is_drill, .. } if *is_drill == drill => {
+            Record::Ended { proof, plan_hash, purpose, .. } if proves(*purpose, drill) => {
                 Some((&**proof, plan_hash.as_str()))
             }
             _ => None,
         })
+    }
+}
+
+/// Whether a run of this purpose proves what a drill, or else what a recovery, can do; bringing a service up proves neither.
+fn proves(purpose: Purpose, drill: bool) -> bool {
+    match purpose {
+        Purpose::Drill => drill,
+        Purpose::Start => false,
+        Purpose::Failover | Purpose::Switchover | Purpose::Failback | Purpose::Rewind => !drill,
     }
 }
 
@@ -172,7 +181,7 @@ impl Looker<'_> {
             service: evidence.service,
             proof: Box::new(proof),
             plan_hash: evidence.plan_hash,
-            is_drill: evidence.purpose == Purpose::Drill,
+            purpose: evidence.purpose,
         }))
     }
 

@@ -1,0 +1,113 @@
+//! The other ways through a run-book, through the binary: planned, home again, back in time, rehearsed, taken over elsewhere.
+
+use std::fs;
+
+use lifeboat_core::run::RunState;
+use serde_json::Value;
+
+use crate::world::{Options, World, text, wait_until};
+
+/// Waits until what is in the volume at a site is in the vault, too.
+fn settled(world: &World, site: &str) {
+    let since = jiff::Timestamp::now();
+    wait_until("the vault has it", || {
+        let report = world.arbiter().agent_report(site, "docs").unwrap();
+        let durable = report.and_then(|report| report.durable.get("main")?.parse::<jiff::Timestamp>().ok());
+        durable.is_some_and(|durable| durable > since)
+    });
+}
+
+#[test]
+fn a_planned_failover_and_the_way_home_lose_nothing() {
+    let mut world = World::new(&Options::default());
+    world.up();
+    let key = world.path("owner.key");
+    // Nobody waits for this to be in the vault: the freeze sees to it.
+    fs::write(world.root.join("north/volumes/docs/late"), "written last\n").unwrap();
+    world.ends(0, &["failover", "pages", "--planned", "--yes", "--key", &key]);
+    world.assert_recovered();
+    assert_eq!(world.get("south", "/late").as_deref(), Some("written last\n"));
+
+    fs::write(world.root.join("south/volumes/docs/later"), "written away\n").unwrap();
+    world.ends(0, &["failback", "pages", "--yes", "--key", &key]);
+    assert_eq!(world.get("north", "/later").as_deref(), Some("written away\n"));
+    assert_eq!(world.get("south", "/page"), None);
+    let writer = world.arbiter().desired_writer("pages").unwrap().unwrap();
+    assert_eq!((writer.primary.as_str(), writer.epoch, writer.frozen), ("north", 3, false));
+    // What north held before is aside, not gone.
+    assert!(
+        world.volumes("north").iter().any(|name| name.starts_with("docs.aside-3-")),
+        "{:?}",
+        world.volumes("north")
+    );
+    let said = world.ends(2, &["failback", "pages", "--yes", "--key", &key]);
+    assert!(said.contains("`pages` already runs at `north`"), "{said}");
+}
+
+#[test]
+fn corrupted_data_is_taken_back_to_the_last_good_moment_where_it_is() {
+    let mut world = World::new(&Options::default());
+    world.up();
+    let key = world.path("owner.key");
+    settled(&world, "north");
+    let good = jiff::Timestamp::now().to_string();
+    fs::write(world.root.join("north/volumes/docs/page"), "nonsense\n").unwrap();
+    settled(&world, "north");
+    let corrupted = ["failover", "pages", "--scenario", "data-corrupted", "--yes", "--key", key.as_str()];
+    let said = world.ends(2, &corrupted);
+    assert!(said.contains("give --at TIME"), "{said}");
+    world.ends(0, &[&corrupted[..], &["--at", &good]].concat());
+    assert_eq!(world.get("north", "/page").as_deref(), Some("the first page\n"));
+    let writer = world.arbiter().desired_writer("pages").unwrap().unwrap();
+    assert_eq!((writer.primary.as_str(), writer.epoch), ("north", 2));
+    assert!(
+        world.volumes("north").iter().any(|name| name.starts_with("docs.aside-2-")),
+        "{:?}",
+        world.volumes("north")
+    );
+}
+
+#[test]
+fn a_drill_proves_what_it_can_and_leaves_nothing() {
+    let plan = "[drill.monthly]\nservice = \"pages\"\nscenario = \"site-lost\"\nevery = \"30d\"\n";
+    let mut world = World::new(&Options { more: plan, ..Options::default() });
+    world.up();
+    let said = world.lifeboat(&["drill", "pages", "--yes", "--key", &world.path("owner.key")]);
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    assert_eq!(world.run().state, RunState::Completed);
+    assert_eq!(world.get("north", "/page").as_deref(), Some("the first page\n"));
+    assert_eq!(world.arbiter().current_epoch("pages").unwrap().unwrap().epoch, 1);
+    let status: Value = serde_json::from_slice(&world.lifeboat(&["status", "--json"]).stdout).unwrap();
+    let service = &status["services"][0];
+    assert_eq!(service["drills"][0]["is_overdue"], false, "{service:#}");
+    assert_eq!(service["last_drill"]["run"], world.run().run);
+}
+
+#[test]
+fn another_machine_takes_a_held_run_over_with_its_mirrored_journal() {
+    let mut world = World::new(&Options::default());
+    world.up();
+    let key = world.path("owner.key");
+    // Leaves south's agent there, as it was started before anybody knew of a second controller.
+    world.ends(0, &["failover", "pages", "--planned", "--yes", "--key", &key]);
+    world.ends(0, &["failback", "pages", "--yes", "--key", &key]);
+    world.cut_off("north", true);
+    world.ends(5, &["failover", "pages", "--yes", "--key", &key]);
+    let id = world.run().run;
+    // The second controller is enrolled like any host.
+    let state = world.path("second");
+    let asked = world.ok(&["vault", "enroll", "--host", "second", "--state", &state, "--json"]);
+    let asked: Value = serde_json::from_str(&asked).unwrap();
+    world.ok(&["vault", "enroll", "--approve", asked["fingerprint"].as_str().unwrap(), "--key", &key]);
+    world.kill_north();
+    let elsewhere = |words: &[&str]| world.lifeboat(&[words, &["--state", &state]].concat());
+    let attested = elsewhere(&["run", "attest", &id[..16], "--by", "ben", "--key", &world.path("ben.key"), "--yes"]);
+    assert_eq!(attested.status.code(), Some(0), "{}", text(&attested.stderr));
+    let resumed = elsewhere(&["run", "resume", &id, "--key", &key]);
+    assert_eq!(resumed.status.code(), Some(0), "{}", text(&resumed.stderr));
+    world.assert_recovered();
+    // The first machine learns it from the mirror.
+    let said = world.ends(1, &["run", "resume", &id, "--key", &key]);
+    assert!(said.contains("has ended as"), "{said}");
+    assert_eq!(world.run().state, RunState::Completed);
+}
