@@ -10,13 +10,16 @@ pub(crate) const FOR_TESTS: &[(&str, &str)] = &[
     ("age", "opens the vault's key files without any of our code"),
     ("attr", "setfattr and getfattr: restored attributes are read by their own tool"),
     ("bind9-dnsutils", "dig: a real client of the DNS authority"),
+    ("bsdutils", "script: a terminal to see progress on"),
     ("curl", "a real client of the example service"),
     ("e2fsprogs", "mkfs.ext4: a small file system that really runs full"),
+    ("faketime", "a clock that goes back"),
     ("mount", "mounts it"),
     ("procps", "ps: what processes are left, as the system sees it"),
     ("python3", "user's commands that speak JSON, for the command site"),
     ("sqlite3", "reads restored databases without any of our code"),
     ("unbound", "a real resolver in front of the DNS authority"),
+    ("util-linux", "setpriv: a user without privileges"),
 ];
 
 /// What `cargo xtask pictures` calls besides.

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use lifeboat_vault::files::{BackupError, RestoreError};
+use lifeboat_vault::files::{BackupError, RestoreError, TreeError};
 use lifeboat_vault::storage::{self, Storage, StorageError};
 use lifeboat_vault::{Finding, HostVault, Identity, Severity, State, Unlocked, Vault, VaultError};
 
@@ -114,8 +114,14 @@ pub(crate) fn load_keys(files: &[PathBuf]) -> Result<Vec<Identity>, CommandError
     }
     let mut identities = Vec::new();
     for file in files {
+        if !file.exists() {
+            return Err(CommandError::usage(format!("there is no key file {}", file.display()))
+                .hint("--key wants the file that `lifeboat key new -o FILE` (or age-keygen) wrote"));
+        }
         identities.extend(Identity::load_all(file).map_err(|error| {
-            CommandError::from(error).hint("--key wants the file that `lifeboat key new -o FILE` (or age-keygen) wrote")
+            CommandError::from(error)
+                .kind(Kind::Usage)
+                .hint("--key wants the file that `lifeboat key new -o FILE` (or age-keygen) wrote")
         })?);
     }
     Ok(identities)
@@ -175,9 +181,13 @@ impl CommandError {
             RestoreError::NotEmpty { .. } | RestoreError::InTheWay { .. } | RestoreError::ForeignStaging { .. } => {
                 Kind::Refused
             }
+            RestoreError::NotDirectory { .. } => Kind::Usage,
             RestoreError::Cancelled { .. } => Kind::Interrupted,
             _ => Kind::Failed,
         };
+        if let RestoreError::Tree(missing @ TreeError::Absent { .. }) = error {
+            return CommandError::from(missing).kind(Kind::Usage);
+        }
         let not_empty = matches!(&error, RestoreError::NotEmpty { .. });
         let made = CommandError::from(error).kind(kind);
         if not_empty { made.hint("name another directory with --to, or add --in-place") } else { made }

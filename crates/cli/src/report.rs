@@ -122,6 +122,12 @@ pub(crate) fn counted(count: u64, word: &str) -> String {
     if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
 }
 
+/// `12`, `1.23 MB`; not a time, and not a name that happens to begin with a digit.
+fn is_number(cell: &str) -> bool {
+    let number = cell.split(' ').next().unwrap_or_default();
+    number.chars().all(|character| character.is_ascii_digit() || character == '.')
+}
+
 /// A table for people: columns as wide as their widest cell, two spaces between, numbers to the right.
 #[allow(dead_code, reason = "for the verbs that print tables")]
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
@@ -132,9 +138,7 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         .enumerate()
         .map(|(column, title)| cells(column).map(wide).chain([wide(title)]).max().unwrap_or(0))
         .collect();
-    let to_the_right: Vec<bool> = (0..header.len())
-        .map(|column| cells(column).all(|cell| cell.chars().next().is_none_or(|first| first.is_ascii_digit())))
-        .collect();
+    let to_the_right: Vec<bool> = (0..header.len()).map(|column| cells(column).all(is_number)).collect();
     let line = |row: &mut dyn Iterator<Item = &str>| {
         let mut text = String::new();
         for ((cell, width), right) in row.zip(&widths).zip(&to_the_right) {

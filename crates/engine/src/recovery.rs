@@ -134,9 +134,7 @@ fn points(vault: &Vault, place: &VaultPlace, dataset: &str) -> Result<Vec<PointI
         let text = format!("cannot read the recovery points of `{dataset}` in `{}`", place.name);
         if error.may_pass() { PortError::may_pass(text).because(error) } else { PortError::new(text).because(error) }
     })?;
-    let mut points = read.points;
-    points.sort_by_key(|point| (point.taken_at, point.sequence));
-    Ok(points)
+    Ok(read.points)
 }
 
 /// The newest point that counts: of the highest epoch, for a writer of a former one may have gone on, unaware.

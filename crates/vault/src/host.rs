@@ -84,6 +84,8 @@ impl State {
     /// Opens (or makes) the state directory; `name` is what this host is called in vaults, the machine's name by default.
     pub fn open(directory: &Path, name: Option<&str>) -> Result<State> {
         make_private_directory(directory)?;
+        // Two processes of one host may begin at the same moment; they must not become two hosts.
+        let _held = lock_exclusively(&directory.join(".lock"))?;
         let name_path = directory.join("host.name");
         let kept = read_secret_file(&name_path)?.map(|text| text.trim().to_owned());
         let name = match (kept, name) {
@@ -159,10 +161,11 @@ impl State {
     }
 
     pub(crate) fn keep_owner(&self, location: &str, owner: &str) -> Result<()> {
-        let mut known = self.known()?;
-        if known.get(location).is_some_and(|kept| kept == owner) {
+        if self.known()?.get(location).is_some_and(|kept| kept == owner) {
             return Ok(());
         }
+        let _held = lock_exclusively(&self.inner.directory.join(".lock"))?;
+        let mut known = self.known()?;
         known.insert(location.to_owned(), owner.to_owned());
         write_json(&self.inner.directory.join("known-vaults.json"), &known)
     }
@@ -208,6 +211,7 @@ impl State {
         let (answer, changed) = act(heads);
         if changed {
             // Another process of this host may have gone further meanwhile: keep the newer of both.
+            let _held = lock_exclusively(&path.with_extension("lock"))?;
             let kept: Heads = read_json(&path)?;
             for (chain, head) in kept.chains {
                 if heads.chains.get(&chain).is_none_or(|mine| mine.0 < head.0) {
@@ -227,6 +231,15 @@ fn machine_name() -> String {
 
 fn failed(path: &Path, doing: &str, source: std::io::Error) -> VaultError {
     VaultError::State { path: path.display().to_string(), doing: doing.to_owned(), source }
+}
+
+/// Waits for the lock; it goes with the file. What it guards takes milliseconds.
+fn lock_exclusively(path: &Path) -> Result<fs::File> {
+    let options = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    let file = options.map_err(|e| failed(path, "opening it", e))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|e| failed(path, "locking it", e.into()))?;
+    Ok(file)
 }
 
 fn make_private_directory(path: &Path) -> Result<()> {

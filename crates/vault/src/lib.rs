@@ -15,7 +15,7 @@
 //! * `Unlocked::source(dataset) -> ChunkSource`, `read_root(&PointInfo) -> Vec<u8>`, `read_log(&LogEntry) -> Vec<u8>`.
 //! * `files::backup_tree(&session, roots, options, progress, cancel) -> TreeSummary`, `TreeSummary::draft(time) -> SnapshotDraft`;
 //!   `files::tree_root(&unlocked, &point) -> ChunkId`, `files::restore_tree(&source, &root, to, options, …)`, `files::Browser` for parts.
-//! * `Points::newest(dataset, at)`, `HostVault::record_verification`, `Unlocked::inherit(&host, dataset)` (a promoted standby goes on
+//! * `Points` are in order, oldest first (not by time alone: clocks go back); `Points::newest(dataset, at)`, `HostVault::record_verification`, `Unlocked::inherit(&host, dataset)` (a promoted standby goes on
 //!   where the other host was), `Vault::{request_enrolment, enrolment_requests}`, `Unlocked::{approve, admit, revoke}`,
 //!   `Unlocked::{add_recipient, add_holder, remove_recipient}`, `Roster::permits(key, role)` for the arbiter's objects.
 

@@ -1,5 +1,7 @@
 //! Recovery points as a list: every chain of snapshots, walked and checked, without keys.
 //!
+//! A host's clock may go back: within a host's chain its numbers decide what is newer, and times only between hosts.
+//!
 //! Invariant: a point whose object is missing, forged or unreadable is never shown as one, and always named in a finding.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +29,7 @@ impl Points {
     /// The newest point of a data set whose state is not after `at`; corrupt ones do not count.
     pub fn newest(&self, dataset: &str, at: Option<jiff::Timestamp>) -> Option<&PointInfo> {
         let usable = self.points.iter().filter(|p| p.dataset == dataset && p.badge != Badge::Corrupt);
-        usable.filter(|p| at.is_none_or(|at| p.taken_at <= at)).max_by_key(|p| (p.taken_at, p.epoch, p.sequence))
+        usable.filter(|p| at.is_none_or(|at| p.taken_at <= at)).next_back()
     }
 }
 
@@ -51,8 +53,19 @@ impl Vault {
             };
             points.push(snapshot.info(badge.unwrap_or(Badge::Suspect)));
         }
-        points.sort_by(|a, b| (a.taken_at, &a.id).cmp(&(b.taken_at, &b.id)));
+        findings.extend(put_in_order(&mut points));
         Ok(Points { points, findings })
+    }
+
+    /// The point before this one in its host's chain, if it is there.
+    pub fn point_before(&self, point: &PointInfo) -> Result<Option<PointInfo>> {
+        match point.sequence {
+            0 | 1 => Ok(None),
+            sequence => {
+                let before = self.read_snapshot(&point.host, &point.dataset, sequence - 1);
+                Ok(note(before, &mut Vec::new())?.map(|snapshot| snapshot.info(Badge::Unverified)))
+            }
+        }
     }
 
     /// Reads one snapshot, from memory where it was read before.
@@ -241,6 +254,37 @@ impl Vault {
         let bytes = self.storage().get(&key).doing(|| format!("reading {key}"))?;
         Ok(Head { number: newest, hash: Some(Hash(crate::crypt::hash(&bytes))) })
     }
+}
+
+/// Oldest first. Where a host's clock went back, what it took later is newer all the same, and a note says so.
+fn put_in_order(points: &mut [PointInfo]) -> Vec<Finding> {
+    let mut notes = Vec::new();
+    points.sort_by(|a, b| (&a.host, &a.dataset, a.sequence).cmp(&(&b.host, &b.dataset, b.sequence)));
+    let mut places = BTreeMap::new();
+    let mut latest: Option<(&str, &str, jiff::Timestamp)> = None;
+    let mut before: Option<&PointInfo> = None;
+    for point in points.iter() {
+        let same_chain = |p: &&PointInfo| (&p.host, &p.dataset) == (&point.host, &point.dataset);
+        if let Some(before) = before.filter(same_chain)
+            && let Some(seconds) = point.clock_back_seconds(before)
+        {
+            let message = format!(
+                "{} was taken after {} and bears a time {seconds:.0} s before it: the clock of {} had gone back",
+                point.id, before.id, point.host
+            );
+            notes.push(Finding::new(Severity::Note, "clock-went-back", &point.key, message));
+        }
+        let place = match latest {
+            Some((host, dataset, time)) if (host, dataset) == (&point.host, &point.dataset) => time.max(point.taken_at),
+            _ => point.taken_at,
+        };
+        latest = Some((&point.host, &point.dataset, place));
+        places.insert(point.id.clone(), place);
+        before = Some(point);
+    }
+    // Stable: within a chain the numbers' order stays.
+    points.sort_by_key(|point| places.get(&point.id).copied());
+    notes
 }
 
 /// Every number to look at: those that are there, the one remembered, and the first of every gap. A listing that claims huge

@@ -89,6 +89,15 @@ pub struct PointInfo {
     pub hash: String,
 }
 
+impl PointInfo {
+    /// By how much the host's clock went back since the point before this one in its chain was committed. Sessions at work at
+    /// the same moment commit in any order, so a second says nothing.
+    pub fn clock_back_seconds(&self, before: &PointInfo) -> Option<f64> {
+        let seconds = before.stored_at.duration_since(self.stored_at).as_secs_f64();
+        (seconds > 1.0).then_some(seconds)
+    }
+}
+
 #[derive(Debug, Clone, Encode, Decode)]
 pub(crate) struct SnapshotHead {
     #[n(0)]

@@ -1,9 +1,17 @@
 //! The binary, run as its users run it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod bad_days;
+mod damage;
+mod first_minutes;
+mod joining;
 mod killed;
+mod machine;
 mod plan;
 mod runs;
+mod screens;
 mod status;
 mod ways;
+mod with_plan;
 mod world;
+mod wrong_input;

@@ -52,7 +52,7 @@ pub enum TreeError {
     #[error("a part of the tree cannot be read from the vault")]
     Chunk(#[source] crate::VaultError),
     /// The path asked for is not in the tree.
-    #[error("{path:?} is not in the recovery point; list the point to see what is")]
+    #[error("{path:?} is not in the recovery point; paths count from what was backed up")]
     Absent { path: String },
     /// The path asked for goes through, or is, something else.
     #[error("{path:?} is not a {wanted} in the recovery point")]

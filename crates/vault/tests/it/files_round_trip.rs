@@ -215,7 +215,7 @@ fn a_stream_is_a_tree_of_one_file() {
     assert!(matches!(browser.find(Path::new("app.db")).unwrap().kind, Kind::File { size: 0, .. }));
     insta::assert_snapshot!(
         browser.find(Path::new("other.db")).unwrap_err(),
-        @r#""other.db" is not in the recovery point; list the point to see what is"#
+        @r#""other.db" is not in the recovery point; paths count from what was backed up"#
     );
 }
 

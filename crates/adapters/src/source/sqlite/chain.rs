@@ -86,7 +86,6 @@ pub(super) fn find(vault: &Vault, dataset: &str, target: &Target) -> Result<Way,
 /// The newest point of each lineage in the highest epoch, and the newest one outside any stream; the newest first.
 fn candidates(mut points: Vec<PointInfo>, until: Option<Timestamp>) -> Vec<PointInfo> {
     points.retain(|point| point.badge != Badge::Corrupt && until.is_none_or(|until| point.taken_at <= until));
-    points.sort_by_key(|point| (point.taken_at, point.sequence));
     let epoch = points.iter().map(|point| point.epoch).max().unwrap_or(0);
     let mut chosen: Vec<PointInfo> = Vec::new();
     // A writer of a former epoch may have gone on writing, unaware; what it wrote since does not count.

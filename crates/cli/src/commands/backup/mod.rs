@@ -62,6 +62,7 @@ struct Report {
     skipped_count: u64,
     changed: Vec<String>,
     notes: Vec<String>,
+    clock_back_seconds: Option<f64>,
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
@@ -81,7 +82,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         }
         for item in items {
             let taken = take::take(&vault.name, &host, &item, &cancel, ui)?;
-            if taken.is_incomplete() {
+            if taken.leaves_a_finding() {
                 exit = Exit::Finding;
             }
             tell(&vault.name, taken, ui)?;
@@ -92,7 +93,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
 
 fn tell(vault: &str, taken: Taken, ui: &Ui) -> Result<(), CommandError> {
     taken.say(ui);
-    let Taken { point, bytes_read, seconds, skipped, skipped_count, changed, notes } = taken;
+    let Taken { point, bytes_read, seconds, skipped, skipped_count, changed, notes, clock_back_seconds } = taken;
     ui.event(&Report {
         point: point.id,
         dataset: point.dataset,
@@ -112,5 +113,6 @@ fn tell(vault: &str, taken: Taken, ui: &Ui) -> Result<(), CommandError> {
         skipped_count,
         changed: changed.into_iter().map(|path| path.to_string_lossy().into_owned()).collect(),
         notes,
+        clock_back_seconds,
     })
 }

@@ -27,6 +27,8 @@ pub(super) struct Taken {
     pub(super) skipped_count: u64,
     pub(super) changed: Vec<PathBuf>,
     pub(super) notes: Vec<String>,
+    /// By how much this point's time is before the former one's.
+    pub(super) clock_back_seconds: Option<f64>,
 }
 
 /// Backs up an item and commits it as a recovery point.
@@ -37,9 +39,9 @@ pub(super) fn take(
     cancel: &Cancel,
     ui: &Ui,
 ) -> Result<Taken, CommandError> {
-    match &item.data {
+    let mut taken = match &item.data {
         Data::Files { roots, excludes, one_file_system } => {
-            take_files(host, &item.dataset, roots, (excludes, *one_file_system), cancel, ui)
+            take_files(host, &item.dataset, roots, (excludes, *one_file_system), cancel, ui)?
         }
         Data::Sqlite { path } => {
             let named = NamedVault { name: vault_name.to_owned(), vault: host.clone() };
@@ -49,8 +51,11 @@ pub(super) fn take(
             let progress = OnScreen::new(ui, "backing up");
             let kind = || if cancel.is_cancelled() { Kind::Interrupted } else { Kind::Failed };
             let taken = source.take_point(&named, &request, &progress, cancel).map_err(|error| (kind(), error));
-            let taken = taken.or_else(|(kind, error)| Err(error).kind(kind))?;
-            Ok(Taken {
+            let taken = taken.or_else(|(kind, error)| {
+                let hint = "check that it is there and may be read, then run the backup again";
+                Err(error).kind(kind).hint(hint)
+            })?;
+            Taken {
                 bytes_read: taken.bytes,
                 seconds: taken.seconds,
                 point: taken.point,
@@ -58,9 +63,13 @@ pub(super) fn take(
                 skipped_count: 0,
                 changed: Vec::new(),
                 notes: taken.notes,
-            })
+                clock_back_seconds: None,
+            }
         }
-    }
+    };
+    let before = host.point_before(&taken.point).map_err(CommandError::of_vault)?;
+    taken.clock_back_seconds = before.and_then(|before| taken.point.clock_back_seconds(&before));
+    Ok(taken)
 }
 
 fn take_files(
@@ -95,6 +104,7 @@ fn take_files(
         notes: cache_failure.map(|why| format!("the file cache could not be written: {why}")).collect(),
         skipped: summary.skipped,
         changed: summary.changed,
+        clock_back_seconds: None,
     })
 }
 
@@ -107,14 +117,21 @@ fn cache_name(dataset: &str) -> String {
 }
 
 impl Taken {
-    /// Whether something is missing that cannot be made anew.
-    pub(super) fn is_incomplete(&self) -> bool {
+    /// Whether something is missing that cannot be made anew, or its time cannot be right.
+    pub(super) fn leaves_a_finding(&self) -> bool {
         self.skipped.iter().any(|skipped| !skipped.reason.starts_with("is a "))
             || self.skipped_count > self.skipped.len() as u64
+            || self.clock_back_seconds.is_some()
     }
 
     pub(super) fn say(&self, ui: &Ui) {
         let point = &self.point;
+        if let Some(seconds) = self.clock_back_seconds {
+            ui.warn(format_args!(
+                "this host's clock went back: it says {seconds:.0} s less than at the point before; set it right, \
+                 `restore --at` goes by it"
+            ));
+        }
         ui.line(format_args!("{}: recovery point {}", point.dataset, point.sequence));
         ui.line(format_args!(
             "  {}, {}; {} new, stored as {}, in {:.1} s",

@@ -102,6 +102,12 @@ fn of_plan(args: &Args, plan: &Plan) -> Result<Work, CommandError> {
         return Err(CommandError::usage("--as, --exclude and --one-file-system are for paths")
             .hint("the plan says what its data sets hold; for paths add --vault URL"));
     }
+    if let Some(site) = args.site.as_ref().filter(|site| !plan.sites.contains_key(site.as_str())) {
+        let known: Vec<&str> = plan.sites.keys().map(String::as_str).collect();
+        return Err(
+            CommandError::usage(format!("the plan has no site `{site}`")).hint(format!("it has: {}", known.join(", ")))
+        );
+    }
     let wanted: Vec<String> = args.what.iter().map(|name| name.to_string_lossy().into_owned()).collect();
     for name in &wanted {
         let known = plan
@@ -181,10 +187,7 @@ fn is_at(service: &Service, site: &str) -> bool {
 /// Where a data set lies on this host.
 fn path_of(plan: &Plan, dataset: &DataSet, path: &str, site: &str) -> Result<PathBuf, CommandError> {
     let Some(found) = plan.sites.get(site) else {
-        let known: Vec<&str> = plan.sites.keys().map(String::as_str).collect();
-        return Err(
-            CommandError::usage(format!("the plan has no site `{site}`")).hint(format!("it has: {}", known.join(", ")))
-        );
+        return Err(CommandError::new(Kind::Plan, format!("the plan has no site `{site}`")));
     };
     match (&found.reach, Path::new(path).is_absolute()) {
         (_, true) => Ok(PathBuf::from(path)),

@@ -9,7 +9,7 @@ use lifeboat_vault::{Badge, Finding, PointInfo, Points, Unlocked};
 
 use super::Args;
 use crate::commands::points::{dataset_named, no_points, time};
-use crate::door::{Named, VaultArgs, is_address};
+use crate::door::{self, Named, VaultArgs, is_address};
 use crate::error::{CommandError, Explain, Kind};
 use crate::plan_file::{self, Loaded};
 use crate::ui::Ui;
@@ -42,12 +42,14 @@ pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
     }
     let named = args.vault.find(ui)?;
     let (vault, mut points) = open(&named, args, ui)?;
+    // What was wrong is said even where nothing will be restored: it is not said again another time.
+    let told = |_: &CommandError| door::show(&points.findings, ui);
     let dataset = match &args.what {
-        Some(name) => dataset_named(&points.points, name)?,
-        None => only_dataset(args, &points.points)?,
+        Some(name) => dataset_named(&points.points, name).inspect_err(told)?,
+        None => only_dataset(args, &points.points).inspect_err(told)?,
     };
     let of_it: Vec<&PointInfo> = points.points.iter().filter(|point| point.dataset == dataset).collect();
-    let point = choose(args, &dataset, &of_it, at, true)?.clone();
+    let point = choose(args, &dataset, &of_it, at, true).inspect_err(told)?.clone();
     // Only streams of databases have positions.
     let how = match of_it.iter().any(|point| point.position.is_some()) {
         true => {
@@ -171,7 +173,8 @@ fn choose<'a>(
     let counts = |point: &PointInfo| point.epoch == epoch || point.epoch == 0;
     let usable = points.iter().filter(|point| point.badge != Badge::Corrupt && (one_host || counts(point)));
     let meant = usable.filter(|point| at.is_none_or(|at| point.taken_at <= at));
-    meant.max_by_key(|point| (point.taken_at, point.epoch, point.sequence)).copied().ok_or_else(|| {
+    // They are in order, oldest first.
+    meant.copied().next_back().ok_or_else(|| {
         let oldest = points.iter().map(|point| point.taken_at).min().map(time).unwrap_or_default();
         match at {
             Some(at) => CommandError::failed(format!("no recovery point of `{dataset}` is as old as {}", time(at)))
@@ -289,7 +292,7 @@ fn look(args: &Args, name: &str, dataset: &DataSet, at: Option<Timestamp>, ui: &
     let (vault, Points { mut points, mut findings }) = open(&named, args, ui)?;
     points.retain(|point| point.dataset == dataset.name);
     let of_it: Vec<&PointInfo> = points.iter().collect();
-    let point = choose(args, &dataset.name, &of_it, at, false)?.clone();
+    let point = choose(args, &dataset.name, &of_it, at, false).inspect_err(|_| door::show(&findings, ui))?.clone();
     let reach = reach(&vault, &point, &mut findings)?;
     Ok(Found { vault, points, point, reach, findings })
 }
