@@ -28,8 +28,8 @@ pub struct Points {
 impl Points {
     /// The newest point of a data set whose state is not after `at`; corrupt ones do not count.
     pub fn newest(&self, dataset: &str, at: Option<jiff::Timestamp>) -> Option<&PointInfo> {
-        let usable = self.points.iter().filter(|p| p.dataset == dataset && p.badge != Badge::Corrupt);
-        usable.filter(|p| at.is_none_or(|at| p.taken_at <= at)).next_back()
+        let mut usable = self.points.iter().filter(|p| p.dataset == dataset && p.badge != Badge::Corrupt);
+        usable.rfind(|p| at.is_none_or(|at| p.taken_at <= at))
     }
 }
 

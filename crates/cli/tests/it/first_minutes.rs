@@ -88,8 +88,11 @@ fn the_first_minutes_need_no_privileges() {
     assert_eq!(machine.shell("id -u").out, "65534\n");
 }
 
+/// A field's name, and what must be so of its value.
+type Field = (&'static str, fn(&Value) -> bool);
+
 #[track_caller]
-fn assert_fields(value: &Value, wanted: &[(&str, fn(&Value) -> bool)]) {
+fn assert_fields(value: &Value, wanted: &[Field]) {
     for (name, is_right) in wanted {
         let field = value.get(name).unwrap_or_else(|| panic!("no `{name}` in {value}"));
         assert!(is_right(field), "`{name}` is {field}");

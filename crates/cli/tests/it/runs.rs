@@ -297,7 +297,7 @@ fn keys_vaults_and_arbiters_that_are_not_there_are_told_before_anything_is_done(
     let said = world.ends(2, &["failover", "pages", "--yes"]);
     assert!(said.contains("no key was given"), "{said}");
     let output = with("nowhere.key");
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("nowhere.key"), "{}", text(&output.stderr));
     let output = with("stranger.key");
     assert_eq!(output.status.code(), Some(1));
