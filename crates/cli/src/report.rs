@@ -168,3 +168,9 @@ pub(crate) fn seconds(seconds: f64) -> String {
         _ => format!("{} d {} h", whole / 86_400, whole % 86_400 / 3600),
     }
 }
+
+/// An objective, as a plan writes it.
+pub(crate) fn objective(seconds: f64) -> String {
+    std::time::Duration::try_from_secs_f64(seconds)
+        .map_or_else(|_| self::seconds(seconds), |span| lifeboat_core::units::Span(span).to_string())
+}

@@ -218,6 +218,10 @@ fn a_cancelled_run_takes_back_what_it_did() {
     assert_eq!((desired.primary.as_str(), desired.frozen, desired.epoch), ("north", false, 2));
     world.ends(1, &["run", "cancel", &id, "--reason", "again", "--yes"]);
 
+    // What the fence killed comes up again when it is told to.
+    world.ok(&["up", "pages", "--yes"]);
+    assert_eq!(world.get("north", "/page").as_deref(), Some("the first page\n"));
+
     // The service is free for another run, which claims an epoch of its own.
     drop(disk);
     world.ends(0, &failover(&world, &[]));
@@ -326,6 +330,42 @@ fn keys_vaults_and_arbiters_that_are_not_there_are_told_before_anything_is_done(
     assert!(said.contains("nothing is decided without it") && said.contains("mounted read-only"), "{said}");
     assert_eq!(world.runs(), 0);
     assert_eq!(listing(&world), before);
+}
+
+#[test]
+fn a_held_run_waits_for_a_vault_and_an_arbiter_that_are_away() {
+    let mut world = World::new(&Options { approval: true, ..Options::default() });
+    world.backup();
+    world.start_dns();
+    world.ends(5, &failover(&world, &[]));
+    let id = world.run().run;
+    world.ok(&["run", "approve", &id, "--by", "ben", "--key", &world.path("ben.key"), "--yes"]);
+    let key = world.path("owner.key");
+    let resume = ["run", "resume", id.as_str(), "--key", key.as_str()];
+    for (what, said) in [("vault", "nothing was begun"), ("arbiter", "the arbiter's storage")] {
+        let (here, away) = (world.root.join(what), world.root.join("away"));
+        fs::rename(&here, &away).unwrap();
+        let error = world.ends(1, &resume);
+        fs::rename(&away, &here).unwrap();
+        assert!(error.contains(said), "{error}");
+        assert_eq!(world.arbiter().current_epoch("pages").unwrap(), None, "it went on without its {what}");
+    }
+    world.ends(0, &resume);
+    world.assert_recovered();
+}
+
+#[test]
+fn a_run_that_misses_its_objective_ends_with_3() {
+    let mut world = World::new(&Options::default());
+    world.backup();
+    world.start_dns();
+    let since = (jiff::Timestamp::now() - jiff::SignedDuration::from_hours(3)).to_string();
+    let output = world.lifeboat(&failover(&world, &["--disaster-at", &since]));
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    assert_eq!(world.run().state, RunState::Completed);
+    assert!(text(&output.stdout).contains("objective 3600 s, proven 108"), "{}", text(&output.stdout));
+    let found = text(&world.lifeboat(&["status"]).stdout);
+    assert!(found.contains("RTO proven is 3 h 0 min, the objective was 1h"), "{found}");
 }
 
 /// A directory that is mounted read-only over itself.

@@ -137,10 +137,11 @@ pub(crate) fn drive(
         let (ended, ()) = tokio::join!(worked, shown);
         Ok(ended)
     })?;
-    if ended.is_ok() {
-        report(ui, wiring, run)?;
+    let missed = ended.is_ok() && report(ui, wiring, run)?;
+    match run_ui::exit(run, ended)? {
+        Exit::Done if missed => Ok(Exit::Finding),
+        exit => Ok(exit),
     }
-    run_ui::exit(run, ended)
 }
 
 /// The run's id: its time, and a random end.
@@ -177,8 +178,9 @@ struct Report<'a> {
 }
 
 /// What the run proved, in the words and figures of its evidence; page and signed document go to this host's state.
-pub(crate) fn report(ui: &Ui, wiring: &Wiring, run: &str) -> Result<(), CommandError> {
-    let Ok(recorded) = wiring.journal()?.read(run) else { return Ok(()) };
+/// Answers whether an objective was missed.
+pub(crate) fn report(ui: &Ui, wiring: &Wiring, run: &str) -> Result<bool, CommandError> {
+    let Ok(recorded) = wiring.journal()?.read(run) else { return Ok(false) };
     let evidence = Evidence::of(&recorded.entries, &recorded.head.hash, None)?;
     let sealed = seal(run, recorded.sealed, None, wiring.state.signing_key())?;
     let directory = wiring.state.directory().join("evidence");
@@ -214,7 +216,7 @@ pub(crate) fn report(ui: &Ui, wiring: &Wiring, run: &str) -> Result<(), CommandE
         ui.line(format_args!("  - {reservation}"));
     }
     ui.line(format_args!("evidence  {}", page_path.display()));
-    Ok(())
+    Ok([&evidence.rpo, &evidence.rto].iter().any(|measure| measure.judgement == Judgement::Missed))
 }
 
 /// An objective and what was proven of it.

@@ -93,7 +93,16 @@ pub(crate) fn cancel(args: Cancel, ui: &Ui) -> Result<Exit, CommandError> {
         ui.line(format_args!("the process that works on run {run} ends it"));
         return Ok(Exit::Done);
     }
-    if cancelled { Ok(Exit::Done) } else { ended }
+    if !cancelled {
+        return ended;
+    }
+    if !view.committed && view.steps.iter().any(|step| step.started_at.is_some()) {
+        let service = &view.runbook.service;
+        ui.note(format_args!(
+            "what a fence or a stop ended does not start by itself: `lifeboat up {service}` starts it again"
+        ));
+    }
+    Ok(Exit::Done)
 }
 
 /// Whether a process of this machine works on the run: it takes the word up by itself.

@@ -7,7 +7,7 @@ use lifeboat_engine::evidence::Measure;
 
 use super::record::{DrillStatus, Proof};
 use super::standing::{ServiceStatus, Status, Writer};
-use crate::report::seconds;
+use crate::report::{objective, seconds};
 use crate::run_ui;
 
 pub(super) fn lines(status: &Status) -> Vec<String> {
@@ -29,8 +29,8 @@ fn of_service(status: &ServiceStatus) -> Vec<String> {
         "{} ({}; objectives: lose at most {}, be away at most {})",
         status.service,
         status.strategy,
-        seconds(status.rpo_objective_seconds),
-        seconds(status.rto_objective_seconds)
+        objective(status.rpo_objective_seconds),
+        objective(status.rto_objective_seconds)
     )];
     let mut row = |name: &str, text: String| lines.push(format!("  {name:<10} {text}"));
     row("writes", writer(&status.writer));

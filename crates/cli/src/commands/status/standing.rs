@@ -15,7 +15,7 @@ use super::data::DatasetStatus;
 use super::hosts::{HostStatus, Seen};
 use super::record::{CanaryStatus, DrillStatus, OpenRun, Proof, Record};
 use crate::error::CommandError;
-use crate::report::seconds;
+use crate::report::{objective, seconds};
 use crate::wiring::Wiring;
 
 #[derive(Debug, Serialize)]
@@ -232,8 +232,8 @@ fn of_dataset(status: &ServiceStatus, dataset: &DatasetStatus, found: &mut Found
             found("rpo-unknown", format!("how much of `{name}` would be lost now is unknown: {why}"), None);
         }
         Some(now) if now > status.rpo_objective_seconds => {
-            let (now, objective) = (seconds(now), seconds(status.rpo_objective_seconds));
-            found("rpo-missed", format!("`{name}`: RPO now is {now}, the objective is {objective}"), None);
+            let (now, asked) = (seconds(now), objective(status.rpo_objective_seconds));
+            found("rpo-missed", format!("`{name}`: RPO now is {now}, the objective is {asked}"), None);
         }
         Some(_) => {}
     }
@@ -290,11 +290,9 @@ fn of_proofs(status: &ServiceStatus, found: &mut Found<'_>) {
     for proof in status.last_run.iter().chain(&status.last_drill) {
         for (what, measure) in [("RPO", &proof.rpo), ("RTO", &proof.rto)] {
             if let (Judgement::Missed, Some(proven)) = (measure.judgement, measure.proven_seconds) {
-                let (proven, objective) = (seconds(proven), seconds(measure.objective_seconds));
-                let text = format!(
-                    "{} {}: {what} proven is {proven}, the objective was {objective}",
-                    proof.purpose, proof.run
-                );
+                let (proven, asked) = (seconds(proven), objective(measure.objective_seconds));
+                let text =
+                    format!("{} {}: {what} proven is {proven}, the objective was {asked}", proof.purpose, proof.run);
                 found("objective-missed", text, None);
             }
         }
