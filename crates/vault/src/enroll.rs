@@ -38,6 +38,7 @@ struct RequestBody {
 impl Vault {
     /// Leaves a request that the owner approves (`Unlocked::approve`). Asking twice is asking once.
     pub fn request_enrolment(&self, state: &State, roles: &[Role]) -> Result<Request> {
+        state.keep_name()?;
         let roles = if roles.is_empty() { vec![Role::Host] } else { roles.to_vec() };
         let member = member_of(state, roles.clone());
         let fingerprint = member.key.fingerprint();

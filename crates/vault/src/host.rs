@@ -94,12 +94,13 @@ impl State {
                 return Err(VaultError::invalid(format!("state directory {}", directory.display()), why));
             }
             (Some(kept), _) => kept,
-            (None, asked) => {
-                let name = asked.map_or_else(machine_name, str::to_owned);
-                name::check(&name, "the host's name")?;
-                write_secret_file(&name_path, name.as_bytes())?;
-                name
+            (None, Some(asked)) => {
+                name::check(asked, "the host's name")?;
+                write_secret_file(&name_path, asked.as_bytes())?;
+                asked.to_owned()
             }
+            // Who only reads has no name yet, and may be given one later.
+            (None, None) => machine_name(),
         };
         let signing = SigningKey::load_or_create(&directory.join("host.key"))?;
         let index_path = directory.join("index.key");
@@ -117,6 +118,16 @@ impl State {
 
     pub fn directory(&self) -> &Path {
         &self.inner.directory
+    }
+
+    /// From now on this host goes by its name: it is about to stand on a roster.
+    pub(crate) fn keep_name(&self) -> Result<()> {
+        name::check(self.host_name(), "the host's name")?;
+        let path = self.inner.directory.join("host.name");
+        match read_secret_file(&path)? {
+            Some(_) => Ok(()),
+            None => write_secret_file(&path, self.host_name().as_bytes()),
+        }
     }
 
     /// What this host is called in vaults.

@@ -98,6 +98,7 @@ impl Vault {
                 "it is empty: give at least one, better two (`lifeboat key new` makes one)",
             ));
         }
+        state.keep_name()?;
         let owner = SigningKey::generate()?;
         let refs = Identity::generate();
         let roles = if options.roles.is_empty() { vec![Role::Host] } else { options.roles.clone() };
