@@ -176,6 +176,9 @@ fn json_has_the_fields_that_others_build_on() {
 
     let check = machine.line(&format!("--json vault check --vault {vault} --key owner.key --read-data")).ends(0).json();
     assert_eq!((&check["sound"], &check["with_key"], &check["points"]), (&true.into(), &true.into(), &2.into()));
+    assert_eq!(check["marked"], 2);
+    let points = machine.line(&format!("--json points --vault {vault}")).ends(0).json();
+    assert!(points.as_array().unwrap().iter().all(|point| point["badge"] == "verified"), "{points}");
     let stat = machine.line(&format!("--json vault stat --vault {vault}")).ends(0).json();
     assert_eq!(stat["owner"], owner.as_str());
     assert_eq!(stat["datasets"][0]["points"], 2);

@@ -62,7 +62,13 @@ fn the_ordinary_screens() {
         uncounted(&machine.line(&format!("vault check --vault {vault} --key owner.key --read-data")).screen()), @r#"
     3 recovery points, 3 packs, 0 log objects
     1.23 MB and … chunks read and verified
+    3 recovery points marked as verified
     nothing wrong found
+    exit 0
+    "#);
+    insta::assert_snapshot!(machine.line(&format!("points settings --vault {vault}")).screen(), @r#"
+    TAKEN AT              DATA SET  HOST   FILES  SIZE  BADGE     POINT
+    2026-11-21T14:00:00Z  settings  alpha      1  40 B  verified      1
     exit 0
     "#);
     insta::assert_snapshot!(machine.line(&format!("vault recipients list --vault {vault}")).screen(), @r#"

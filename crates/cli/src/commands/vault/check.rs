@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use lifeboat_core::units::Size;
-use lifeboat_vault::{CheckOptions, CheckReport, DatasetStat, Severity};
+use lifeboat_vault::{Badge, CheckOptions, CheckReport, DatasetStat, Severity, Unlocked};
 use serde::Serialize;
 
 use crate::commands::points::time;
-use crate::door::{self, VaultArgs};
+use crate::door::{self, Named, VaultArgs};
 use crate::error::{CommandError, Exit};
 use crate::report;
 use crate::ui::Ui;
@@ -29,7 +29,8 @@ pub(crate) struct Args {
     /// A key that opens the vault: what is sealed is checked, too; may be given several times
     #[arg(long, value_name = "FILE")]
     key: Vec<PathBuf>,
-    /// Read every pack: against its name without a key, every chunk against its id with one
+    /// Read every pack: against its name without a key, every chunk against its id with one; then, where this host may
+    /// write and all is well, recovery points are marked as verified
     #[arg(long)]
     read_data: bool,
 }
@@ -39,6 +40,8 @@ struct Checked<'a> {
     sound: bool,
     with_key: bool,
     read_data: bool,
+    /// Recovery points that are verified from now on.
+    marked: u64,
     #[serde(flatten)]
     report: &'a CheckReport,
 }
@@ -80,14 +83,21 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let options = CheckOptions { read_data: args.read_data };
     let waiting = ui.waiting("checking");
     let with_key = !args.key.is_empty();
-    let checked = match with_key {
-        false => named.open(ui)?.check(options),
-        true => named.unlock(&args.key, ui)?.check(options),
+    let mut marked = 0;
+    let report = match with_key {
+        false => named.open(ui)?.check(options).map_err(CommandError::of_vault)?,
+        true => {
+            let unlocked = named.unlock(&args.key, ui)?;
+            let report = unlocked.check(options).map_err(CommandError::of_vault)?;
+            if args.read_data && report.is_sound() {
+                marked = mark_verified(&named, &unlocked, ui)?;
+            }
+            report
+        }
     };
     drop(waiting);
-    let report = checked.map_err(CommandError::of_vault)?;
     let sound = report.is_sound();
-    ui.document(&Checked { sound, with_key, read_data: args.read_data, report: &report })?;
+    ui.document(&Checked { sound, with_key, read_data: args.read_data, marked, report: &report })?;
     door::show(&report.findings, ui);
     ui.line(format_args!(
         "{}, {}, {}",
@@ -96,6 +106,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         report::counted(report.log_objects, "log object"),
     ));
     ui.line(depth(&report, with_key, args.read_data));
+    if marked > 0 {
+        ui.line(format_args!("{} marked as verified", report::counted(marked, "recovery point")));
+    }
     let stands = report.findings.iter().filter(|finding| finding.severity != Severity::Note).count();
     ui.line(match (stands, sound) {
         (0, _) => "nothing wrong found".to_owned(),
@@ -105,6 +118,23 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         (count, false) => format!("{count} findings"),
     });
     Ok(if stands == 0 { Exit::Done } else { Exit::Finding })
+}
+
+/// Everything of the data sets that the keys open was read and is right: says so in the vault, where this host may write to
+/// it. Where it may not, the check itself is no less worth.
+fn mark_verified(named: &Named, unlocked: &Unlocked, ui: &Ui) -> Result<u64, CommandError> {
+    let Ok(host) = named.open_as_host(ui) else { return Ok(0) };
+    let opened = unlocked.datasets();
+    let points = unlocked.points(None).map_err(CommandError::of_vault)?.points;
+    let mut marked = 0;
+    for point in points.iter().filter(|point| point.badge != Badge::Verified && opened.contains(&point.dataset)) {
+        if let Err(error) = host.record_verification(point, Badge::Verified, "every chunk read") {
+            ui.note(format_args!("the points cannot be marked as verified: {}", CommandError::of_vault(error).message));
+            return Ok(marked);
+        }
+        marked += 1;
+    }
+    Ok(marked)
 }
 
 /// How deep the check went, and what it left out.
