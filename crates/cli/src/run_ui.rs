@@ -2,8 +2,9 @@
 //!
 //! Invariant: what is shown was recorded first; nothing is shown that the journal does not say.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use lifeboat_core::run::{Event, Need, RunState};
 use lifeboat_engine::execute::{Ended, ExecuteError, Executor, Progress, Settings};
@@ -32,15 +33,36 @@ pub(crate) fn executor(wiring: &Wiring, journal: Arc<Journal>, world: Arc<World>
     Executor::new(journal, Arc::clone(&wiring.arbiter), world, persons, settings)
 }
 
-/// Prints progress until the run's executor is gone.
-pub(crate) async fn follow(mut progress: broadcast::Receiver<Progress>, ui: &Ui) {
+/// After so long without news, what is waited for is said (again).
+const WAITING_EVERY: Duration = Duration::from_secs(5);
+
+/// Prints progress until the run's executor is gone; of a step that takes long, what it waits for.
+pub(crate) async fn follow(mut progress: broadcast::Receiver<Progress>, wiring: &Wiring, ui: &Ui) {
+    let mut open = BTreeSet::new();
     loop {
-        match progress.recv().await {
-            Ok(seen) => show(&seen, ui),
-            Err(RecvError::Lagged(missed)) => {
+        match tokio::time::timeout(WAITING_EVERY, progress.recv()).await {
+            Ok(Ok(seen)) => {
+                match &seen.entry.event {
+                    Event::Intent { step, .. } => _ = open.insert(step.clone()),
+                    Event::Done { step, .. } | Event::Failed { step, .. } | Event::Held { step, .. } => {
+                        open.remove(step);
+                    }
+                    _ => {}
+                }
+                show(&seen, ui);
+            }
+            Ok(Err(RecvError::Lagged(missed))) => {
                 ui.note(format_args!("({missed} entries were not shown; `lifeboat run show` has them)"))
             }
-            Err(RecvError::Closed) => return,
+            Ok(Err(RecvError::Closed)) => return,
+            Err(_) => {
+                let now = wiring.clock.now().to_string();
+                let waiting = wiring.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                for step in &open {
+                    let waits = waiting.get(step).map_or("at work", String::as_str);
+                    ui.note(format_args!("{}    {step}: {waits}", now.get(11..19).unwrap_or(&now)));
+                }
+            }
         }
     }
 }

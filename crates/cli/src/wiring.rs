@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use lifeboat_adapters::clock::MachineClock;
@@ -16,7 +16,7 @@ use lifeboat_core::runbook::compile::Inventory;
 use lifeboat_core::runbook::place::{IsolatedAuthority, Isolation, Place};
 use lifeboat_engine::arbitrate::{Arbiter, Trusted};
 use lifeboat_engine::journal::Journal;
-use lifeboat_engine::perform::World;
+use lifeboat_engine::perform::{Waiting, World};
 use lifeboat_engine::port::{Clock, Site};
 use lifeboat_engine::protect::{FirstDay, FirstTraffic};
 use lifeboat_engine::recovery::Vaults;
@@ -38,6 +38,8 @@ pub(crate) struct Wiring {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) arbiter: Arc<Arbiter>,
     pub(crate) vaults: BTreeMap<Name, VaultPlace>,
+    /// What the steps of a run that is under way wait for.
+    pub(crate) waiting: Waiting,
 }
 
 impl Wiring {
@@ -60,7 +62,7 @@ impl Wiring {
         let storage = storage::open(&url).saying(|| format!("the arbiter's storage {url} cannot be opened"))?;
         let trusted = trusted(&vaults, &state, &|text| ui.warn(text))?;
         let arbiter = Arc::new(Arbiter::new(storage, Arc::new(state.clone()), trusted, Arc::clone(&clock)));
-        Ok(Wiring { loaded, state, clock, arbiter, vaults })
+        Ok(Wiring { loaded, state, clock, arbiter, vaults, waiting: Waiting::default() })
     }
 
     pub(crate) fn plan(&self) -> &Plan {
@@ -141,7 +143,7 @@ impl Wiring {
             arbiter: Arc::clone(&self.arbiter),
             recovery: Arc::new(self.recovery(identities)),
             disaster_at,
-            waiting: Mutex::default(),
+            waiting: Arc::clone(&self.waiting),
         })
     }
 

@@ -3,6 +3,7 @@
 
 mod bad_days;
 mod damage;
+mod demo;
 mod documents;
 mod first_minutes;
 mod joining;

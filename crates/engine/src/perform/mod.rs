@@ -24,6 +24,9 @@ use crate::arbitrate::{Arbiter, ArbiterError};
 pub use crate::execute::{Failure, Performed, Performer};
 use crate::port::{Clock, Context, PortError, Probe, Recovery, ServiceDoor, Site, SiteVerb};
 
+/// By step.
+pub type Waiting = Arc<Mutex<BTreeMap<String, String>>>;
+
 /// Everything a controller acts through.
 pub struct World {
     /// The service the run is about.
@@ -35,8 +38,8 @@ pub struct World {
     pub recovery: Arc<dyn Recovery>,
     /// When the outage began, as the run's first entry says; RPO and loss are counted from it.
     pub disaster_at: Option<Timestamp>,
-    /// What each waiting step saw last.
-    pub waiting: Mutex<BTreeMap<String, String>>,
+    /// What each waiting step saw last; shared with whoever shows it.
+    pub waiting: Waiting,
 }
 
 impl fmt::Debug for World {

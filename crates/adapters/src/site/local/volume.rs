@@ -18,7 +18,7 @@ use super::layout::{follow_existing, inner_path, list, make_directory, read_reco
 impl Inner {
     pub(super) fn locate(&self, volume: &VolumeSpec, context: &Context) -> Result<VolumeState, PortError> {
         let path = self.path_of_volume(volume, context)?;
-        Ok(if exists(&path)? { VolumeState::Present { path } } else { VolumeState::Absent })
+        Ok(if holds(&path, volume)? { VolumeState::Present { path } } else { VolumeState::Absent })
     }
 
     pub(super) fn place(&self, volume: &VolumeSpec, context: &Context) -> Result<PathBuf, PortError> {
@@ -41,7 +41,7 @@ impl Inner {
         {
             return Ok(Some(aside));
         }
-        if !exists(&path)? {
+        if !holds(&path, volume)? {
             return Ok(None);
         }
         let aside = free_name(&path, &format!("aside-{}", context.epoch))?;
@@ -109,6 +109,20 @@ impl Inner {
         }
         Ok(Some(directory))
     }
+}
+
+/// Whether the volume's directory holds its data: of a database, a file of its own, not only what a standby prepares beside it.
+fn holds(directory: &Path, volume: &VolumeSpec) -> Result<bool, PortError> {
+    let Source::Sqlite { path } = &volume.source else { return exists(directory) };
+    let database = Path::new(path).file_name().unwrap_or_default();
+    for suffix in ["", "-wal", "-journal", "-shm"] {
+        let mut name = database.to_os_string();
+        name.push(suffix);
+        if exists(&directory.join(name))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn exists(path: &Path) -> Result<bool, PortError> {

@@ -14,6 +14,7 @@ use lifeboat_engine::port::{Applied, Cancel, FollowRequest, PortError, Standby};
 use lifeboat_vault::{PointInfo, Position, Unlocked};
 use serde::{Deserialize, Serialize};
 
+use super::apply::ApplyError;
 use super::chain::{self, ChainError, Onward, Way};
 use super::copy::{Check, RestoreError, beside, open_work, put_in_place, remove_companions, verify, write_base};
 use super::ledger::position_text;
@@ -103,7 +104,9 @@ impl Follower {
         if let (Some(last), Some(mut position)) = (onward.pieces.last(), self.record.position.clone()) {
             self.record.reaching = Some(last.last);
             self.write_record()?;
-            let file = open_work(&self.work_path)?;
+            // Not made anew: pages over nothing are no database.
+            let opened = File::options().read(true).write(true).open(&self.work_path);
+            let file = opened.map_err(RestoreError::file("open", &self.work_path))?;
             let mut applied_to = self.record.applied_to;
             for entry in &onward.pieces {
                 did.bytes_written += apply_piece(&read_piece(&self.vault, entry)?, entry, &file)?;
@@ -210,6 +213,16 @@ impl Follower {
         }
     }
 
+    fn is_unlike_its_record(&self, error: &RestoreError) -> bool {
+        match error {
+            RestoreError::Apply { source: ApplyError::PageSize { .. }, .. } => true,
+            RestoreError::File { path, source, .. } => {
+                *path == self.work_path && source.kind() == io::ErrorKind::NotFound
+            }
+            _ => false,
+        }
+    }
+
     fn write_record(&mut self) -> Result<(), RestoreError> {
         if self.written.as_ref() == Some(&self.record) {
             return Ok(());
@@ -235,6 +248,12 @@ impl Standby for Follower {
         match self.apply_new(cancel) {
             // The writer has not stored its first point yet.
             Err(RestoreError::Chain(ChainError::NoPoint { .. })) => Ok(self.applied()),
+            // What is here is gone, or is not what the record says: the next time begins with a full snapshot.
+            Err(error) if self.is_unlike_its_record(&error) => {
+                self.record.whole = false;
+                self.write_record().map_err(|error| port_error("the standby cannot go on", true, error))?;
+                Err(port_error("the standby begins anew", true, error))
+            }
             other => other.map_err(|error| port_error("the standby cannot go on", error.may_pass(), error)),
         }
     }

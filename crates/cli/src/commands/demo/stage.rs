@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use lifeboat_adapters::site::local::kill_site;
@@ -26,6 +27,8 @@ pub(super) const NAME: &str = "logbook.demo.";
 pub(super) const HOME: &str = "paris";
 pub(super) const AWAY: &str = "london";
 const SERVICE_PORT: u16 = 8080;
+/// Several times what any verb here takes on a slow machine.
+const VERB_WITHIN: Duration = Duration::from_secs(60);
 
 /// What stays on disk about the demo, so that `demo --remove` finds everything again.
 #[derive(Debug, Serialize, Deserialize)]
@@ -248,6 +251,15 @@ every = "1s"
             let read = stdout.as_mut().map(|stdout| stdout.read_to_end(&mut text)).transpose();
             read.map(|_| text)
         });
+        let (ended, watched) = std::sync::mpsc::channel::<()>();
+        let pid = Pid::from_raw(child.id() as i32);
+        let watchdog = std::thread::spawn(move || {
+            let late = watched.recv_timeout(VERB_WITHIN) == Err(RecvTimeoutError::Timeout);
+            if late && let Some(pid) = pid {
+                let _ = rustix::process::kill_process(pid, Signal::TERM);
+            }
+            late
+        });
         let mut said = Vec::new();
         for line in stderr.into_iter().flat_map(|stderr| BufReader::new(stderr).lines()) {
             let line = line?;
@@ -259,6 +271,13 @@ every = "1s"
         let text = reading.join().map_err(|_| CommandError::failed(format!("lifeboat {verb} could not be read")))??;
         let status = child.wait()?;
         let code = status.code().unwrap_or(-1);
+        drop(ended);
+        if watchdog.join().unwrap_or(false) {
+            let mut error =
+                CommandError::failed(format!("lifeboat {verb} took longer than {} s", VERB_WITHIN.as_secs()));
+            error.causes.extend(said.iter().rev().take(4).rev().cloned());
+            return Err(error);
+        }
         if code == 130 {
             return Err(interrupted());
         }

@@ -128,7 +128,7 @@ pub(crate) fn drive(
 ) -> Result<Exit, CommandError> {
     let ended = block_on(async {
         let interrupt = run_ui::interrupts();
-        let shown = run_ui::follow(executor.progress(), ui);
+        let shown = run_ui::follow(executor.progress(), wiring, ui);
         let worked = async {
             let ended = work(&executor, &interrupt).await;
             drop(executor);
