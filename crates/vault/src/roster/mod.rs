@@ -3,6 +3,8 @@
 //! Invariants: only the owner's signature makes a version; the newest version seen is never replaced by an older one.
 //! A damaged older version is a finding, not an obstacle: the newest one speaks for itself.
 
+mod enroll;
+
 use minicbor::{Decode, Encode};
 
 use crate::codec::{self, Hash, Moment};
@@ -12,6 +14,8 @@ use crate::name;
 use crate::seal::Recipient;
 use crate::sign::{PublicKey, Signed, SigningKey};
 use crate::storage::{Put, Storage};
+
+pub use self::enroll::Request;
 
 const KIND: &str = "vault.roster";
 

@@ -363,4 +363,36 @@ mod tests {
         vault.storage().put(&place, &other).unwrap();
         assert!(vault.points(None).unwrap().findings.iter().any(|f| f.code == "untrusted"));
     }
+
+    #[test]
+    fn numbers_decide_within_a_host_and_times_between_hosts() {
+        let (vault, _directory) = three_points(&SigningKey::generate().unwrap());
+        let template = vault.points(None).unwrap().points.remove(0);
+        let point = |host: &str, sequence, second| {
+            let time = jiff::Timestamp::from_second(second).unwrap();
+            let id = format!("{host}/app/{sequence:010}");
+            PointInfo { host: host.into(), sequence, id, taken_at: time, stored_at: time, ..template.clone() }
+        };
+        // The clock of alpha goes back by 90 s after its second point.
+        let mut points = vec![
+            point("alpha", 4, 40),
+            point("beta", 1, 60),
+            point("alpha", 1, 50),
+            point("alpha", 3, 10),
+            point("alpha", 2, 100),
+            point("beta", 2, 120),
+        ];
+        let notes = put_in_order(&mut points);
+        let order: Vec<(&str, u64)> = points.iter().map(|p| (p.host.as_str(), p.sequence)).collect();
+        assert_eq!(order, [("alpha", 1), ("beta", 1), ("alpha", 2), ("alpha", 3), ("alpha", 4), ("beta", 2)]);
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        insta::assert_snapshot!(
+            notes[0].message,
+            @"alpha/app/0000000003 was taken after alpha/app/0000000002 and bears a time 90 s before it: the clock of alpha had gone back"
+        );
+        let points = Points { points, findings: Vec::new() };
+        assert_eq!(points.newest("app", None).unwrap().host, "beta");
+        let at = jiff::Timestamp::from_second(110).unwrap();
+        assert_eq!(points.newest("app", Some(at)).map(|p| p.sequence), Some(4));
+    }
 }

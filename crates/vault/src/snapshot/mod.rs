@@ -3,6 +3,8 @@
 //! The clear head says what a host or an observer must know without keys (position, times, sizes, what it stands on); root and
 //! notes are sealed to the content key. Invariant: a sequence has no gap but where a signed tombstone stands.
 
+mod points;
+
 use jiff::Timestamp;
 use minicbor::{Decode, Encode};
 
@@ -13,6 +15,8 @@ use crate::port::ChunkId;
 use crate::roster::{Role, Roster};
 use crate::sign::Signed;
 use crate::storage::Storage;
+
+pub use self::points::Points;
 
 pub(crate) const KIND: &str = "vault.snapshot";
 const TOMBSTONE_KIND: &str = "vault.tombstone";
