@@ -230,6 +230,47 @@ fn a_cancelled_run_takes_back_what_it_did() {
 }
 
 #[test]
+fn what_cannot_be_taken_back_now_is_held_until_it_can() {
+    let mut world = World::new(&Options::default());
+    world.up();
+    world.cut_off("north", true);
+    world.ends(5, &failover(&world, &[]));
+    let id = world.run().run;
+    let said = world.ends(5, &["run", "cancel", &id, "--reason", "north may be well", "--yes"]);
+    assert!(said.contains("fence-north: needs a decision") && said.contains("cannot be reached"), "{said}");
+    world.cut_off("north", false);
+    world.ok(&["run", "retry", &id]);
+    let said = world.ends(1, &["run", "resume", &id]);
+    assert!(said.contains("ended as cancelled"), "{said}");
+    // Nothing had been fenced: it serves on.
+    assert_eq!(world.get("north", "/page").as_deref(), Some("the first page\n"));
+    assert_eq!(world.arbiter().desired_writer("pages").unwrap().unwrap().primary, "north");
+}
+
+#[test]
+fn a_loss_beyond_the_objective_is_asked_about_before_anything_is_promoted() {
+    let mut world = World::new(&Options { objective: "3s", ..Options::default() });
+    world.backup();
+    world.start_dns();
+    wait_until("the recovery point is older than the objective", || status_rpo(&world) > 3.5);
+    let said = world.ends(5, &failover(&world, &[]));
+    assert!(said.contains("approve-loss: needs an approval: more than 3s of data would be lost"), "{said}");
+    let id = world.run().run;
+    assert!(!world.run().committed);
+    world.ends(4, &["run", "approve", &id, "--by", "eve", "--key", &world.path("eve.key"), "--yes"]);
+    world.ok(&["run", "approve", &id, "--by", "ben", "--key", &world.path("ben.key"), "--yes"]);
+    let resumed = world.lifeboat(&["run", "resume", &id, "--key", &world.path("owner.key")]);
+    assert_eq!(resumed.status.code(), Some(0), "{}", text(&resumed.stderr));
+    world.assert_recovered();
+}
+
+fn status_rpo(world: &World) -> f64 {
+    let output = world.lifeboat(&["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    status["services"][0]["rpo_now_seconds"].as_f64().unwrap()
+}
+
+#[test]
 fn a_held_step_is_tried_again_when_somebody_says_so() {
     let mut world = World::new(&Options::default());
     world.backup();

@@ -68,6 +68,23 @@ fn corrupted_data_is_taken_back_to_the_last_good_moment_where_it_is() {
 }
 
 #[test]
+fn corrupted_data_may_be_taken_back_at_another_site() {
+    let mut world = World::new(&Options::default());
+    world.up();
+    let key = world.path("owner.key");
+    settled(&world, "north");
+    let good = jiff::Timestamp::now().to_string();
+    fs::write(world.root.join("north/volumes/docs/page"), "nonsense\n").unwrap();
+    settled(&world, "north");
+    let scenario = ["failover", "pages", "--scenario", "data-corrupted", "--to", "south"];
+    world.ends(0, &[&scenario[..], &["--at", &good, "--yes", "--key", &key]].concat());
+    world.assert_recovered();
+    // What was wrong is still there to be looked at.
+    let wrong = fs::read_to_string(world.root.join("north/volumes/docs/page")).unwrap();
+    assert_eq!(wrong, "nonsense\n");
+}
+
+#[test]
 fn a_drill_proves_what_it_can_and_leaves_nothing() {
     let plan = "[drill.monthly]\nservice = \"pages\"\nscenario = \"site-lost\"\nevery = \"30d\"\n";
     let mut world = World::new(&Options { more: plan, ..Options::default() });

@@ -26,6 +26,8 @@ pub(crate) const PORT: u16 = 8080;
 /// What is special about a world's plan.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
+    /// A logbook with a database, followed by a warm standby, in place of pages that are restored.
+    pub(crate) warm: bool,
     pub(crate) approval: bool,
     pub(crate) objective: &'static str,
     /// Lines put into `[service.pages]`.
@@ -36,7 +38,7 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { approval: false, objective: "1h", service: "", more: "" }
+        Options { warm: false, approval: false, objective: "1h", service: "", more: "" }
     }
 }
 
@@ -45,6 +47,7 @@ pub(crate) struct World {
     /// The addresses of north, south and the name server.
     pub(crate) addresses: [String; 3],
     dns: Option<Child>,
+    warm: bool,
     /// Removed at the end.
     _directory: tempfile::TempDir,
 }
@@ -58,7 +61,7 @@ fn addresses() -> [String; 3] {
 
 impl World {
     pub(crate) fn new(options: &Options) -> World {
-        let world = World::empty();
+        let world = World::empty(options.warm);
         for directory in ["arbiter", "north/volumes/docs", "south"] {
             std::fs::create_dir_all(world.root.join(directory)).unwrap();
         }
@@ -85,6 +88,9 @@ impl World {
             world.ok(&["vault", "enroll", "--approve", fingerprint, "--key", &world.path("owner.key")]);
         }
         std::fs::write(world.root.join("north/volumes/docs/page"), "the first page\n").unwrap();
+        if options.warm {
+            return world;
+        }
         std::fs::write(world.root.join("north/volumes/docs/canary"), CANARY).unwrap();
         let at = jiff::Timestamp::now().to_string();
         let canary = CanaryRecord { service: "pages".into(), number: 1, value: CANARY.into(), at };
@@ -92,15 +98,15 @@ impl World {
         world
     }
 
-    fn empty() -> World {
+    fn empty(warm: bool) -> World {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().canonicalize().unwrap();
-        World { root, addresses: addresses(), dns: None, _directory: directory }
+        World { root, addresses: addresses(), dns: None, warm, _directory: directory }
     }
 
     /// The same world once more, elsewhere: nothing may run in the first.
     pub(crate) fn copy(&self) -> World {
-        let world = World::empty();
+        let world = World::empty(self.warm);
         let copied = Command::new("cp").arg("-a").arg(format!("{}/.", self.root.display())).arg(&world.root).status();
         assert!(copied.unwrap().success());
         let mut plan = std::fs::read_to_string(self.plan()).unwrap();
@@ -119,6 +125,8 @@ impl World {
         for (person, key) in persons {
             plan += &format!("[person.{person}]\napproves = {}\nkey = \"{key}\"\n\n", *person != "eve");
         }
+        let service = if self.warm { logbook() } else { pages() };
+        let holders = if self.warm { self.holders() } else { String::new() };
         plan += &format!(
             r#"[arbiter]
 url = "file://{root}/arbiter"
@@ -137,9 +145,9 @@ url = "file://{root}/vault"
 
 [key]
 recipients = ["{}", "{}"]
-
+{holders}
 [service.pages]
-strategy = "backup-restore"
+strategy = "{}"
 primary = "north"
 recovery = ["south"]
 rpo = "{}"
@@ -147,15 +155,7 @@ rto = "1h"
 approval = {}
 {}
 
-[service.pages.component.web]
-launch = {{ command = ["/usr/bin/python3", "-m", "http.server", "{{{{ instance.port }}}}", "--bind", "{{{{ instance.address }}}}", "--directory", "{{{{ dataset.docs.path }}}}"] }}
-port = {PORT}
-health = {{ http = "/page", within = "20s", every = "1s" }}
-[service.pages.component.web.dataset.docs]
-kind = "persistent"
-files = {{ path = "docs" }}
-protect = [{{ to = "main", every = "1s" }}]
-
+{service}
 [service.pages.traffic]
 name = "pages.example."
 dns = {{ authority = "{dns}:5353" }}
@@ -168,9 +168,28 @@ read = {{ http = "GET /canary", expect = "{{{{ canary.value }}}}" }}
 every = "1s"
 {}
 "#,
-            recipients[0], recipients[1], options.objective, options.approval, options.service, options.more
+            recipients[0],
+            recipients[1],
+            if self.warm { "warm-standby" } else { "backup-restore" },
+            options.objective,
+            options.approval,
+            options.service,
+            options.more
         );
         std::fs::write(self.plan(), plan).unwrap();
+    }
+
+    /// The standbys' own keys, made where they are held.
+    fn holders(&self) -> String {
+        let holder = |site: &str| {
+            let file = self.path(&format!("{site}/standby.key"));
+            let recipient = self.ok(&["key", "new", "-o", &file]);
+            format!(
+                r#"{{ recipient = "{}", held-at = "{site}", datasets = ["docs", "entries"], identity = {{ file = "{file}" }} }}"#,
+                recipient.trim()
+            )
+        };
+        format!("standby = [{}, {}]\n", holder("north"), holder("south"))
     }
 
     pub(crate) fn plan(&self) -> PathBuf {
@@ -238,7 +257,18 @@ every = "1s"
             self.start_dns();
         }
         self.ok(&["up", "pages", "--yes"]);
-        assert!(self.get("north", "/page").is_some());
+        assert!(self.get("north", self.page()).is_some());
+    }
+
+    /// Ends all that runs in this world, as a power cut does.
+    pub(crate) fn power_off(&mut self) {
+        for site in ["north", "south"] {
+            kill_site(&self.root.join(site), false).unwrap();
+        }
+        if let Some(mut dns) = self.dns.take() {
+            dns.kill().unwrap();
+            dns.wait().unwrap();
+        }
     }
 
     /// Everything at north is gone but its volumes.
@@ -276,19 +306,36 @@ every = "1s"
 
     /// What the service at a site answers, if it does.
     pub(crate) fn get(&self, site: &str, path: &str) -> Option<String> {
+        self.ask(site, &format!("GET {path} HTTP/1.0\r\n\r\n"))
+    }
+
+    pub(crate) fn post(&self, site: &str, path: &str, id: &str, body: &str) {
+        let length = body.len();
+        let request = format!("POST {path} HTTP/1.0\r\nX-Entry-Id: {id}\r\nContent-Length: {length}\r\n\r\n{body}");
+        self.ask(site, &request).unwrap_or_else(|| panic!("{site} did not take {body}"));
+    }
+
+    fn ask(&self, site: &str, request: &str) -> Option<String> {
         let address = &self.addresses[usize::from(site == "south")];
         let mut stream = TcpStream::connect((address.as_str(), PORT)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+        stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
-        answer.starts_with("HTTP/1.0 200").then(|| answer.split("\r\n\r\n").nth(1).unwrap_or_default().to_owned())
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let status = head.split(' ').nth(1)?;
+        matches!(status, "200" | "201").then(|| body.to_owned())
+    }
+
+    /// Where the one page is.
+    pub(crate) fn page(&self) -> &'static str {
+        if self.warm { "/uploads/page" } else { "/page" }
     }
 
     /// Whether the service serves what was backed up, at south and nowhere else.
     pub(crate) fn assert_recovered(&self) {
-        assert_eq!(self.get("south", "/page").as_deref(), Some("the first page\n"));
-        assert_eq!(self.get("north", "/page"), None);
+        assert_eq!(self.get("south", self.page()).as_deref(), Some("the first page\n"));
+        assert_eq!(self.get("north", self.page()), None);
         let desired = self.arbiter().desired_writer("pages").unwrap().unwrap();
         assert_eq!((desired.primary.as_str(), desired.frozen), ("south", false));
     }
@@ -307,6 +354,40 @@ every = "1s"
         names.sort();
         names
     }
+}
+
+/// A service that serves the files of its one data set.
+fn pages() -> String {
+    format!(
+        r#"[service.pages.component.web]
+launch = {{ command = ["/usr/bin/python3", "-m", "http.server", "{{{{ instance.port }}}}", "--bind", "{{{{ instance.address }}}}", "--directory", "{{{{ dataset.docs.path }}}}"] }}
+port = {PORT}
+health = {{ http = "/page", within = "20s", every = "1s" }}
+[service.pages.component.web.dataset.docs]
+kind = "persistent"
+files = {{ path = "docs" }}
+protect = [{{ to = "main", every = "1s" }}]
+"#
+    )
+}
+
+/// The example service, whose uploads are the same data set.
+fn logbook() -> String {
+    format!(
+        r#"[service.pages.component.web]
+launch = {{ command = ["{LIFEBOAT}", "logbook", "serve", "--database", "{{{{ dataset.entries.path }}}}", "--uploads", "{{{{ dataset.docs.path }}}}", "--listen", "{{{{ instance.address }}}}:{{{{ instance.port }}}}"] }}
+port = {PORT}
+health = {{ http = "/healthz", within = "20s", every = "1s" }}
+[service.pages.component.web.dataset.entries]
+kind = "persistent"
+sqlite = {{ path = "entries/logbook.db" }}
+protect = [{{ to = "main", base = {{ every = "1h" }}, log = "stream" }}]
+[service.pages.component.web.dataset.docs]
+kind = "persistent"
+files = {{ path = "docs" }}
+protect = [{{ to = "main", every = "1s" }}]
+"#
+    )
 }
 
 impl Drop for World {

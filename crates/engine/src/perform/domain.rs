@@ -141,7 +141,7 @@ impl World {
         let mut facts = Facts::new();
         let mut usable = true;
         for dataset in datasets {
-            let found = self.live_report(site, dataset, context).await?;
+            let found = self.settled_report(site, dataset, context).await?;
             let verdict = match &found {
                 None => "its host does not report".to_owned(),
                 Some(report) if report.role != AgentRole::Standby => format!("it is {:?}, not a standby", report.role),
@@ -158,6 +158,27 @@ impl World {
             facts.insert(dataset.clone(), json!({ "unusable": verdict }));
         }
         Ok(Performed::new(if usable { "usable" } else { "unusable" }, facts))
+    }
+
+    /// The report of a host that lives, once it has looked at what it holds: one that has only just begun says nothing yet.
+    async fn settled_report(
+        &self,
+        site: &str,
+        dataset: &str,
+        context: &Context,
+    ) -> Result<Option<AgentReport>, Failure> {
+        let begun = self.clock.monotonic_seconds();
+        let mut report = self.live_report(site, dataset, context).await?;
+        while let Some(seen) = &report
+            && seen.problem.is_none()
+            && seen.applied.is_none()
+            && seen.role != AgentRole::Writer
+            && self.clock.monotonic_seconds() - begun < SETTLED_WITHIN_SECONDS
+        {
+            self.look_again(context, &format!("`{dataset}` at {site}: its host has only just begun")).await?;
+            report = self.arbiter.agent_report(site, dataset)?;
+        }
+        Ok(report)
     }
 
     /// A report whose beat moves while it is looked at: its host lives. None if it does not within a few seconds.
@@ -243,6 +264,8 @@ fn caught_up(standby: &AgentReport, wrote_epoch: Option<u64>) -> Result<(), Stri
 
 /// A host reports at least every second; what has not moved in five is not alive.
 const LIVE_WITHIN_SECONDS: f64 = 5.0;
+/// A standby that holds data has looked at it, and at the vault, by then; an empty one is brought full by a restore as fast.
+const SETTLED_WITHIN_SECONDS: f64 = 10.0;
 
 fn positions(reports: &[AgentReport]) -> Facts {
     let fact = |report: &AgentReport| {
