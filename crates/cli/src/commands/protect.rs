@@ -8,14 +8,16 @@ use std::time::Duration;
 use lifeboat_core::plan::{DataSet, KeyPurpose, Secret, Service};
 use lifeboat_core::runbook::place::Place;
 use lifeboat_engine::arbitrate::Arbiter;
-use lifeboat_engine::port::DataAgent;
+use lifeboat_engine::port::{DataAgent, PointTaken, PortError};
 use lifeboat_engine::protect::Domain;
 use lifeboat_engine::protect::data::HostData;
 use lifeboat_engine::vaults::VaultPlace;
 use lifeboat_vault::{Identity, State};
+use serde::Serialize;
 
 use crate::commands::block_on;
 use crate::error::{CommandError, Exit, Explain, Kind};
+use crate::interrupt;
 use crate::run_ui;
 use crate::ui::Ui;
 use crate::wiring::{self, Wiring};
@@ -30,9 +32,25 @@ const ROSTER_EVERY: Duration = Duration::from_secs(5);
 /// restart. Nobody connects to this process; it talks to the vaults and the arbiter only.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The site that this host belongs to [default: the plan's only one with this host's address]
+    /// The site that this host belongs to [default: the plan's only one]
     #[arg(long, value_name = "SITE")]
     site: Option<String>,
+    /// Take one recovery point of all that is written here into each vault, and stop: for a timer of your own
+    #[arg(long)]
+    once: bool,
+}
+
+#[derive(Serialize)]
+struct Taken {
+    dataset: String,
+    vault: String,
+    point: Option<String>,
+    files: Option<u64>,
+    bytes: Option<u64>,
+    bytes_new: Option<u64>,
+    bytes_stored: Option<u64>,
+    seconds: Option<f64>,
+    error: Option<String>,
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
@@ -41,12 +59,20 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Some(site) => site,
         None => {
             let known: Vec<&str> = wiring.plan().sites.keys().map(String::as_str).collect();
-            return Err(CommandError::usage("which site does this host belong to?")
-                .hint(format!("say so with --site; the plan has: {}", known.join(", "))));
+            match known.as_slice() {
+                [only] => (*only).to_owned(),
+                _ => {
+                    return Err(CommandError::usage("which site does this host belong to?")
+                        .hint(format!("say so with --site; the plan has: {}", known.join(", "))));
+                }
+            }
         }
     };
     if !wiring.plan().sites.contains_key(&site) {
         return Err(CommandError::new(Kind::Usage, format!("the plan has no site `{site}`")));
+    }
+    if args.once {
+        return once(&wiring, &site, ui);
     }
     let mut domains = Vec::new();
     for service in wiring.plan().services.values() {
@@ -72,6 +98,66 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     Ok(Exit::Done)
 }
 
+/// One recovery point of each data set of the services that write at the site.
+fn once(wiring: &Wiring, site: &str, ui: &Ui) -> Result<Exit, CommandError> {
+    let cancel = interrupt::listen(ui)?;
+    let mut taken = Vec::new();
+    for service in wiring.plan().services.values() {
+        let inventory = wiring.inventory(service)?;
+        if inventory.writer != site {
+            ui.note(format_args!("{} is written at {}, not here", service.name, inventory.writer));
+            continue;
+        }
+        for data in datasets(wiring, service, site)? {
+            for (vault, result) in data.take_once(inventory.epoch, &cancel) {
+                if cancel.is_cancelled() {
+                    return Err(CommandError::interrupted("interrupted; what was taken stands"));
+                }
+                taken.push(told(&data.dataset, vault, result, ui));
+            }
+        }
+    }
+    ui.document(&taken)?;
+    if taken.is_empty() {
+        return Err(CommandError::refused(format!("nothing of the plan is written at {site} now"))
+            .hint("`lifeboat status` shows who writes what"));
+    }
+    let failed = taken.iter().filter(|taken| taken.error.is_some()).count();
+    if failed > 0 {
+        return Err(CommandError::failed(format!("{failed} of {} recovery points could not be taken", taken.len())));
+    }
+    Ok(Exit::Done)
+}
+
+fn told(dataset: &str, vault: String, result: Result<PointTaken, PortError>, ui: &Ui) -> Taken {
+    let (point, error) = match result {
+        Ok(point) => (Some(point), None),
+        Err(error) => (None, Some(CommandError::from(error))),
+    };
+    if let Some(taken) = &point {
+        ui.line(format_args!("{dataset}: recovery point {} in {vault}, {:.1} s", taken.point.sequence, taken.seconds));
+        for note in taken.skipped.iter().chain(&taken.notes) {
+            ui.note(format_args!("  {note}"));
+        }
+    }
+    let error = error.map(|error| {
+        let text = std::iter::once(&error.message).chain(&error.causes).cloned().collect::<Vec<_>>().join(": ");
+        ui.warn(format_args!("{dataset} into {vault}: {text}"));
+        text
+    });
+    Taken {
+        dataset: dataset.to_owned(),
+        vault,
+        files: point.as_ref().map(|taken| taken.files),
+        bytes: point.as_ref().map(|taken| taken.bytes),
+        bytes_new: point.as_ref().map(|taken| taken.bytes_new),
+        bytes_stored: point.as_ref().map(|taken| taken.bytes_stored),
+        seconds: point.as_ref().map(|taken| taken.seconds),
+        point: point.map(|taken| taken.point.id),
+        error,
+    }
+}
+
 /// Learns from the rosters who has been enrolled, or revoked, since this host began.
 async fn keep_believing(arbiter: Arc<Arbiter>, vaults: BTreeMap<String, VaultPlace>, state: State) {
     loop {
@@ -88,30 +174,41 @@ async fn keep_believing(arbiter: Arc<Arbiter>, vaults: BTreeMap<String, VaultPla
     }
 }
 
-fn domain(wiring: &Wiring, service: &Service, site_name: &str) -> Result<Domain, CommandError> {
+fn domain(wiring: &Wiring, service: &Service, site: &str) -> Result<Domain, CommandError> {
+    let data = datasets(wiring, service, site)?;
+    Ok(Domain {
+        site: site.to_owned(),
+        first_day: wiring.first_day(service),
+        data: data.into_iter().map(|data| Arc::new(data) as Arc<dyn DataAgent>).collect(),
+        arbiter: Arc::clone(&wiring.arbiter),
+        clock: Arc::clone(&wiring.clock),
+        state: state_of(wiring, service),
+        poll: Duration::from_millis(100),
+    })
+}
+
+/// Where this host remembers what it did for a service.
+fn state_of(wiring: &Wiring, service: &Service) -> PathBuf {
+    wiring.state.directory().join("protect").join(service.write_domain())
+}
+
+/// The service's protected data as it lies at the site.
+fn datasets(wiring: &Wiring, service: &Service, site_name: &str) -> Result<Vec<HostData>, CommandError> {
     let plan = wiring.plan();
     let (site_name, site) = plan
         .sites
         .get_key_value(site_name)
         .ok_or_else(|| CommandError::usage(format!("the plan has no site `{site_name}`")))?;
     let place = Place { plan, service, site_name, site, isolation: None };
-    let state = wiring.state.directory().join("protect").join(service.write_domain());
-    let mut data: Vec<Arc<dyn DataAgent>> = Vec::new();
+    let mut data = Vec::new();
     for (_, dataset) in service.datasets().filter(|(_, dataset)| !dataset.protect.is_empty()) {
         let path = place.dataset_path(dataset).ok_or_else(|| {
             CommandError::usage(format!("`{}`: this version protects files and sqlite only", dataset.name))
         })?;
-        data.push(Arc::new(host_data(wiring, dataset, PathBuf::from(path), state.join(&dataset.name), site_name)?));
+        let state = state_of(wiring, service).join(&dataset.name);
+        data.push(host_data(wiring, dataset, PathBuf::from(path), state, site_name)?);
     }
-    Ok(Domain {
-        site: site_name.clone(),
-        first_day: wiring.first_day(service),
-        data,
-        arbiter: Arc::clone(&wiring.arbiter),
-        clock: Arc::clone(&wiring.clock),
-        state,
-        poll: Duration::from_millis(100),
-    })
+    Ok(data)
 }
 
 fn host_data(

@@ -251,6 +251,19 @@ fn a_drill_proves_a_recovery_and_touches_nothing_real() {
     let isolated = demo.processes().into_iter().filter(|process| process.contains("isolated")).collect::<Vec<_>>();
     assert_eq!(isolated, Vec::<String>::new());
 
+    // Taken as the host itself would, which alone may write as it.
+    let mut once = Command::new(LIFEBOAT);
+    once.arg("--plan").arg(demo.directory.join("lifeboat.toml"));
+    once.arg("--state").arg(demo.directory.join("sites/paris/.lifeboat/host"));
+    let once = once.args(["protect", "--site", "paris", "--once", "--json"]).output().unwrap();
+    assert_eq!(once.status.code(), Some(0), "{}", said(&once));
+    let taken = document(&once);
+    let datasets: Vec<&str> = taken.as_array().unwrap().iter().map(|one| one["dataset"].as_str().unwrap()).collect();
+    assert_eq!(datasets, ["entries", "uploads"]);
+    assert!(taken.as_array().unwrap().iter().all(|one| one["point"].is_string() && one["error"].is_null()));
+    let elsewhere = demo.verb(&["protect", "--site", "london", "--once"]);
+    assert_eq!(elsewhere.status.code(), Some(4), "{}", said(&elsewhere));
+
     let removed = Command::new(LIFEBOAT).args(["demo", "--remove"]).arg(&demo.directory).output().unwrap();
     assert!(removed.status.success(), "{}", said(&removed));
     demo.assert_removed();

@@ -52,6 +52,19 @@ impl std::fmt::Debug for HostData {
     }
 }
 
+impl HostData {
+    /// Takes one recovery point into each vault, now, whatever the schedule says. Blocks.
+    pub fn take_once(&self, epoch: u64, cancel: &Cancel) -> Vec<(String, Result<PointTaken, PortError>)> {
+        let request = PointRequest { dataset: self.dataset.clone(), epoch, final_mark: false, release: None };
+        let take = |place: &VaultPlace| {
+            let vault = NamedVault { name: place.name.clone(), vault: place.as_host()? };
+            self.source.take_point(&vault, &request, &(), cancel)
+        };
+        let places = self.protect.iter().filter_map(|protect| self.vaults.get(&protect.to));
+        places.map(|place| (place.name.clone(), take(place))).collect()
+    }
+}
+
 /// A writer's state that several threads add to.
 #[derive(Default)]
 struct Seen {

@@ -206,6 +206,11 @@ ttl = "1s"
 write = {{ http = "POST /canary", body = "{{{{ canary.value }}}}" }}
 read = {{ http = "GET /canary", expect = "{{{{ canary.value }}}}" }}
 every = "1s"
+
+[drill.monthly]
+service = "{SERVICE}"
+scenario = "site-lost"
+every = "30d"
 "#,
             arbiter = path("outside/arbiter"),
             vault = path("outside/vault"),
@@ -406,11 +411,10 @@ every = "1s"
     }
 }
 
-/// Lines of a verb's that belong on the demo's screen: the steps of a run, not the run-book that was shown before.
+/// Lines of a verb's that belong on the demo's screen: how each step ended, not the run-book that was shown before.
 fn is_told(line: &str) -> bool {
-    line.as_bytes().get(2) == Some(&b':') && line.as_bytes().get(5) == Some(&b':')
-        || line.starts_with("warning")
-        || line.starts_with("alarm")
+    let timed = line.as_bytes().get(2) == Some(&b':') && line.as_bytes().get(5) == Some(&b':');
+    timed && !line.contains("  … ") || line.starts_with("warning") || line.starts_with("alarm")
 }
 
 /// A verb prints one document; one that prints events before it prints each on a line.

@@ -183,7 +183,7 @@ impl Story {
         let younger = rewound.uploads_missing + rewound.entries_of_the_last_moment;
         let kept = match younger {
             0 => String::new(),
-            some => format!(" ({some} younger than the last state stored before it)"),
+            some => format!("; {some} younger than what was stored"),
         };
         vec![
             ("acknowledged before the disaster", self.losses.acknowledged.to_string()),
@@ -202,7 +202,7 @@ impl Story {
                 ),
             ),
             (
-                "destroyed by corruption, then back",
+                "there before the corruption, and back",
                 format!("{} of {} as of {}{kept}", rewound.present, rewound.acknowledged, seconds_of(rewound.to)),
             ),
         ]
