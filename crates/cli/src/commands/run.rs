@@ -161,7 +161,8 @@ pub(crate) fn lines(view: &RunView) -> Vec<String> {
     ];
     lines.extend(view.why.iter().map(|why| format!("why: {why}")));
     lines.push(String::new());
-    lines.extend(view.steps.iter().map(step_line));
+    let widest = view.steps.iter().map(|step| step.id.chars().count()).max().unwrap_or(0);
+    lines.extend(view.steps.iter().map(|step| step_line(step, widest)));
     if !view.waiting_for.is_empty() {
         lines.push(String::new());
     }
@@ -178,7 +179,7 @@ pub(crate) fn lines(view: &RunView) -> Vec<String> {
     lines
 }
 
-fn step_line(step: &StepView) -> String {
+fn step_line(step: &StepView, widest: usize) -> String {
     let took = step.took_seconds.map(seconds).unwrap_or_default();
     let said = match (&step.outcome, &step.detail) {
         (_, Some(detail)) => format!(": {detail}"),
@@ -187,7 +188,7 @@ fn step_line(step: &StepView) -> String {
     };
     let again = if step.attempts > 1 { format!(" ({} attempts)", step.attempts) } else { String::new() };
     let commit = if step.commit { " [commit point]" } else { "" };
-    format!("  {:<12} {:>9}  {}{commit}{said}{again}", step.status, took, step.title)
+    format!("  {:<12} {took:>9}  {:<widest$}  {}{commit}{said}{again}", step.status, step.id, step.title)
 }
 
 /// An enum's own word, as JSON has it.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lifeboat_core::run::{Event, RunState};
 
@@ -51,19 +51,37 @@ fn processes(address: &str) -> usize {
     text(&found.stdout).lines().filter(serves).count()
 }
 
+/// One failover, and what there must be before it.
+struct Way<'a> {
+    template: &'a World,
+    words: &'a [&'a str],
+    /// The service is brought up first.
+    up: bool,
+}
+
+impl Way<'_> {
+    fn world(&self) -> World {
+        let mut world = self.template.copy();
+        match self.up {
+            true => world.up(),
+            false => world.start_dns(),
+        }
+        world
+    }
+}
+
 /// A failover that is killed as soon as its journal has `entries`, and then resumed.
-fn kill_and_resume(template: &World, entries: u64) -> End {
-    let mut world = template.copy();
-    world.start_dns();
+fn kill_and_resume(way: &Way<'_>, entries: u64) -> End {
+    let world = way.world();
     let key = world.path("owner.key");
+    let before = world.journal().names().unwrap().len();
     let mut child = world
-        .command(&["failover", "pages", "--yes", "--key", &key])
+        .command(&[way.words, &["--yes", "--key", &key]].concat())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let journal = world.journal();
-    let before = template.journal().names().unwrap().len();
     let written = || match &journal.names().unwrap()[..] {
         [newest, others @ ..] if others.len() == before => journal.read(newest).unwrap().head.seq,
         _ => 0,
@@ -89,28 +107,24 @@ fn kill_and_resume(template: &World, entries: u64) -> End {
     end(&world)
 }
 
-/// Kills a failover of the template's world after each entry that an undisturbed one writes.
-fn kill_after_every_entry(template: &World, look: impl Fn(&End)) {
-    let mut whole = template.copy();
-    whole.start_dns();
-    let ended = whole.lifeboat(&["failover", "pages", "--yes", "--key", &whole.path("owner.key")]);
+/// Kills a failover after each of the entries that `choose` picks from an undisturbed one.
+fn kill_after_entries(way: &Way<'_>, look: impl Fn(&End), choose: impl Fn(&Event) -> bool) {
+    let whole = way.world();
+    let ended = whole.lifeboat(&[way.words, &["--yes", "--key", &whole.path("owner.key")]].concat());
     assert!(matches!(ended.status.code(), Some(0 | 3)), "{}", text(&ended.stderr));
     let expected = end(&whole);
     look(&expected);
-    let entries = whole.run().entries;
-    assert!(entries > 25, "{entries}");
+    let entries = whole.journal().read(&whole.run().run).unwrap().entries;
+    let chosen: Vec<u64> = entries.iter().filter(|entry| choose(&entry.event)).map(|entry| entry.seq).collect();
+    assert!(chosen.len() > 12, "{chosen:?}");
     drop(whole);
 
-    let next = AtomicU64::new(1);
+    let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                loop {
-                    let at = next.fetch_add(1, Ordering::SeqCst);
-                    if at > entries {
-                        return;
-                    }
-                    assert_eq!(kill_and_resume(template, at), expected, "killed at entry {at}");
+                while let Some(at) = chosen.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    assert_eq!(kill_and_resume(way, *at), expected, "killed at entry {at}");
                 }
             });
         }
@@ -124,10 +138,11 @@ fn killed_after_every_entry_and_resumed_a_restore_ends_as_undisturbed() {
     let stale = template.root.join("south/volumes/docs");
     std::fs::create_dir_all(&stale).unwrap();
     std::fs::write(stale.join("page"), "an old page\n").unwrap();
-    kill_after_every_entry(&template, |expected| {
+    let look = |expected: &End| {
         assert_eq!((expected.state, expected.processes), (RunState::Completed, 1), "{expected:?}");
         assert_eq!(expected.volumes, ["docs", "docs.aside-1"]);
-    });
+    };
+    kill_after_entries(&Way { template: &template, words: &["failover", "pages"], up: false }, look, |_| true);
 }
 
 #[test]
@@ -147,9 +162,20 @@ fn killed_after_every_entry_and_resumed_a_promotion_ends_as_undisturbed() {
         });
     }
     template.power_off();
-    kill_after_every_entry(&template, |expected| {
+    let look = |expected: &End| {
         assert_eq!(expected.state, RunState::CompletedWithExceptions, "there is no standby left: {expected:?}");
         assert_eq!((expected.processes, expected.entries), (1, 20), "{expected:?}");
         assert_eq!(expected.outcomes["inspect-standby"].as_deref(), Some("usable"));
-    });
+    };
+    kill_after_entries(&Way { template: &template, words: &["failover", "pages"], up: false }, look, |_| true);
+}
+
+#[test]
+fn killed_in_every_step_and_resumed_a_planned_failover_ends_as_undisturbed() {
+    let template = World::new(&Options::default());
+    let look = |expected: &End| {
+        assert_eq!((expected.state, expected.processes, expected.epoch), (RunState::Completed, 1, 2), "{expected:?}");
+    };
+    let way = Way { template: &template, words: &["failover", "pages", "--planned"], up: true };
+    kill_after_entries(&way, look, |event| matches!(event, Event::Intent { .. }));
 }

@@ -136,6 +136,28 @@ fn drills_are_due_until_one_succeeds_and_runs_stay_open_until_they_end() {
 }
 
 #[test]
+fn a_writer_that_was_given_up_and_lives_on_is_shown() {
+    let mut world = World::new(&Options::default());
+    world.up();
+    world.cut_off("north", true);
+    let key = world.path("owner.key");
+    world.ends(5, &["failover", "pages", "--yes", "--key", &key]);
+    let id = world.run().run;
+    // Somebody signs what is not so: north serves on, and its host sees that it is the writer no more.
+    world.ok(&["run", "attest", &id, "--by", "ben", "--key", &world.path("ben.key"), "--yes"]);
+    world.ends(0, &["run", "resume", &id, "--key", &key]);
+    wait_until("north's host says what it holds", || {
+        let (status, _) = status(&world);
+        let texts = status["findings"].as_array().unwrap().iter().map(|finding| finding["text"].as_str().unwrap());
+        texts.into_iter().any(|text| text.contains("`docs` at north: the volume holds writes of epoch 1"))
+    });
+    // The way home sets that aside, after a fence of its own.
+    world.cut_off("north", false);
+    world.ends(0, &["failback", "pages", "--yes", "--key", &key]);
+    assert!(world.volumes("north").iter().any(|name| name.starts_with("docs.aside-3-")));
+}
+
+#[test]
 fn watch_looks_again_every_second_and_ends_when_told() {
     let world = World::new(&Options::default());
     let mut child = world.command(&["status", "--watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();

@@ -532,7 +532,23 @@ async fn a_second_process_is_told_which_run_is_at_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_word_may_be_said_on_another_machine_unless_one_is_at_work() {
+async fn a_word_said_elsewhere_is_refused_while_an_executor_is_at_work() {
+    let bench = Bench::new();
+    bench.world.trick("restore-a", [Trick::Hang]);
+    let cancel = Cancel::default();
+    let (executor, interrupt) = (bench.executor(), cancel.clone());
+    let task = tokio::spawn(async move { executor.start(start("r1", failover()), &interrupt).await });
+    until(|| bench.world.calls("restore-a") > 0 && bench.arbiter().mirrored_journal("r1").unwrap().len() > 3).await;
+    let word = || Decision::Cancel { by: "anna".into(), reason: "north is back".into() };
+    let refused = decide(&bench.elsewhere(), word()).await.unwrap_err();
+    insta::assert_snapshot!(refused, @"another machine works on run r1; say it there, or take the run over with `lifeboat run resume r1` first");
+    assert!(refused.is_refusal());
+    decide(&bench, word()).await.unwrap();
+    assert_eq!(task.await.unwrap().unwrap(), Ended::Finished(RunState::Cancelled));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_word_on_a_held_run_may_be_said_on_another_machine() {
     let bench = Bench::new();
     bench.world.trick("fence", [fails(false)]);
     assert!(matches!(run(&bench, failover()).await, Ended::Held(_)));

@@ -55,9 +55,10 @@ impl Looker<'_> {
         let expected = self.expected(service, writer);
         let deadline = Instant::now() + FIRST_LOOK;
         loop {
-            let hosts: Vec<HostStatus> = expected.iter().map(|expected| self.host(expected, writer)).collect();
+            let mut hosts: Vec<HostStatus> = expected.iter().map(|expected| self.host(expected, writer)).collect();
             let all_alive = hosts.iter().all(|host| host.is_alive || host.role.is_none());
             if all_alive || self.looked_before || Instant::now() > deadline {
+                hosts.extend(self.troubled(service, writer, &expected));
                 return hosts;
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -79,6 +80,24 @@ impl Looker<'_> {
             }
         }
         expected
+    }
+
+    /// Hosts from which nothing is expected, but which live and say that something is wrong: an old writer that came back.
+    fn troubled(&mut self, service: &Service, writer: &Writer, expected: &[Expected]) -> Vec<HostStatus> {
+        let mut troubled = Vec::new();
+        for site in std::iter::once(&service.primary).chain(&service.recovery) {
+            for (_, dataset) in service.datasets().filter(|(_, dataset)| !dataset.protect.is_empty()) {
+                if expected.iter().any(|known| known.site == *site && known.dataset == dataset.name) {
+                    continue;
+                }
+                let idle = Expected { site: site.clone(), dataset: dataset.name.clone(), duty: AgentRole::Idle };
+                let host = self.host(&idle, writer);
+                if host.is_alive && host.problem.is_some() {
+                    troubled.push(HostStatus { does_its_duty: true, ..host });
+                }
+            }
+        }
+        troubled
     }
 
     fn holds_key(&self, site: &str, dataset: &str) -> bool {

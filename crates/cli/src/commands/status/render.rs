@@ -50,6 +50,7 @@ fn of_service(status: &ServiceStatus) -> Vec<String> {
         let state = match (&host.role, host.is_alive, host.lag_seconds) {
             (None, ..) => "has never reported".to_owned(),
             (Some(_), false, _) => "silent".to_owned(),
+            (Some(_), true, _) if host.problem.is_some() => "in trouble".to_owned(),
             (Some(_), true, Some(lag)) => format!("{} behind", seconds(lag)),
             (Some(_), true, None) if host.does_its_duty => "at work".to_owned(),
             (Some(role), true, None) => super::standing::word(role),
