@@ -176,6 +176,17 @@ impl Vault {
         Ok(trail.entries.into_iter().filter(wanted).collect())
     }
 
+    /// The log object right after one that was read, if there is one already: one look, however long the log is. A hole further on
+    /// is only seen by `log_trail`.
+    pub fn log_next(&self, last: &LogEntry) -> Result<Option<LogEntry>> {
+        let next = last.number.saturating_add(1);
+        match self.read_entry(&last.dataset, &last.lineage, last.timeline, next, Some(last)) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(VaultError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// As `log_entries`, but gives what still counts and says what is wrong.
     pub fn log_trail(&self, dataset: &str, lineage: &str) -> Result<LogTrail> {
         Ok(self.read_trail(dataset, lineage)?.0)

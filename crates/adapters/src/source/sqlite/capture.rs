@@ -4,24 +4,27 @@
 //! Invariant: between two `Seen::Changes` (and between a snapshot and the first) nothing that was committed is
 //! missing; where that cannot be shown the answer is `Seen::Broken` and only a new snapshot helps.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::content::{self, ContentError, Head, PIECE_BYTES_MAX};
-use super::hold::{Hold, HoldError, READER_PATIENCE, Reader};
+use super::hold::{Hold, HoldError, READER_PATIENCE, Reader, locks_are_alive};
 use super::wal::{Header, Place, Stretch, WalError, read_image};
 
 /// From this many frames on, the log is copied into the database file (SQLite's own default).
 const CHECKPOINT_FRAMES: u32 = 1000;
 /// From this many bytes on, writers are kept out for the moment it takes.
 const CHECKPOINT_BYTES_PRESSING: u64 = 64 << 20;
+/// Short: a writer that makes a checkpoint of its own may be waiting for this very process's next look.
+const WRITER_PATIENCE: Duration = Duration::from_millis(60);
+const WRITER_PATIENCE_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CaptureError {
@@ -41,7 +44,8 @@ pub(super) type Resume = Place;
 pub(super) enum Seen {
     /// Nothing was committed since the last look.
     Nothing,
-    Changes(Changes),
+    /// In order; more than one if they would be too much for one piece.
+    Changes(Vec<Changes>),
     /// Something may be missing since the last look; says why.
     Broken(String),
 }
@@ -56,6 +60,7 @@ pub(super) struct Changes {
 
 /// So long may the log become for the sake of a snapshot that is being stored, or as long as the database.
 const SLOW_SNAPSHOT_BYTES_MIN: u64 = 1 << 30;
+const LOST_LOCKS: &str = "the locks on the database were lost: something else in this process has opened and closed it";
 /// How often to look at a log's header that is being written, a millisecond apart.
 const LOG_ATTEMPTS: u32 = 200;
 
@@ -73,8 +78,16 @@ pub(super) struct Capture {
     place: Option<Place>,
     /// For each page in the present log, the last frame up to `place`.
     overlay: HashMap<u32, u32>,
+    /// Where all of the log was in the database file: nothing is gained by another checkpoint there.
+    emptied_at: Option<Place>,
+    /// From this many bytes on, writers are kept out for a moment.
+    pressing_bytes: u64,
     /// The database's size at `place`, if the log says it.
     database_pages: Option<u32>,
+    /// Whether this system shows locks, so that losing them can be seen.
+    shows_locks: bool,
+    /// A number that changes with commits.
+    commits_seen: i64,
     /// The read transactions of the snapshots that are being stored.
     snapshots: Vec<Weak<Mutex<Option<Reader>>>>,
 }
@@ -84,8 +97,18 @@ impl Capture {
     /// since then.
     pub(super) fn open(path: &Path, resume: Option<Resume>) -> Result<(Capture, bool), CaptureError> {
         let hold = Hold::open(path)?;
-        let mut capture =
-            Capture { hold, place: None, overlay: HashMap::new(), database_pages: None, snapshots: Vec::new() };
+        let shows_locks = locks_are_alive(hold.path());
+        let mut capture = Capture {
+            hold,
+            place: None,
+            overlay: HashMap::new(),
+            database_pages: None,
+            emptied_at: None,
+            pressing_bytes: CHECKPOINT_BYTES_PRESSING,
+            shows_locks,
+            commits_seen: 0,
+            snapshots: Vec::new(),
+        };
         if let Some(place) = resume
             && capture.resume(place)?
         {
@@ -132,25 +155,28 @@ impl Capture {
     pub(super) fn look(&mut self) -> Result<(Moment, Seen), CaptureError> {
         self.hold.check_identity()?;
         let from = Timestamp::now();
-        let before = self.place;
+        let (before, shows_locks) = (self.place, self.shows_locks);
         let mut moved = None;
+        let commits = self.hold.commits_seen()?;
+        let committed = std::mem::replace(&mut self.commits_seen, commits) != commits;
         let (to, seen) = self.hold.renew(|hold| {
             let log = log_of(hold)?;
             let to = Timestamp::now();
-            let seen = match log {
+            // Nothing but the locks keeps a log, the first one included, from starting again unread.
+            let (seen, restarted, follows) = match log {
                 // Somebody has cut it to nothing: it starts again with the next transaction.
-                Log::Empty => Seen::Nothing,
+                Log::Empty => (Seen::Nothing, false, true),
                 Log::Frames { wal, header, frames } => {
-                    // A log that starts again counts its first salt up, or takes any if the writer is another one.
-                    if before.is_some_and(|place| header.salts != place.salts && !header.follows(place.salts))
-                        && !hold.locks_are_alive()
-                    {
-                        Seen::Broken("the locks on the database were lost for a time".to_owned())
-                    } else {
-                        read_on(&wal, &header, frames, before, to, &mut moved)?
-                    }
+                    let restarted = before.is_none_or(|place| header.salts != place.salts);
+                    let follows = before.is_none_or(|place| header.follows(place.salts) || !restarted);
+                    (read_on(&wal, &header, frames, before, to, &mut moved)?, restarted, follows)
                 }
             };
+            let unseen = committed && matches!(seen, Seen::Nothing);
+            if (restarted || unseen) && (shows_locks || !follows) && !locks_are_alive(hold.path()) {
+                moved = None;
+                return Ok((to, Seen::Broken(LOST_LOCKS.to_owned())));
+            }
             Ok::<_, CaptureError>((to, seen))
         })?;
         if let Some((stretch, from_start)) = moved {
@@ -165,26 +191,39 @@ impl Capture {
 
     /// Whether the log is long enough to be copied into the database file.
     pub(super) fn wants_checkpoint(&self) -> bool {
-        self.place.is_some_and(|place| place.frame >= CHECKPOINT_FRAMES)
+        self.place.is_some_and(|place| place.frame >= CHECKPOINT_FRAMES) && self.place != self.emptied_at
     }
 
     /// Copies the log into the database file, so that it can start again. What is committed meanwhile is left for the
     /// next look, which must follow at once: it is its new read transaction that lets the log start again.
     pub(super) fn checkpoint(&mut self) -> Result<(), CaptureError> {
         let state = self.hold.checkpoint()?;
-        tracing::trace!(frames = state.frames, backfilled = state.backfilled, "checkpoint");
+        let whole = self.place.filter(|place| (state.frames, state.backfilled) == (place.frame, place.frame));
+        self.emptied_at = whole.or(self.emptied_at);
         Ok(())
     }
 
     /// Whether the log has become so long that writers should be kept out for a moment.
     pub(super) fn presses(&self) -> bool {
-        self.place.is_some_and(|place| u64::from(place.frame) * u64::from(place.page_size) > CHECKPOINT_BYTES_PRESSING)
+        self.log_bytes() > self.pressing_bytes && self.place != self.emptied_at
+    }
+
+    /// Whether writers have got so far ahead that reading after them, while they go on, might never catch up.
+    pub(super) fn is_far_behind(&self) -> Result<bool, CaptureError> {
+        let Some(place) = self.place else { return Ok(false) };
+        let frames = self.hold.log_state()?.frames;
+        let unread = frames.checked_sub(place.frame).unwrap_or(frames);
+        Ok(u64::from(unread) * u64::from(place.page_size) > self.pressing_bytes)
+    }
+
+    fn log_bytes(&self) -> u64 {
+        self.place.map_or(0, |place| u64::from(place.frame) * u64::from(place.page_size))
     }
 
     /// Gives up the snapshots that are being stored if the log cannot start again because of them and has become longer
     /// than a vault's slowness may make it.
     pub(super) fn give_up_slow_snapshots(&mut self) {
-        let log_bytes = self.place.map_or(0, |place| u64::from(place.frame) * u64::from(place.page_size));
+        let log_bytes = self.log_bytes();
         let database_bytes = self.hold.file().metadata().map_or(0, |metadata| metadata.len());
         if log_bytes < SLOW_SNAPSHOT_BYTES_MIN.max(database_bytes) {
             return;
@@ -197,7 +236,9 @@ impl Capture {
     /// Reads to the end and copies all of the log into the database file while no writer can add to it. Answers what
     /// was read first; `None` if a writer would not let go.
     pub(super) fn checkpoint_without_writers(&mut self) -> Result<Option<(Moment, Seen)>, CaptureError> {
-        if !self.hold.begin_without_writers()? {
+        // The longer the log, the longer the wait: each failure lets the writers get further ahead.
+        let times = u32::try_from(self.log_bytes() / self.pressing_bytes).unwrap_or(u32::MAX).max(1);
+        if !self.hold.begin_without_writers(WRITER_PATIENCE.saturating_mul(times).min(WRITER_PATIENCE_MAX))? {
             return Ok(None);
         }
         let looked = self.look().and_then(|first| {
@@ -230,8 +271,10 @@ impl Capture {
         let reader = Arc::new(Mutex::new(Some(reader)));
         self.snapshots.retain(|reader| reader.strong_count() > 0);
         self.snapshots.push(Arc::downgrade(&reader));
+        let locked = self.shows_locks.then(|| self.hold.path().to_owned());
+        let place = self.place;
         let snapshot =
-            Snapshot { reader, file, wal, place: self.place, overlay, page_size, bytes, at: 0, block: Vec::new() };
+            Snapshot { reader, file, wal, place, overlay, page_size, bytes, locked, at: 0, block: Vec::new() };
         Ok((moment, seen, snapshot))
     }
 }
@@ -298,16 +341,33 @@ fn read_on(
     if frames == start.frame {
         return Ok(Seen::Nothing);
     }
-    let stretch = match header.scan(wal, &start, frames) {
-        Ok(stretch) => stretch,
-        Err(error @ (WalError::Frame { .. } | WalError::Header(_))) => return Ok(Seen::Broken(error.to_string())),
-        Err(error) => return Err(error.into()),
-    };
+    let mut all = Stretch { frames: BTreeMap::new(), database_pages: 0, transactions: 0, end: start };
+    let mut changes = Vec::new();
     let page_bytes = u64::from(header.page_size);
-    if stretch.frames.len() as u64 * (page_bytes + 4) > PIECE_BYTES_MAX {
-        let megabytes = (stretch.frames.len() as u64 * page_bytes) >> 20;
-        return Ok(Seen::Broken(format!("{megabytes} MiB changed at once, which a new snapshot serves better")));
+    let pages_max = PIECE_BYTES_MAX / (page_bytes + 4);
+    while all.end.frame < frames {
+        let mut stretch = match header.scan_some(wal, &all.end, frames, pages_max as usize) {
+            Ok(stretch) => stretch,
+            Err(error @ (WalError::Frame { .. } | WalError::Header(_))) => return Ok(Seen::Broken(error.to_string())),
+            Err(error) => return Err(error.into()),
+        };
+        if stretch.frames.len() as u64 > pages_max {
+            let megabytes = (stretch.frames.len() as u64 * page_bytes) >> 20;
+            return Ok(Seen::Broken(format!(
+                "{megabytes} MiB changed in one transaction, which a new snapshot serves better"
+            )));
+        }
+        changes.push(pack(wal, header, &stretch, seen_at)?);
+        all.frames.append(&mut stretch.frames);
+        all.transactions += stretch.transactions;
+        (all.database_pages, all.end) = (stretch.database_pages, stretch.end);
     }
+    *moved = Some((all, restarted));
+    Ok(Seen::Changes(changes))
+}
+
+/// Packs the last image of each page in a stretch.
+fn pack(wal: &File, header: &Header, stretch: &Stretch, seen_at: Timestamp) -> Result<Changes, CaptureError> {
     let head = Head {
         database_pages: stretch.database_pages,
         end: stretch.end,
@@ -321,9 +381,7 @@ fn read_on(
             false => Err(CaptureError::Wal(WalError::Frame { frame, what: "it changed while it was held" })),
         }
     })?;
-    let changes = Changes { payload, transactions: stretch.transactions, end: stretch.end };
-    *moved = Some((stretch, restarted));
-    Ok(Seen::Changes(changes))
+    Ok(Changes { payload, transactions: stretch.transactions, end: stretch.end })
 }
 
 /// Reads a consistent database file, from beginning to end, while it is being written.
@@ -341,6 +399,8 @@ pub(super) struct Snapshot {
     overlay: HashMap<u32, u32>,
     page_size: u32,
     bytes: u64,
+    /// The database, if losing the locks on it can be seen.
+    locked: Option<PathBuf>,
     at: u64,
     /// What has been read and not been handed out, from its end.
     block: Vec<u8>,
@@ -391,6 +451,10 @@ impl Read for Snapshot {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let within = (self.at % SNAPSHOT_BLOCK_BYTES) as usize;
         if self.at >= self.bytes {
+            // Without them a checkpoint may have put newer pages under those that were being read.
+            if self.locked.as_ref().is_some_and(|path| !locks_are_alive(path)) {
+                return Err(io::Error::other(LOST_LOCKS));
+            }
             return Ok(0);
         }
         if within == 0 {
@@ -507,11 +571,13 @@ mod tests {
                     Seen::Nothing => {}
                     Seen::Broken(why) => panic!("{why}"),
                     Seen::Changes(changes) => {
-                        let piece = Piece::decode(&changes.payload).unwrap();
-                        for copy in copies {
-                            apply::apply(&piece, copy).unwrap();
+                        for changes in changes {
+                            let piece = Piece::decode(&changes.payload).unwrap();
+                            for copy in copies {
+                                apply::apply(&piece, copy).unwrap();
+                            }
+                            pieces += 1;
                         }
-                        pieces += 1;
                     }
                 };
                 if rounds % 50 == 0 && copies.len() < 6 {
@@ -595,21 +661,33 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("source.db");
         let writer = create(&path, "pragma journal_mode=wal; pragma wal_autocheckpoint=0; pragma synchronous=off");
-        let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let (mut capture, _) = Capture::open(&path, None).unwrap();
-            let finished = &done;
+            capture.pressing_bytes = 2 << 20;
+            writer.busy_timeout(Duration::from_secs(120)).unwrap();
+            let done = Arc::new(());
+            let until = Arc::downgrade(&done);
             scope.spawn(move || {
-                let body = vec![7_u8; 20_000];
-                while !finished.load(Ordering::SeqCst) {
+                let body = vec![7_u8; 6_000];
+                // Until the other end is gone, however it went; and never the whole disk.
+                for _ in 0..400_000 {
+                    if until.strong_count() == 0 {
+                        return;
+                    }
                     writer.execute("insert into t(body) values (?)", [&body]).unwrap();
                 }
             });
             let mut restarts = 0;
             let mut salts = None;
-            let deadline = std::time::Instant::now() + Duration::from_secs(60);
+            let deadline = std::time::Instant::now() + Duration::from_secs(120);
             while restarts < 2 && std::time::Instant::now() < deadline {
-                capture.look().unwrap();
+                let looked = match capture.is_far_behind().unwrap() {
+                    true => capture.checkpoint_without_writers().unwrap(),
+                    false => Some(capture.look().unwrap()),
+                };
+                if let Some((_, Seen::Broken(why))) = looked {
+                    panic!("{why}");
+                }
                 if capture.presses() {
                     capture.checkpoint_without_writers().unwrap();
                 }
@@ -617,7 +695,7 @@ mod tests {
                 restarts += u32::from(salts.is_some() && salts != now);
                 salts = now;
             }
-            done.store(true, Ordering::SeqCst);
+            drop(done);
             assert_eq!(restarts, 2);
         });
     }
@@ -634,6 +712,7 @@ mod tests {
         let (mut capture, resumed) = Capture::open(&path, Some(here)).unwrap();
         assert!(resumed);
         let Seen::Changes(changes) = capture.look().unwrap().1 else { panic!("nothing seen") };
+        let [changes] = &changes[..] else { panic!("{} pieces", changes.len()) };
         assert_eq!(changes.transactions, 1);
         drop(capture);
         writer

@@ -28,7 +28,13 @@ pub(super) enum ChainError {
     )]
     Hole { dataset: String, after: String, found: u64, until: Timestamp },
     #[error("the log of `{dataset}` is not whole: {what}; restore from another vault, or to {until} or a time before")]
-    Damaged { dataset: String, what: String, until: Timestamp },
+    Damaged {
+        dataset: String,
+        what: String,
+        until: Timestamp,
+        /// The last position before the damage.
+        counter: u64,
+    },
 }
 
 /// The way to a moment: a snapshot, and the pieces to apply to it.
@@ -39,6 +45,7 @@ pub(super) struct Way {
     /// Everything committed up to then is in the result.
     pub(super) reaches: Timestamp,
     pub(super) is_final: bool,
+    pub(super) tail: Option<LogEntry>,
     /// What is wrong with the vault's recovery points, whether it matters here or not.
     pub(super) notes: Vec<String>,
 }
@@ -58,7 +65,14 @@ pub(super) fn find(vault: &Vault, dataset: &str, target: &Target) -> Result<Way,
     if let Target::Point(id) = target {
         let base = points.points.into_iter().find(|point| &point.id == id);
         let base = base.ok_or_else(|| ChainError::NoSuchPoint { dataset: dataset.to_owned(), id: id.clone() })?;
-        return Ok(Way { reaches: base.taken_at, is_final: base.final_mark, base, pieces: Vec::new(), notes });
+        return Ok(Way {
+            reaches: base.taken_at,
+            is_final: base.final_mark,
+            base,
+            pieces: Vec::new(),
+            tail: None,
+            notes,
+        });
     }
     let until = until(target)?;
     let mut best: Option<Way> = None;
@@ -99,13 +113,19 @@ fn candidates(mut points: Vec<PointInfo>, until: Option<Timestamp>) -> Vec<Point
 }
 
 fn follow(vault: &Vault, dataset: &str, base: PointInfo, until: Option<Timestamp>) -> Result<Way, ChainError> {
-    let mut way =
-        Way { reaches: base.taken_at, is_final: base.final_mark, pieces: Vec::new(), notes: Vec::new(), base };
+    let mut way = Way {
+        reaches: base.taken_at,
+        is_final: base.final_mark,
+        pieces: Vec::new(),
+        tail: None,
+        notes: Vec::new(),
+        base,
+    };
     if let Some(position) = way.base.position.clone() {
         let onward = onward(vault, dataset, &position, way.base.taken_at, until)?;
         way.reaches = onward.reaches.map_or(way.reaches, |reaches| reaches.max(way.reaches));
         way.is_final |= onward.is_final;
-        way.pieces = onward.pieces;
+        (way.pieces, way.tail) = (onward.pieces, onward.tail);
     }
     Ok(way)
 }
@@ -116,6 +136,47 @@ pub(super) struct Onward {
     pub(super) pieces: Vec<LogEntry>,
     pub(super) reaches: Option<Timestamp>,
     pub(super) is_final: bool,
+    /// The last object that was read.
+    pub(super) tail: Option<LogEntry>,
+}
+
+impl Onward {
+    /// Adds an object of the chain that leads on from `end`.
+    fn add(&mut self, dataset: &str, end: &mut Position, entry: LogEntry) -> Result<(), ChainError> {
+        let joins = joins(dataset, end, &entry)?;
+        self.is_final |= entry.final_mark;
+        self.reaches = self.reaches.max(Some(entry.source_time));
+        self.tail = Some(entry.clone());
+        if joins {
+            end.counter = entry.last;
+            self.pieces.push(entry);
+        }
+        Ok(())
+    }
+}
+
+/// What was appended to a chain whose last object is known, and whose end is applied. Cheap, and sees no hole further on.
+pub(super) fn appended(
+    vault: &Vault,
+    dataset: &str,
+    position: &Position,
+    tail: &LogEntry,
+) -> Result<Onward, ChainError> {
+    let mut end = position.clone();
+    let mut onward = Onward { tail: Some(tail.clone()), ..Onward::default() };
+    let mut last = tail.clone();
+    while let Some(entry) = vault.log_next(&last)? {
+        last = entry.clone();
+        onward.add(dataset, &mut end, entry)?;
+    }
+    Ok(onward)
+}
+
+/// Whether a chain is the one that counts, as far as recovery points tell.
+pub(super) fn is_newest(vault: &Vault, dataset: &str, position: &Position) -> Result<bool, ChainError> {
+    let newest = candidates(vault.points(Some(dataset))?.points, None).into_iter().next();
+    let newest = newest.and_then(|point| point.position);
+    Ok(newest.is_some_and(|newest| (newest.lineage, newest.timeline) == (position.lineage.clone(), position.timeline)))
 }
 
 /// What follows a position, which everything up to `as_of` is in. Damage after the wanted moment does not matter.
@@ -129,6 +190,7 @@ pub(super) fn onward(
     let trail = vault.log_trail(dataset, &position.lineage)?;
     let mut end = position.clone();
     let mut onward = Onward::default();
+    let mut whole_to = 0;
     for entry in trail.entries.into_iter().filter(|entry| entry.timeline == position.timeline) {
         if let Some(until) = until.filter(|until| entry.source_time > *until) {
             // Nothing was committed between the last piece and this mark.
@@ -137,23 +199,22 @@ pub(super) fn onward(
             }
             return Ok(onward);
         }
+        whole_to = entry.last;
         if entry.last < end.counter {
+            onward.tail = Some(entry);
             continue;
         }
-        let joins = joins(dataset, &end, &entry)?;
-        onward.is_final |= entry.final_mark;
-        onward.reaches = onward.reaches.max(Some(entry.source_time));
-        if joins {
-            end.counter = entry.last;
-            onward.pieces.push(entry);
-        }
+        onward.add(dataset, &mut end, entry)?;
     }
     let alarm = trail.findings.into_iter().find(|finding| finding.severity == Severity::Alarm);
     let reached = onward.reaches.unwrap_or(as_of).max(as_of);
     match alarm.filter(|_| until.is_none_or(|until| reached < until)) {
-        Some(finding) => {
-            Err(ChainError::Damaged { dataset: dataset.to_owned(), what: finding.message, until: reached })
-        }
+        Some(finding) => Err(ChainError::Damaged {
+            dataset: dataset.to_owned(),
+            what: finding.message,
+            until: reached,
+            counter: whole_to,
+        }),
         None => Ok(onward),
     }
 }

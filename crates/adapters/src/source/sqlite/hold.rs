@@ -59,8 +59,6 @@ impl HoldError {
 }
 
 pub(super) const READER_PATIENCE: Duration = Duration::from_secs(2);
-/// Short: a writer that makes a checkpoint of its own may be waiting for this very process's next look.
-const WRITER_PATIENCE: Duration = Duration::from_millis(60);
 
 type FileId = (u64, u64);
 
@@ -174,6 +172,7 @@ pub(super) struct Hold {
     wal: Option<Arc<File>>,
 }
 
+const LOCK_LOOKS: u32 = 20;
 /// The byte of -shm that every connection keeps locked as long as it has it open.
 const SHM_ALIVE_BYTE: u64 = 128;
 
@@ -188,7 +187,7 @@ impl Hold {
         let id = file_id(&file.metadata().map_err(|source| HoldError::Look { path: path.clone(), source })?);
         let open = |patience| Reader::open(&path, &file, patience);
         let readers = [open(READER_PATIENCE)?, open(READER_PATIENCE)?];
-        let (look, writer) = (open(READER_PATIENCE)?, open(WRITER_PATIENCE)?);
+        let (look, writer) = (open(READER_PATIENCE)?, open(READER_PATIENCE)?);
         let mode = look.journal_mode()?;
         if mode != "wal" {
             return Err(HoldError::NotWal { path, mode });
@@ -244,13 +243,22 @@ impl Hold {
         self.look.checkpoint("pragma wal_checkpoint(noop)")
     }
 
+    /// A number that is another one after others have committed.
+    pub(super) fn commits_seen(&self) -> Result<i64, HoldError> {
+        let look = &self.look;
+        look.connection
+            .query_row("pragma data_version", [], |row| row.get(0))
+            .map_err(look.failed("look at the commits of"))
+    }
+
     /// Copies as much of the log into the database file as readers allow, without waiting for anybody.
     pub(super) fn checkpoint(&self) -> Result<LogState, HoldError> {
         self.look.checkpoint("pragma wal_checkpoint(passive)")
     }
 
     /// Keeps writers out until `end_without_writers`; `false` if one was in for too long.
-    pub(super) fn begin_without_writers(&self) -> Result<bool, HoldError> {
+    pub(super) fn begin_without_writers(&self, patience: Duration) -> Result<bool, HoldError> {
+        self.writer.connection.busy_timeout(patience).map_err(self.writer.failed("configure"))?;
         match self.writer.connection.execute_batch("begin immediate") {
             Ok(()) => Ok(true),
             Err(source) => {
@@ -285,29 +293,39 @@ impl Hold {
         self.wal = Some(opened.clone());
         Ok(Some(opened))
     }
+}
 
-    /// Whether the system still knows SQLite's lock on -shm as this process's. Once lost (somebody opened and closed
-    /// the file here) it does not come back, so that it is there means that it always was.
-    pub(super) fn locks_are_alive(&self) -> bool {
-        let mut shm_path = self.path.clone().into_os_string();
-        shm_path.push("-shm");
-        let (Ok(shm), Ok(locks)) = (fs::metadata(shm_path), fs::read_to_string("/proc/locks")) else { return false };
-        let owner = std::process::id().to_string();
-        locks.lines().any(|line| {
-            // `3: POSIX  ADVISORY  READ 1234 fe:01:5678 128 128`
-            let mut fields = line.split_ascii_whitespace().skip(1);
-            let kind = fields.next();
-            let Some(pid) = fields.nth(2) else { return false };
-            let (Some(file), Some(first), Some(last)) = (fields.next(), fields.next(), fields.next()) else {
-                return false;
-            };
-            let inode = file.rsplit(':').next().and_then(|inode| inode.parse::<u64>().ok());
-            let (first, last) = (first.parse::<u64>(), last.parse::<u64>());
-            kind == Some("POSIX")
-                && pid == owner
-                && inode == Some(shm.ino())
-                && first.is_ok_and(|first| first <= SHM_ALIVE_BYTE)
-                && last.map_or(true, |last| last >= SHM_ALIVE_BYTE)
-        })
-    }
+/// Whether the system still knows SQLite's lock on a database's -shm as this process's. Once lost (somebody opened and
+/// closed the file here) it does not come back, so that it is there means that it always was.
+pub(super) fn locks_are_alive(path: &Path) -> bool {
+    // The list changes while it is read, and then an entry may be passed over; none is ever made up.
+    (0..LOCK_LOOKS).any(|look| {
+        if look > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        is_locked(path)
+    })
+}
+
+fn is_locked(path: &Path) -> bool {
+    let mut shm_path = path.to_owned().into_os_string();
+    shm_path.push("-shm");
+    let (Ok(shm), Ok(locks)) = (fs::metadata(shm_path), fs::read_to_string("/proc/locks")) else { return false };
+    let owner = std::process::id().to_string();
+    locks.lines().any(|line| {
+        // `3: POSIX  ADVISORY  READ 1234 fe:01:5678 128 128`
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let kind = fields.next();
+        let Some(pid) = fields.nth(2) else { return false };
+        let (Some(file), Some(first), Some(last)) = (fields.next(), fields.next(), fields.next()) else {
+            return false;
+        };
+        let inode = file.rsplit(':').next().and_then(|inode| inode.parse::<u64>().ok());
+        let (first, last) = (first.parse::<u64>(), last.parse::<u64>());
+        kind == Some("POSIX")
+            && pid == owner
+            && inode == Some(shm.ino())
+            && first.is_ok_and(|first| first <= SHM_ALIVE_BYTE)
+            && last.map_or(true, |last| last >= SHM_ALIVE_BYTE)
+    })
 }

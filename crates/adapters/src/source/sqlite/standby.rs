@@ -7,11 +7,12 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lifeboat_core::runbook::Target;
 use lifeboat_engine::port::{Applied, Cancel, FollowRequest, PortError, Standby};
-use lifeboat_vault::{PointInfo, Position, Unlocked};
+use lifeboat_vault::{LogEntry, PointInfo, Position, Unlocked};
 use serde::{Deserialize, Serialize};
 
 use super::apply::ApplyError;
@@ -46,7 +47,20 @@ pub(super) struct Follower {
     record: Record,
     /// As it is on the disk.
     written: Option<Record>,
+    /// The last object of the chain, once all of it was read.
+    tail: Option<LogEntry>,
+    looked_through_at: Option<Instant>,
+    looked_at_points_at: Option<Instant>,
     promoted: bool,
+}
+
+/// How often the whole chain is looked through: only that sees what was deleted in the middle.
+const LOOK_THROUGH_EVERY: Duration = Duration::from_secs(60);
+/// How often to look whether another chain has begun.
+const LOOK_AT_POINTS_EVERY: Duration = Duration::from_secs(1);
+
+fn is_due(last: Option<Instant>, every: Duration) -> bool {
+    last.is_none_or(|last| last.elapsed() >= every)
 }
 
 impl Follower {
@@ -78,7 +92,19 @@ impl Follower {
             fs::rename(&request.to, &work_path).map_err(RestoreError::file("take its name from", &request.to))?;
         }
         let (vault, dataset, to) = (vault.clone(), request.dataset.clone(), request.to.clone());
-        Ok(Follower { vault, dataset, to, work_path, record_path, record, written: None, promoted: false })
+        Ok(Follower {
+            vault,
+            dataset,
+            to,
+            work_path,
+            record_path,
+            record,
+            written: None,
+            tail: None,
+            looked_through_at: None,
+            looked_at_points_at: None,
+            promoted: false,
+        })
     }
 
     fn apply_new(&mut self, cancel: &Cancel) -> Result<Applied, RestoreError> {
@@ -86,18 +112,70 @@ impl Follower {
             return Ok(self.applied());
         }
         let mut did = Applied::default();
-        let way = chain::find(&self.vault, &self.dataset, &Target::Newest)?;
+        if let Some(onward) = self.appended()? {
+            return self.apply_appended(&onward, did, cancel);
+        }
+        let began = Instant::now();
+        let way = match chain::find(&self.vault, &self.dataset, &Target::Newest) {
+            // What is damaged in the vault is whole here.
+            Err(ChainError::Damaged { counter, what, .. }) if self.is_past(counter) => {
+                tracing::warn!(dataset = self.dataset, what, "the vault's log is damaged where the standby has it");
+                self.looked_through_at = Some(began);
+                return match self.appended()? {
+                    Some(onward) => self.apply_appended(&onward, did, cancel),
+                    None => Ok(self.applied()),
+                };
+            }
+            other => other?,
+        };
         let onward = match self.go_on(&way)? {
             Some(onward) => onward,
             None if !self.is_better(&way) => return Ok(self.applied()),
             None => {
                 did.bytes_written += self.start_from(&way.base, cancel)?;
                 did.restarted = true;
-                Onward { pieces: way.pieces, reaches: Some(way.reaches), is_final: way.is_final }
+                Onward { pieces: way.pieces, reaches: Some(way.reaches), is_final: way.is_final, tail: way.tail }
             }
         };
         self.apply_pieces(&onward, &mut did, cancel)?;
+        self.tail = onward.tail;
+        (self.looked_through_at, self.looked_at_points_at) = (Some(began), Some(began));
         Ok(Applied { pieces: did.pieces, bytes_written: did.bytes_written, restarted: did.restarted, ..self.applied() })
+    }
+
+    fn apply_appended(&mut self, onward: &Onward, mut did: Applied, cancel: &Cancel) -> Result<Applied, RestoreError> {
+        self.tail = onward.tail.clone();
+        self.apply_pieces(onward, &mut did, cancel)?;
+        Ok(Applied { pieces: did.pieces, bytes_written: did.bytes_written, ..self.applied() })
+    }
+
+    /// Whether everything up to a position, and more, is in the copy, and the chain's end is known to this process.
+    fn is_past(&self, counter: u64) -> bool {
+        let Some(position) = self.record.position.as_ref().filter(|_| self.record.whole) else { return false };
+        let is_known = self.tail.as_ref().is_some_and(|tail| {
+            (&tail.lineage, tail.timeline, tail.last) == (&position.lineage, position.timeline, position.counter)
+        });
+        is_known && self.record.reaching.is_none() && counter < position.counter
+    }
+
+    /// What was appended to the chain that is followed. None: it is not known to be the one that counts, or time for a
+    /// thorough look.
+    fn appended(&mut self) -> Result<Option<Onward>, RestoreError> {
+        let applied_all = self.record.whole && self.record.reaching.is_none();
+        let (Some(position), Some(tail), true) = (&self.record.position, &self.tail, applied_all) else {
+            return Ok(None);
+        };
+        let is_current = tail.lineage == position.lineage && tail.timeline == position.timeline;
+        if !is_current || tail.last > position.counter || is_due(self.looked_through_at, LOOK_THROUGH_EVERY) {
+            return Ok(None);
+        }
+        if is_due(self.looked_at_points_at, LOOK_AT_POINTS_EVERY) {
+            if !chain::is_newest(&self.vault, &self.dataset, position)? {
+                return Ok(None);
+            }
+            self.looked_at_points_at = Some(Instant::now());
+        }
+        Ok(Some(chain::appended(&self.vault, &self.dataset, position, tail)?))
     }
 
     fn apply_pieces(&mut self, onward: &Onward, did: &mut Applied, cancel: &Cancel) -> Result<(), RestoreError> {
@@ -178,6 +256,7 @@ impl Follower {
     }
 
     fn promote_now(&mut self, cancel: &Cancel) -> Result<Applied, RestoreError> {
+        self.looked_through_at = None;
         let applied = self.apply_new(cancel)?;
         if self.promoted {
             return Ok(applied);

@@ -269,6 +269,7 @@ impl Reading {
         }
         let frozen = self.board.lock().frozen_at.is_some();
         if !frozen {
+            self.catch_up()?;
             self.look(Capture::look)?;
             self.let_log_start_again()?;
         }
@@ -294,10 +295,12 @@ impl Reading {
         let from = self.board.lock().read.map_or(moment.from, |(_, before)| before.max(moment.from));
         match seen {
             Seen::Nothing => {}
-            Seen::Changes(Changes { payload, transactions, end }) => {
-                self.transactions += transactions;
-                let item = Item { payload: Arc::new(payload), last: self.transactions, end, from };
-                self.board.update(|state| state.lanes.iter_mut().for_each(|lane| lane.add(item.clone())));
+            Seen::Changes(changes) => {
+                for Changes { payload, transactions, end } in changes {
+                    self.transactions += transactions;
+                    let item = Item { payload: Arc::new(payload), last: self.transactions, end, from };
+                    self.board.update(|state| state.lanes.iter_mut().for_each(|lane| lane.add(item.clone())));
+                }
             }
             Seen::Broken(why) => return self.lose_track(&why),
         }
@@ -311,6 +314,16 @@ impl Reading {
         self.capture = None;
         self.lineage = new_lineage();
         self.board.update(|state| state.lanes.iter_mut().for_each(|lane| lane.break_off(why)));
+    }
+
+    fn catch_up(&mut self) -> Result<(), CaptureError> {
+        let Some(capture) = &mut self.capture else { return Ok(()) };
+        if capture.is_far_behind()?
+            && let Some((moment, seen)) = capture.checkpoint_without_writers()?
+        {
+            self.take_in(moment, seen);
+        }
+        Ok(())
     }
 
     fn let_log_start_again(&mut self) -> Result<(), CaptureError> {

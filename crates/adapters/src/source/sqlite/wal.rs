@@ -105,48 +105,80 @@ impl Header {
 
     /// Reads and verifies the frames after `from` up to `through`, which must end a transaction.
     pub(super) fn scan(&self, file: &File, from: &Place, through: u32) -> Result<Stretch, WalError> {
+        self.scan_some(file, from, through, usize::MAX)
+    }
+
+    /// As `scan`, but ends before the transaction with which it would have more than `pages_max` pages; the first one
+    /// is always in it.
+    pub(super) fn scan_some(
+        &self,
+        file: &File,
+        from: &Place,
+        through: u32,
+        pages_max: usize,
+    ) -> Result<Stretch, WalError> {
         let frame_bytes = (FRAME_HEADER_BYTES + u64::from(self.page_size)) as usize;
         let block_frames = (BLOCK_BYTES / frame_bytes).max(1);
         let mut block = vec![0; block_frames * frame_bytes];
         let mut stretch = Stretch { frames: BTreeMap::new(), database_pages: 0, transactions: 0, end: *from };
+        // The transaction that is being read, and the pages in it that are new to the stretch.
+        let (mut open, mut open_pages, mut sum) = (BTreeMap::new(), 0, from.sum);
         let mut next = from.frame.saturating_add(1);
         while next <= through {
             let count = block_frames.min((through - next) as usize + 1);
             let wanted = block.get_mut(..count * frame_bytes).unwrap_or_default();
             file.read_exact_at(wanted, frame_offset(self.page_size, next)).map_err(WalError::Read)?;
-            for frame in wanted.chunks_exact(frame_bytes) {
-                self.accept(frame, next, &mut stretch)?;
+            for bytes in wanted.chunks_exact(frame_bytes) {
+                let frame = self.accept(bytes, next, sum)?;
+                sum = frame.sum;
+                if open.insert(frame.page, next).is_none() && !stretch.frames.contains_key(&frame.page) {
+                    open_pages += 1;
+                }
+                if frame.size_after != 0 {
+                    if stretch.transactions > 0 && stretch.frames.len() + open_pages > pages_max {
+                        return Ok(stretch);
+                    }
+                    stretch.frames.append(&mut open);
+                    open_pages = 0;
+                    stretch.database_pages = frame.size_after;
+                    stretch.transactions += 1;
+                    stretch.end = Place { page_size: self.page_size, salts: self.salts, frame: next, sum };
+                }
                 next += 1;
             }
         }
-        if stretch.database_pages == 0 && through > from.frame {
+        if !open.is_empty() {
             return Err(WalError::Frame { frame: through, what: "it should end a transaction and does not" });
         }
         Ok(stretch)
     }
 
-    fn accept(&self, frame: &[u8], number: u32, stretch: &mut Stretch) -> Result<(), WalError> {
+    /// Checks a frame against the checksum of everything before it.
+    fn accept(&self, frame: &[u8], number: u32, before: Sum) -> Result<Frame, WalError> {
         let damaged = |what| WalError::Frame { frame: number, what };
         let (head, image) = frame.split_at_checked(FRAME_HEADER_BYTES as usize).ok_or_else(|| damaged("too short"))?;
-        let page = word(head, 0);
-        let size_after = word(head, 4);
+        let (page, size_after) = (word(head, 0), word(head, 4));
         if page == 0 {
             return Err(damaged("it names page 0"));
         }
         if Salts(word(head, 8), word(head, 12)) != self.salts {
             return Err(damaged("its salts are not the log's"));
         }
-        let sum = checksum(self.big_endian, stretch.end.sum, head.get(..8).unwrap_or_default());
+        let sum = checksum(self.big_endian, before, head.get(..8).unwrap_or_default());
         let sum = checksum(self.big_endian, sum, image);
         if sum != Sum(word(head, 16), word(head, 20)) {
             return Err(damaged("wrong checksum"));
         }
-        stretch.frames.insert(page, number);
-        stretch.database_pages = size_after;
-        stretch.transactions += u64::from(size_after != 0);
-        stretch.end = Place { page_size: self.page_size, salts: self.salts, frame: number, sum };
-        Ok(())
+        Ok(Frame { page, size_after, sum })
     }
+}
+
+/// One frame's header, found right.
+struct Frame {
+    page: u32,
+    /// The database's size in pages if the frame ends a transaction, otherwise 0.
+    size_after: u32,
+    sum: Sum,
 }
 
 impl Place {
@@ -239,6 +271,14 @@ mod tests {
         let first = header.scan(&file, &header.start(), frames - 1).unwrap();
         let rest = header.scan(&file, &first.end, frames).unwrap();
         assert_eq!((rest.transactions, rest.end), (1, all.end));
+        // In helpings of one page: the first transaction has two, the others change the same one.
+        let (mut at, mut helpings) = (header.start(), Vec::new());
+        while at != all.end {
+            let some = header.scan_some(&file, &at, frames, 1).unwrap();
+            helpings.push(some.transactions);
+            at = some.end;
+        }
+        assert_eq!(helpings, [1, 2]);
     }
 
     #[test]
