@@ -225,8 +225,7 @@ fn a_drill_proves_a_recovery_and_touches_nothing_real() {
     let before = (names(&arbiter.join("traffic")), names(&arbiter.join("epochs")), names(&arbiter.join("desired")));
     assert!(!before.0.is_empty() && !before.1.is_empty());
 
-    let key = demo.directory.join("keys/owner.key");
-    let drill = demo.verb(&["drill", "logbook", "--key", key.to_str().unwrap(), "--yes", "--json"]);
+    let drill = demo.verb(&["drill", "logbook", "--yes", "--json"]);
     assert_eq!(drill.status.code(), Some(0), "{}", said(&drill));
     let told = document(&drill);
     for field in ["acknowledged", "present_after_failover", "lost", "present_after_failback", "rpo_proven_seconds"] {
@@ -250,6 +249,22 @@ fn a_drill_proves_a_recovery_and_touches_nothing_real() {
     assert_eq!(names(&demo.directory.join("sites/london/.lifeboat/isolated")), Vec::<String>::new());
     let isolated = demo.processes().into_iter().filter(|process| process.contains("isolated")).collect::<Vec<_>>();
     assert_eq!(isolated, Vec::<String>::new());
+
+    // A drill that is killed in the middle leaves its surroundings; ending the run removes them.
+    let isolated = demo.directory.join("sites/london/.lifeboat/isolated");
+    let mut killed = Command::new(LIFEBOAT);
+    killed.arg("--plan").arg(demo.directory.join("lifeboat.toml"));
+    killed.arg("--state").arg(demo.directory.join("outside/controller")).args(["drill", "logbook", "--yes"]);
+    let mut killed = killed.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the drill to begin", || names(&isolated).iter().any(|name| name.ends_with("isolation.json")));
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let listed = document(&demo.verb(&["run", "list", "--json"]));
+    let run = listed[0]["run"].as_str().unwrap().to_owned();
+    let cancelled = demo.verb(&["run", "cancel", &run, "--reason", "killed", "--yes"]);
+    assert!(cancelled.status.success(), "{}", said(&cancelled));
+    assert_eq!(names(&isolated), Vec::<String>::new());
+    assert!(!demo.processes().iter().any(|process| process.contains("/isolated/")));
 
     // Taken as the host itself would, which alone may write as it.
     let mut once = Command::new(LIFEBOAT);

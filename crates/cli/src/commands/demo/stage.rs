@@ -47,6 +47,14 @@ pub(super) struct Stage<'a> {
     background: Vec<(String, Child)>,
 }
 
+/// Recipients of the keys that the plan names.
+struct Holders {
+    recipients: Vec<String>,
+    /// At home and away.
+    standby: Vec<String>,
+    drill: String,
+}
+
 /// How a verb ended that was run as a process of its own.
 pub(super) struct Ran {
     pub(super) document: Value,
@@ -69,11 +77,12 @@ impl<'a> Stage<'a> {
         }
         let recipients = ["keys/owner.key", "keys/paper.key"].map(|file| stage.key(file));
         let standby = [HOME, AWAY].map(|site| stage.key(&standby_key(site)));
-        let (recipients, standby) = (collect(recipients)?, collect(standby)?);
-        stage.write_plan(strategy, &recipients, &standby, None)?;
+        let drill = stage.key(DRILL_KEY)?;
+        let holders = Holders { recipients: collect(recipients)?, standby: collect(standby)?, drill };
+        stage.write_plan(strategy, &holders, None)?;
         let made = stage.run(&["vault", "init"])?.document;
         let owner = made["owner"].as_str().unwrap_or_default().to_owned();
-        stage.write_plan(strategy, &recipients, &standby, Some(&owner))?;
+        stage.write_plan(strategy, &holders, Some(&owner))?;
         for (host, state) in
             [(HOME, agent_state(HOME)), (AWAY, agent_state(AWAY)), ("client", "outside/client".to_owned())]
         {
@@ -117,34 +126,27 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    fn write_plan(
-        &self,
-        strategy: Strategy,
-        recipients: &[String],
-        standby: &[String],
-        owner: Option<&str>,
-    ) -> Result<(), CommandError> {
+    fn write_plan(&self, strategy: Strategy, holders: &Holders, owner: Option<&str>) -> Result<(), CommandError> {
         // A JSON string is a TOML string.
         let quoted = |text: &str| serde_json::to_string(text).unwrap_or_default();
         let path = |below: &str| quoted(&self.text(below));
         let owner = owner.map(|owner| format!("owner = {}\n", quoted(owner))).unwrap_or_default();
-        let recipients: Vec<String> = recipients.iter().map(|recipient| quoted(recipient)).collect();
-        let holders: Vec<String> = [HOME, AWAY]
-            .iter()
-            .zip(standby)
-            .map(|(site, recipient)| {
-                format!(
-                    "  {{ recipient = {}, held-at = {}, datasets = [\"entries\", \"uploads\"], identity = {{ file = {} }} }},\n",
-                    quoted(recipient),
-                    quoted(site),
-                    path(&standby_key(site))
-                )
-            })
-            .collect();
-        let keys = match strategy {
-            Strategy::WarmStandby => format!("standby = [\n{}]\n", holders.concat()),
-            Strategy::BackupRestore => String::new(),
+        let recipients: Vec<String> = holders.recipients.iter().map(|recipient| quoted(recipient)).collect();
+        let holder = |recipient: &str, site: &str, file: &str| {
+            format!(
+                "{{ recipient = {}, held-at = {}, datasets = [\"entries\", \"uploads\"], identity = {{ file = {} }} }}",
+                quoted(recipient),
+                quoted(site),
+                path(file)
+            )
         };
+        let mut keys = format!("drill = {}\n", holder(&holders.drill, AWAY, DRILL_KEY));
+        if strategy == Strategy::WarmStandby {
+            let of_sites = [HOME, AWAY].iter().zip(&holders.standby);
+            let standby =
+                of_sites.map(|(site, recipient)| format!("  {},\n", holder(recipient, site, &standby_key(site))));
+            keys.push_str(&format!("standby = [\n{}]\n", standby.collect::<String>()));
+        }
         let (program, [home, away, _]) = (quoted(&self.program.display().to_string()), self.addresses);
         let text = format!(
             r#"# The demo's plan: two sites on this machine, each with an address of its own, and what lies outside both.
@@ -433,6 +435,8 @@ pub(super) fn interrupted() -> CommandError {
 fn collect<const N: usize>(made: [Result<String, CommandError>; N]) -> Result<Vec<String>, CommandError> {
     made.into_iter().collect()
 }
+
+const DRILL_KEY: &str = "sites/london/.lifeboat/drill.key";
 
 fn standby_key(site: &str) -> String {
     format!("sites/{site}/.lifeboat/standby.key")
