@@ -39,6 +39,12 @@ fn a_failover_runs_to_its_end() {
     let shown = world.ok(&["run", "show", &id[..12]]);
     assert!(shown.contains("completed (past the commit point)"), "{shown}");
     assert!(world.ok(&["run", "list"]).contains(&id));
+    let json = |words: &[&str]| serde_json::from_str::<serde_json::Value>(&world.ok(words)).unwrap();
+    let listed = json(&["run", "list", "--json"]);
+    assert_eq!((&listed[0]["run"], &listed[0]["state"]), (&id.as_str().into(), &"completed".into()));
+    let shown = json(&["run", "show", &id, "--journal", "--json"]);
+    assert_eq!(shown["run"]["steps"][0]["id"], "claim-epoch");
+    assert_eq!(shown["journal"].as_array().unwrap().len() as u64, world.run().entries);
     let over = world.ends(1, &["run", "resume", &id]);
     assert!(over.contains("there is nothing to resume"), "{over}");
 }

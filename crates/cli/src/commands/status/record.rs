@@ -27,6 +27,7 @@ pub(crate) struct Proof {
     pub(crate) run: String,
     pub(crate) purpose: String,
     pub(crate) scenario: String,
+    pub(crate) epoch: u64,
     pub(crate) state: RunState,
     pub(crate) is_success: bool,
     pub(crate) ended_at: Timestamp,
@@ -106,6 +107,15 @@ impl Records {
     }
 }
 
+impl Record {
+    fn epoch(&self) -> u64 {
+        match self {
+            Record::Ended { proof, .. } => proof.epoch,
+            Record::Open(view) => view.runbook.epoch,
+        }
+    }
+}
+
 /// Whether a run of this purpose proves what a drill, or else what a recovery, can do; bringing a service up proves neither.
 fn proves(purpose: Purpose, drill: bool) -> bool {
     match purpose {
@@ -143,6 +153,8 @@ impl Looker<'_> {
                 }
             }
         }
+        // Ids are times, and a clock may have been set back between two runs; epochs only go up.
+        records.runs.sort_by_key(|record| std::cmp::Reverse(record.epoch()));
         Ok(records)
     }
 
@@ -169,6 +181,7 @@ impl Looker<'_> {
             run: run.to_owned(),
             purpose: word(&evidence.purpose),
             scenario: evidence.scenario,
+            epoch: evidence.epoch,
             state: evidence.state,
             is_success,
             ended_at: evidence.ended_at,
