@@ -2,6 +2,8 @@
 //!
 //! Invariant: the first signal asks, the second one ends the process as signals do.
 
+use std::io::{IsTerminal, Write};
+
 use lifeboat_engine::port::Cancel;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,8 +31,9 @@ pub(crate) fn listen(ui: &Ui) -> Result<Cancel, CommandError> {
                 }
                 asked.cancel();
                 if !quiet {
-                    use std::io::Write;
-                    let _ = writeln!(std::io::stderr().lock(), "stopping; once more to stop at once");
+                    // On a terminal the progress stands in this line; it is drawn again below.
+                    let before = if std::io::stderr().is_terminal() { "\r\x1b[2K" } else { "" };
+                    let _ = writeln!(std::io::stderr().lock(), "{before}stopping; once more to stop at once");
                 }
             }
         });

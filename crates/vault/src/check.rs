@@ -139,6 +139,9 @@ impl Vault {
         for pair in pairs {
             let stated = match note(keys::stated(&**storage, &roster, pair), &mut report.findings)? {
                 None => continue,
+                Some(None) if matches!(pair, Pair::Content(dataset) if !keys::is_in_use(&**storage, dataset)?) => {
+                    continue;
+                }
                 Some(None) => {
                     let object = format!("{}{}.cert", pair.prefix(), name::number(1));
                     report.findings.push(Finding::missing(object, &format!("it states {}", pair.describe())));

@@ -134,9 +134,32 @@ pub(crate) fn stated(storage: &dyn Storage, roster: &Roster, pair: Pair<'_>) -> 
         newest = Some(next);
     }
     if newest.is_none() && !listed.is_empty() {
+        // A first backup that died between a private half and its statement left nothing that anything was sealed to.
+        if let Pair::Content(dataset) = pair
+            && !is_in_use(storage, dataset)?
+        {
+            return Ok(None);
+        }
         return Err(VaultError::Missing { object: format!("{prefix}{}.cert", name::number(1)) });
     }
     Ok(newest)
+}
+
+/// Whether anything lies in the vault that can only be there after the data set's content key was stated.
+pub(crate) fn is_in_use(storage: &dyn Storage, dataset: &str) -> Result<bool> {
+    let encoded = name::encode(dataset);
+    for prefix in [name::chunk_keys(dataset), format!("log/{encoded}/")] {
+        if !storage.list(&prefix).doing(|| format!("listing {prefix}"))?.is_empty() {
+            return Ok(true);
+        }
+    }
+    for prefix in ["snap/", "index/"] {
+        let listed = storage.list(prefix).doing(|| format!("listing {prefix}"))?;
+        if listed.iter().any(|object| object.key.split('/').nth(2) == Some(encoded.as_str())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn open_statement(roster: &Roster, pair: Pair<'_>, number: u64, key: &str, bytes: &[u8]) -> Result<Stated> {

@@ -99,6 +99,7 @@ impl Vault {
             ));
         }
         state.keep_name()?;
+        clear_unfinished(&*storage)?;
         let owner = SigningKey::generate()?;
         let refs = Identity::generate();
         let roles = if options.roles.is_empty() { vec![Role::Host] } else { options.roles.clone() };
@@ -427,6 +428,20 @@ impl HostVault {
         self.storage().put_if_absent(&key, &bytes).doing(|| format!("writing {key}"))?;
         Ok(())
     }
+}
+
+/// Removes the keys of a vault whose making was interrupted: without a roster nothing was ever sealed to them. Where there is
+/// data all the same, the roster is what is missing, and nothing is touched.
+fn clear_unfinished(storage: &dyn Storage) -> Result<()> {
+    for prefix in ["snap/", "index/", "pack/", "refs/", "log/"] {
+        if !storage.list(prefix).doing(|| format!("listing {prefix}"))?.is_empty() {
+            return Err(VaultError::Missing { object: name::roster(1) });
+        }
+    }
+    for object in storage.list("keys/").doing(|| "listing keys".to_owned())? {
+        storage.delete(&object.key).doing(|| format!("removing {}", object.key))?;
+    }
+    Ok(())
 }
 
 /// Whether a finding concerns the newest state of the roster, which a writer must not ignore.

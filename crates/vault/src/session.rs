@@ -8,6 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -265,11 +266,18 @@ impl HostVault {
         let base = format!("{}.{:016x}", name::encode(dataset), crate::crypt::random_u64());
         let directory = self.pending_directory()?;
         let lock = directory.join(format!("{base}.lock"));
-        write_secret_file(&lock, b"")?;
-        let failed =
-            |source| VaultError::State { path: lock.display().to_string(), doing: "locking it".to_owned(), source };
-        let held = File::open(&lock).map_err(failed)?;
-        rustix::fs::flock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|e| failed(e.into()))?;
+        // Locked before it bears its name: another session that begins now must not take it for a dead one's.
+        let draft = directory.join(format!("{base}.new"));
+        let failed = |doing: &str, source| VaultError::State {
+            path: draft.display().to_string(),
+            doing: doing.to_owned(),
+            source,
+        };
+        let options = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft);
+        let held = options.map_err(|e| failed("making it", e))?;
+        rustix::fs::flock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| failed("locking it", e.into()))?;
+        std::fs::rename(&draft, &lock).map_err(|e| failed("giving it its name", e))?;
         Ok(Pending { list: directory.join(format!("{base}.pending")), lock, _held: held })
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::machine::{Machine, Mount, assert_alike, await_that, files_below, noise};
+use crate::with_plan::planned;
 
 const MEGABYTE: usize = 1 << 20;
 
@@ -367,4 +368,56 @@ fn a_restore_killed_at_any_moment_never_looks_whole() {
         assert_alike(&machine.path("data"), &machine.path("out"));
         fs::remove_dir_all(machine.path("out")).unwrap();
     }
+}
+
+/// Some 40 MB more in the plan's database.
+fn fill_database(machine: &Machine) {
+    let fill = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 20000) \
+                insert into t(x) select randomblob(2000) from n";
+    machine.shell(&format!("sqlite3 {} '{fill}'", machine.at("notes.db"))).ends(0);
+}
+
+/// What the database says of its own content.
+fn digest(machine: &Machine, database: &str) -> String {
+    let statement = "pragma integrity_check; select count(*), sum(length(x)), max(n), hex(max(x)) from t";
+    machine.shell(&format!("sqlite3 {} '{statement}'", machine.at(database))).ends(0).out
+}
+
+#[test]
+fn a_database_survives_kills_full_disks_and_ctrl_c_as_files_do() {
+    let machine = planned();
+    fill_database(&machine);
+    let mut child = machine.spawn(&["backup", "database"]);
+    await_that("the first pack", || packs(&machine) > 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let resumed = machine.line("--json backup database").ends(0).json();
+    assert!(resumed["bytes_new"].as_u64() < resumed["bytes"].as_u64(), "{resumed}");
+    assert_sound(&machine);
+
+    let other = machine.at("other.db");
+    machine.shell(&format!("sqlite3 {} \"vacuum into '{other}'\"", machine.at("notes.db"))).ends(0);
+    let line = format!("backup --vault {} {other}", machine.at("backup"));
+    let before = packs(&machine);
+    let child = machine.spawn(&words(&line));
+    await_that("another pack", || packs(&machine) > before);
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let ran = machine.finish(child);
+    assert!(ran.code == 130 && ran.err.contains("run it again") || ran.code == 0, "{ran:?}");
+    machine.line(&line).ends(0);
+
+    let disk = Mount::tmpfs(&machine.path("small"), 10);
+    let restore = format!("restore database --key owner.key --to {}", machine.at("small/out"));
+    let ran = machine.line(&restore).ends(1);
+    assert!(ran.err.contains("No space left") && ran.err.contains("run it again"), "{}", ran.err);
+    assert!(!machine.path("small/out/notes.db").exists());
+    disk.resize(128);
+    let mut child = machine.spawn(&words(&restore));
+    await_that("a begun restore", || !files_below(&machine.path("small")).is_empty());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    if !machine.path("small/out/notes.db").exists() {
+        machine.line(&restore).ends(0);
+    }
+    assert_eq!(digest(&machine, "small/out/notes.db"), digest(&machine, "notes.db"));
 }

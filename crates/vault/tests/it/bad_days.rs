@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use lifeboat_vault::storage::{Faulty, MemoryStorage, Operation, Storage};
-use lifeboat_vault::{CheckOptions, ChunkSink, LogPiece, SessionOptions, VaultError};
+use lifeboat_vault::{
+    CheckOptions, ChunkSink, HostVault, Identity, InitOptions, LogPiece, SessionOptions, Vault, VaultError,
+};
 
 use crate::world::{World, back_up, commit, is_right, put_chunks, unlock};
 
@@ -51,6 +53,94 @@ fn a_backup_that_crashes_at_any_operation_is_resumed_without_loss() {
             }
         }
     }
+}
+
+#[test]
+fn the_very_first_backup_of_a_data_set_may_crash_at_any_operation() {
+    let calm = World::new();
+    let counted = Faulty::new(calm.storage.clone());
+    let host = calm.reopen(counted.clone()).unwrap();
+    let opening = counted.seen().len();
+    run(&host).unwrap();
+    let operations = counted.seen().len() - opening;
+    assert!(operations > 12, "{operations}");
+    for crash_at in 0..operations {
+        for with_effect in [false, true] {
+            let world = World::new();
+            let faulty = Faulty::new(world.storage.clone());
+            let host = world.reopen(faulty.clone()).unwrap();
+            faulty.crash_after(crash_at, with_effect);
+            let _ = run(&host);
+            drop(host);
+            // As it lies there it is no alarm, and nothing hinders the owner.
+            let unlocked = unlock(world.storage.clone(), &world.fingerprint, &world.owner).unwrap();
+            let report = unlocked.check(CheckOptions { read_data: true }).unwrap();
+            assert!(report.is_sound(), "{crash_at} {with_effect}: {:?}", report.findings);
+            let host = world.reopen(world.storage.clone()).unwrap();
+            let point = run(&host).unwrap_or_else(|error| panic!("{crash_at} {with_effect}: {error}"));
+            let unlocked = unlock(world.storage.clone(), &world.fingerprint, &world.owner).unwrap();
+            assert!(is_right(&unlocked, &point, 1, 60).unwrap(), "{crash_at} {with_effect}");
+            let report = unlocked.check(CheckOptions { read_data: true }).unwrap();
+            assert!(report.is_sound(), "{crash_at} {with_effect}: {:?}", report.findings);
+            assert!(report.findings.iter().all(|f| f.code != "unreferenced"), "{:?}", report.findings);
+        }
+    }
+}
+
+#[test]
+fn a_vault_whose_making_crashed_at_any_operation_is_made_again() {
+    for crash_at in 0.. {
+        let mut crashed = false;
+        for with_effect in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let state = crate::world::host_state(&directory, "alpha");
+            let (owner, paper) = (Identity::generate(), Identity::generate());
+            let options = InitOptions {
+                recipients: vec![owner.recipient(), paper.recipient()],
+                datasets: vec!["app".to_owned()],
+                ..InitOptions::default()
+            };
+            let storage = Arc::new(MemoryStorage::new());
+            let faulty = Faulty::new(storage.clone());
+            faulty.crash_after(crash_at, with_effect);
+            crashed |= Vault::init(faulty, &state, &options).is_err();
+            let (host, fingerprint) = match Vault::init(storage.clone(), &state, &options) {
+                Ok((host, made)) => (host, made.owner),
+                // It was whole already; only the answer was lost.
+                Err(VaultError::VaultExists { owner, .. }) => {
+                    (HostVault::open(storage.clone(), state.clone(), Some(&owner)).unwrap(), owner)
+                }
+                Err(error) => panic!("{crash_at} {with_effect}: {error}"),
+            };
+            let point =
+                back_up(&host, "app", 1, 10).unwrap_or_else(|error| panic!("{crash_at} {with_effect}: {error}"));
+            for key in [&owner, &paper] {
+                let unlocked = unlock(storage.clone(), &fingerprint, key).unwrap();
+                assert!(is_right(&unlocked, &point, 1, 10).unwrap(), "{crash_at} {with_effect}");
+                let report = unlocked.check(CheckOptions { read_data: true }).unwrap();
+                assert!(report.is_sound(), "{crash_at} {with_effect}: {:?}", report.findings);
+                unlocked.add_recipient(&Identity::generate().recipient()).unwrap();
+            }
+        }
+        if !crashed {
+            assert!(crash_at > 8, "{crash_at}");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_vault_that_lost_its_roster_is_not_made_over() {
+    let world = World::new();
+    back_up(&world.vault, "app", 1, 10).unwrap();
+    for object in world.storage.list("roster/").unwrap() {
+        world.storage.delete(&object.key).unwrap();
+    }
+    let before = world.storage.snapshot();
+    let options = InitOptions { recipients: vec![world.owner.recipient()], ..InitOptions::default() };
+    let refused = Vault::init(world.storage.clone(), &world.state, &options).unwrap_err();
+    insta::assert_snapshot!(refused, @"roster/0000000001 is missing from the vault; run `lifeboat vault check`, and bring it back from a copy");
+    assert_eq!(world.storage.snapshot(), before);
 }
 
 /// A backup in two packs, with a checkpoint between.

@@ -109,9 +109,12 @@ fn bring_database(
         target: target.clone(),
         in_place: args.in_place,
     };
-    let progress = OnScreen::new(ui, "restoring");
-    let restored = SqliteSource::new("", "").restore(&task.vault, &request, &progress, cancel);
-    let restored = restored.kind(if cancel.is_cancelled() { Kind::Interrupted } else { Kind::Failed })?;
+    let waiting = ui.waiting("restoring");
+    let restored = SqliteSource::new("", "").restore(&task.vault, &request, &(), cancel);
+    drop(waiting);
+    let restored = restored
+        .kind(if cancel.is_cancelled() { Kind::Interrupted } else { Kind::Failed })
+        .hint("nothing lies under the database's name that is not whole; once the cause is gone, run it again")?;
     Ok(Brought {
         point: restored.point,
         as_of: restored.as_of,
