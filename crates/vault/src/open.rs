@@ -381,9 +381,11 @@ impl HostVault {
         let pair = Pair::Content(dataset);
         let roster = self.roster();
         let storage = self.storage();
+        // Before the look: another thread of this host may just be making it.
+        let seen_before = self.remembered_head(&pair.prefix())?.is_some();
         let stated = match keys::stated(&**storage, &roster, pair)? {
             Some(stated) => stated,
-            None if self.remembered_head(&pair.prefix())?.is_some() => {
+            None if seen_before => {
                 return Err(VaultError::Missing { object: format!("{}{}.cert", pair.prefix(), name::number(1)) });
             }
             None => self.make_content_key(&roster, dataset)?,

@@ -253,22 +253,34 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+fn remove_tree(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(seen) if seen.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
 impl FilesStandby {
     fn open(vault: &Unlocked, request: &FollowRequest) -> Result<FilesStandby, FilesError> {
         let work = with_suffix(&request.to, STANDBY_SUFFIX);
         let record_path = with_suffix(&work, ".json");
         let mut record = Record { dataset: request.dataset.clone(), ..Record::default() };
         let there = |path: &Path| path.try_exists().map_err(FilesError::place("look at", path));
-        if there(&work)? {
-            let read = fs::read(&record_path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
-            record = read.filter(|read| read.dataset == request.dataset).unwrap_or(record);
-        } else if there(&request.to)? {
+        if there(&request.to)? && (request.adopt || !there(&work)?) {
             let is_empty = fs::read_dir(&request.to).is_ok_and(|mut entries| entries.next().is_none());
             if !request.adopt && !is_empty {
                 return Err(FilesError::Exists { path: request.to.clone() });
             }
             let _ = fs::remove_file(&record_path);
+            // A standby from before, all of which came from a vault.
+            remove_tree(&work).map_err(FilesError::place("remove", &work))?;
             fs::rename(&request.to, &work).map_err(FilesError::place("take its name from", &request.to))?;
+        }
+        if there(&work)? {
+            let read = fs::read(&record_path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+            record = read.filter(|read| read.dataset == request.dataset).unwrap_or(record);
         }
         let (vault, dataset, to) = (vault.clone(), request.dataset.clone(), request.to.clone());
         Ok(FilesStandby { vault, dataset, to, work, record_path, record, promoted: false })

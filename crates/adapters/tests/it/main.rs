@@ -5,6 +5,7 @@
 mod agent;
 mod dns;
 mod probe;
+mod recovery;
 mod site_command;
 mod site_conformance;
 mod site_local;

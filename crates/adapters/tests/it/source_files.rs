@@ -73,6 +73,40 @@ fn a_standby_takes_over_each_point_and_is_in_place_only_after_its_promotion() {
 }
 
 #[test]
+fn a_standby_that_turns_to_another_vault_never_goes_back() {
+    let root = tempfile::tempdir().unwrap();
+    let (near, far) = (VaultWorld::new(root.path(), "near"), VaultWorld::new(root.path(), "far"));
+    let uploads = root.path().join("uploads");
+    fs::create_dir(&uploads).unwrap();
+    let source = FilesSource::new(&uploads, &[], None).unwrap();
+    let cancel = Cancel::default();
+    fs::write(uploads.join("a"), "one").unwrap();
+    source.take_point(&far.named(), &request(1, false), &(), &cancel).unwrap();
+    fs::write(uploads.join("a"), "two").unwrap();
+    source.take_point(&near.named(), &request(1, false), &(), &cancel).unwrap();
+    let to = root.path().join("deep").join("standby");
+    let follow = FollowRequest { dataset: "uploads".into(), to: to.clone(), adopt: false };
+    let work = root.path().join("deep").join("standby.lifeboat-standby");
+    for vault in [&near, &far, &near, &far] {
+        source.follow(&vault.unlocked(), &follow).unwrap().apply(&cancel).unwrap();
+        assert_eq!(fs::read(work.join("a")).unwrap(), b"two");
+    }
+    fs::write(uploads.join("a"), "three").unwrap();
+    source.take_point(&far.named(), &request(1, true), &(), &cancel).unwrap();
+    let promoted = source.follow(&far.unlocked(), &follow).unwrap().promote(&cancel).unwrap();
+    assert!(promoted.is_final);
+    assert_eq!(fs::read(to.join("a")).unwrap(), b"three");
+    // Once live, it is a standby again only if it may be, and what an older one left is not taken for it.
+    assert!(source.follow(&near.unlocked(), &follow).is_err());
+    fs::create_dir(&work).unwrap();
+    fs::write(work.join("left"), "over").unwrap();
+    let adopt = FollowRequest { adopt: true, ..follow };
+    let applied = source.follow(&far.unlocked(), &adopt).unwrap().apply(&cancel).unwrap();
+    assert!(applied.is_final && !to.exists());
+    assert_eq!(names(&work), ["a"]);
+}
+
+#[test]
 fn a_point_of_a_new_epoch_supersedes_what_the_old_writer_still_writes() {
     let root = tempfile::tempdir().unwrap();
     let world = VaultWorld::new(root.path(), "near");

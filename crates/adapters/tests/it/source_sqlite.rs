@@ -510,7 +510,10 @@ fn a_standby_goes_over_to_the_writer_of_a_new_epoch_and_writes_only_what_differs
     let adopt = FollowRequest { adopt: true, ..follow };
     commit(&database, 52, 100);
     await_durable(&*stream, "near", Timestamp::now());
+    // Beside what a standby left there before.
+    fs::write(root.join("standby.db.lifeboat-standby"), "an older standby").unwrap();
     let mut standby = source(root).follow(&world.unlocked(), &adopt).unwrap();
+    assert!(!root.join("standby.db").exists());
     let adopted = standby.apply(&cancel).unwrap();
     assert!(adopted.restarted && adopted.bytes_written < 400_000, "{adopted:?}");
     standby.promote(&cancel).unwrap();

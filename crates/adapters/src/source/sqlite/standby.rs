@@ -80,9 +80,7 @@ impl Follower {
             is_final: false,
             reaching: None,
         };
-        let record =
-            if exists(&work_path)? { read_record(&record_path, &request.dataset).unwrap_or(empty) } else { empty };
-        if !exists(&work_path)? && exists(&request.to)? {
+        if exists(&request.to)? && (request.adopt || !exists(&work_path)?) {
             if !request.adopt {
                 return Err(RestoreError::Exists { path: request.to.clone() });
             }
@@ -91,6 +89,8 @@ impl Follower {
             remove_companions(&request.to)?;
             fs::rename(&request.to, &work_path).map_err(RestoreError::file("take its name from", &request.to))?;
         }
+        let record =
+            if exists(&work_path)? { read_record(&record_path, &request.dataset).unwrap_or(empty) } else { empty };
         let (vault, dataset, to) = (vault.clone(), request.dataset.clone(), request.to.clone());
         Ok(Follower {
             vault,

@@ -1,0 +1,101 @@
+//! The engine's way back from several vaults, with a real database: the vault that reaches furthest counts, and a damaged
+//! log costs only what lies after the damage.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use lifeboat_adapters::source::restorer_for;
+use lifeboat_core::plan::{DataKind, Source};
+use lifeboat_core::runbook::{Target, VolumeSpec};
+use lifeboat_engine::port::{Cancel, LogStream, Recovery};
+use lifeboat_engine::recovery::Vaults;
+use lifeboat_engine::vaults::VaultPlace;
+use lifeboat_vault::storage::Storage;
+use lifeboat_vault::{Identity, State};
+use rusqlite::Connection;
+
+use crate::source_sqlite::{DATASET, WAL, await_durable, commit, counter, create, start};
+use crate::vault_world::{VaultWorld, vault_directory};
+
+fn recovery(root: &Path, worlds: &[&VaultWorld]) -> Vaults {
+    let state = State::open(&root.join("controller"), Some("controller")).unwrap();
+    let place = |world: &&VaultWorld| {
+        let (name, url) = (world.name.clone(), vault_directory(root, &world.name).display().to_string());
+        (name.clone(), VaultPlace { name, url, state: state.clone(), owner: None })
+    };
+    Vaults {
+        places: worlds.iter().map(place).collect::<BTreeMap<_, _>>(),
+        identities: worlds.iter().map(|world| world.expose_key().parse::<Identity>().unwrap()).collect(),
+        restorer_for: Arc::new(restorer_for),
+    }
+}
+
+fn volume(worlds: &[&VaultWorld]) -> VolumeSpec {
+    VolumeSpec {
+        service: "shop".into(),
+        dataset: DATASET.into(),
+        kind: DataKind::Persistent,
+        source: Source::Sqlite { path: "data/orders.db".into() },
+        vaults: worlds.iter().map(|world| world.name.clone()).collect(),
+    }
+}
+
+fn write(database: &Connection, stream: &dyn LogStream, vault: &str, numbers: std::ops::RangeInclusive<u64>) {
+    for n in numbers {
+        commit(database, n, 300);
+        await_durable(stream, vault, Timestamp::now());
+    }
+}
+
+#[test]
+fn of_several_vaults_the_one_that_reaches_furthest_is_restored() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let (near, far) = (VaultWorld::new(root, "near"), VaultWorld::new(root, "far"));
+    let database = create(root, WAL);
+    let stream = start(root, &[near.named(), far.named()], 1);
+    write(&database, &*stream, "near", 1..=2);
+    // The first of the plan's vaults is away from the writer for the rest, and back for the restore.
+    near.storage.set_gone(true);
+    write(&database, &*stream, "far", 3..=5);
+    drop(stream);
+    near.storage.set_gone(false);
+    let vaults = [&near, &far];
+    let (recovery, volume) = (recovery(root, &vaults), volume(&vaults));
+    let reach = recovery.reach(&volume, &Target::Newest).unwrap();
+    assert_eq!(reach.vault.as_deref(), Some("far"));
+    let to = root.join("volume");
+    let facts = recovery.restore(&volume, &Target::Newest, &to, false, &Cancel::default()).unwrap();
+    assert_eq!((facts["vault"].as_str(), counter(&to.join("orders.db"))), (Some("far"), 5));
+}
+
+#[test]
+fn a_damaged_log_costs_what_lies_after_the_damage_and_says_so() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let world = VaultWorld::new(root, "near");
+    let database = create(root, WAL);
+    let stream = start(root, &[world.named()], 1);
+    await_durable(&*stream, "near", Timestamp::UNIX_EPOCH);
+    write(&database, &*stream, "near", 1..=6);
+    drop(stream);
+    assert_eq!(world.host.points(Some(DATASET)).unwrap().points.len(), 1);
+    let lineage = world.host.log_lineages(DATASET).unwrap().remove(0);
+    let entries = world.host.log_entries(DATASET, &lineage, None).unwrap();
+    let fifth = entries.iter().filter(|entry| !entry.mark).nth(4).unwrap();
+    world.storage.delete(&fifth.key).unwrap();
+    let vaults = [&world];
+    let (recovery, volume) = (recovery(root, &vaults), volume(&vaults));
+    let reach = recovery.reach(&volume, &Target::Newest).unwrap();
+    assert!(reach.findings.iter().any(|finding| finding.contains(&fifth.key)), "{reach:?}");
+    let to = root.join("volume");
+    fs::create_dir(&to).unwrap();
+    let facts = recovery.restore(&volume, &Target::Newest, &to, false, &Cancel::default()).unwrap();
+    // Whether the last piece before the damage is from before or after its own source time, only what is in it tells.
+    assert!((3..=4).contains(&counter(&to.join("orders.db"))));
+    assert!(facts["gave_way"].to_string().contains(&fifth.key), "{facts:?}");
+    assert!(facts["as_of"].as_str().unwrap().parse::<Timestamp>().unwrap() <= reach.source_time.unwrap());
+}
