@@ -198,6 +198,35 @@ fn what_cannot_be_backed_up() {
 }
 
 #[test]
+fn a_vault_within_what_goes_into_it_and_a_vault_among_other_things() {
+    let machine = Machine::new();
+    machine.make_vault();
+    machine.write("letter", "dear reader");
+    let vault = machine.at("backup");
+    let all = machine.root().display().to_string();
+    insta::assert_snapshot!(machine.line(&format!("backup --vault {vault} {all}")).screen(), @r#"
+    error: the vault /backup lies within , which is to go into it
+    help: leave it out (--exclude '/backup', or `exclude` in the plan), or put it elsewhere
+    exit 4
+    "#);
+    insta::assert_snapshot!(machine.line(&format!("backup --vault {vault} {vault}")).screen(), @r#"
+    error: the vault /backup lies within /backup, which is to go into it
+    help: name something else to back up
+    exit 4
+    "#);
+    let leaving_out = format!("--json backup --vault {vault} --exclude /backup --exclude /bin --exclude /home {all}");
+    let point = machine.line(&leaving_out).ends(0).json();
+    assert_eq!(point["files"], 3, "the letter and two keys");
+    let recipient = machine.line("key inspect owner.key").out;
+    insta::assert_snapshot!(machine.line(&format!("vault init --vault {} --recipient {recipient}", machine.at("work"))).screen(), @r#"
+    error: /work is not empty: it has `owner.key`
+    help: a vault wants a directory of its own: name a new one
+    exit 4
+    "#);
+    assert!(!machine.path("work/keys").exists());
+}
+
+#[test]
 fn what_a_user_may_not_read_is_said_and_ends_with_3() {
     let machine = Machine::unprivileged();
     machine.write("data/open", "open");

@@ -56,7 +56,7 @@ impl Excludes {
     }
 
     /// Whether the path, relative to the root, is left out.
-    pub(crate) fn matches(&self, path: &Path, directory: bool) -> bool {
+    pub fn matches(&self, path: &Path, directory: bool) -> bool {
         self.anything.is_match(path) || (directory && self.directories.is_match(path))
     }
 }

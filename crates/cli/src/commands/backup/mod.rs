@@ -80,6 +80,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         if door::ends(&findings) != Exit::Done {
             exit = Exit::Finding;
         }
+        for item in &items {
+            item.check_apart(host.storage().location().as_ref())?;
+        }
         for item in items {
             let taken = take::take(&vault.name, &host, &item, &cancel, ui)?;
             if taken.leaves_a_finding() {

@@ -33,6 +33,30 @@ pub(super) enum Data {
     },
 }
 
+impl Item {
+    /// A vault within what goes into it would hold itself again and again.
+    pub(super) fn check_apart(&self, vault: &Path) -> Result<(), CommandError> {
+        let Data::Files { roots, excludes, .. } = &self.data else { return Ok(()) };
+        let Ok(vault) = vault.canonicalize() else { return Ok(()) };
+        for root in roots {
+            let Ok(within) = vault.strip_prefix(root) else { continue };
+            if within.ancestors().any(|path| path != Path::new("") && excludes.matches(path, true)) {
+                continue;
+            }
+            let message =
+                format!("the vault {} lies within {}, which is to go into it", vault.display(), root.display());
+            let hint = match within.to_str().filter(|text| !text.is_empty()) {
+                Some(within) => {
+                    format!("leave it out (--exclude '/{within}', or `exclude` in the plan), or put it elsewhere")
+                }
+                None => "name something else to back up".to_owned(),
+            };
+            return Err(CommandError::refused(message).hint(hint));
+        }
+        Ok(())
+    }
+}
+
 /// Everything that is to be done, vault by vault.
 #[derive(Debug, Default)]
 pub(super) struct Work {
