@@ -279,6 +279,7 @@ type Ledger = Arc<Mutex<Vec<(u32, Timestamp)>>>;
 /// An application that writes numbered orders, and a file for every tenth, until it is stopped.
 struct Application {
     stop: Arc<AtomicBool>,
+    pause: Arc<AtomicBool>,
     ledger: Ledger,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -294,13 +295,17 @@ impl Application {
                 "pragma journal_mode=wal; pragma synchronous=normal; create table if not exists orders(n integer primary key, body blob)",
             )
             .unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, pause) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let ledger = Ledger::default();
-        let (stopped, written) = (stop.clone(), ledger.clone());
+        let (stopped, paused, written) = (stop.clone(), pause.clone(), ledger.clone());
         let thread = std::thread::spawn(move || {
             let next = "select coalesce(max(n), 0) + 1 from orders";
             let mut n: u32 = database.query_row(next, [], |row| row.get(0)).unwrap();
             while !stopped.load(Ordering::SeqCst) {
+                if paused.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
                 database.execute("insert into orders values (?, randomblob(700))", [n]).unwrap();
                 if n.is_multiple_of(10) {
                     fs::write(uploads.join(format!("{n}.txt")), format!("order {n}")).unwrap();
@@ -310,7 +315,7 @@ impl Application {
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
-        Application { stop, ledger, thread: Some(thread) }
+        Application { stop, pause, ledger, thread: Some(thread) }
     }
 
     fn acknowledged(&self) -> Vec<(u32, Timestamp)> {
@@ -391,8 +396,12 @@ fn a_writer_that_dies_costs_no_more_than_it_had_not_called_durable_and_comes_bac
     let world = World::new();
     let root = world.root();
     fs::create_dir_all(volumes(root, "south")).unwrap();
-    let application = Application::start(root, "south");
     let (south, _north) = (world.agent("south"), world.agent("north"));
+    // The service has never run yet.
+    world.await_reports("south", "the lack of data to be told", |report| {
+        report.problem.as_ref().is_some_and(|problem| problem.contains("nothing in the volume's place"))
+    });
+    let application = Application::start(root, "south");
     world.await_following("north", 1);
     application.await_more(50);
     world.await_durable("south", "far", Timestamp::now());
@@ -439,6 +448,38 @@ fn a_writer_that_dies_costs_no_more_than_it_had_not_called_durable_and_comes_bac
     fs::rename(volumes(root, "south"), root.join("south").join("aside")).unwrap();
     world.await_following("south", 3);
     assert_eq!(world.written_by("south"), before);
+}
+
+#[test]
+fn a_writers_agent_that_is_killed_goes_on_where_it_was() {
+    let world = World::new();
+    let root = world.root();
+    fs::create_dir_all(volumes(root, "south")).unwrap();
+    let application = Application::start(root, "south");
+    let north = world.agent("north");
+    let points = || {
+        let keys = world.written_by("south").into_iter();
+        keys.filter(|key| key.starts_with("snap/south/orders/")).count()
+    };
+    for round in 1..=3 {
+        let south = world.agent("south");
+        application.pause.store(false, Ordering::SeqCst);
+        application.await_more(20);
+        application.pause.store(true, Ordering::SeqCst);
+        // All of it, so that no log that was not read to its end can have started again.
+        for vault in VAULTS {
+            world.await_durable("south", vault, Timestamp::now());
+        }
+        assert_eq!(points(), VAULTS.len(), "round {round}: it took another full snapshot");
+        south.kill();
+    }
+    let _south = world.agent("south");
+    world.await_following("north", 1);
+    let last = application.end();
+    world.switch_over("south", "north", 1, 2);
+    assert_eq!(last_order(root, "north"), last);
+    assert_uploads(root, "north", last);
+    drop(north);
 }
 
 #[test]
