@@ -281,9 +281,9 @@ fn a_vault_that_is_read_only_restores_and_refuses_the_rest() {
 fn two_backups_of_one_data_set_at_once_both_make_points_that_are_right() {
     let machine = Machine::new();
     machine.make_vault();
-    some_data(&machine);
-    for round in 0..3u64 {
-        machine.write("data/changing", noise(100 + round, 5 * MEGABYTE));
+    machine.write("data/constant", noise(99, 4 * MEGABYTE));
+    for round in 0..5u64 {
+        machine.write("data/changing", noise(100 + round, 4 * MEGABYTE));
         let line = format!("--json {}", backup_line(&machine));
         let children: Vec<_> = (0..3).map(|_| machine.spawn(&words(&line))).collect();
         let points: Vec<String> = children
@@ -300,7 +300,7 @@ fn two_backups_of_one_data_set_at_once_both_make_points_that_are_right() {
     }
     assert_sound(&machine);
     let points = machine.line(&format!("--json points --vault {}", machine.at("backup"))).ends(0).json();
-    assert_eq!(points.as_array().unwrap().len(), 9);
+    assert_eq!(points.as_array().unwrap().len(), 15);
 }
 
 #[test]

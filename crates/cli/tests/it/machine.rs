@@ -203,6 +203,10 @@ impl Machine {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
+        if self.unprivileged {
+            let top = self.path(name.split('/').next().unwrap());
+            assert!(Command::new("chown").args(["-hR", "65534:65534"]).arg(top).status().unwrap().success());
+        }
     }
 
     /// Two keys, a vault that both open, this host on its roster as `alpha`. Answers the owner's fingerprint.

@@ -59,11 +59,14 @@ protect = [{{ to = "main", base = {{ every = "30m", keep = {{ last = 24, daily =
 
 /// Keys, a plan with its vault's owner in it, a vault, a directory and a database.
 pub(crate) fn planned() -> Machine {
-    let machine = Machine::new();
+    planned_on(Machine::new())
+}
+
+fn planned_on(machine: Machine) -> Machine {
     for key in ["owner.key", "paper.key"] {
         machine.line(&format!("key new -o {key}")).ends(0);
     }
-    fs::create_dir(machine.path("arbiter")).unwrap();
+    machine.shell(&format!("mkdir {}", machine.at("arbiter"))).ends(0);
     machine.write("work/lifeboat.toml", plan(&machine, None));
     let made = machine.line("--json vault init --host alpha").ends(0).json();
     machine.write("work/lifeboat.toml", plan(&machine, made["owner"].as_str()));
@@ -119,6 +122,22 @@ fn data_sets_of_a_plan_are_backed_up_and_restored_by_name() {
     assert_eq!(rows(&machine.path("then/notes.db")), "ok\none\n");
     machine.line(&format!("restore database --key owner.key --point 1 --to {}", machine.at("point"))).ends(0);
     assert_eq!(rows(&machine.path("point/notes.db")), "ok\none\n");
+}
+
+#[test]
+fn a_plan_needs_no_privileges_either() {
+    let machine = planned_on(Machine::unprivileged());
+    machine.line("backup").ends(0);
+    sql(&machine, "notes.db", "insert into t(x) values('two')");
+    machine.line("backup notes").ends(0);
+    machine.line(&format!("restore notes --key paper.key --to {}", machine.at("out"))).ends(0);
+    fs::remove_file(machine.path("documents/draft.tmp")).unwrap();
+    machine.shell(&format!("touch -r {} {}", machine.at("out/documents"), machine.at("documents"))).ends(0);
+    assert_alike(&machine.path("documents"), &machine.path("out/documents"));
+    assert_eq!(rows(&machine.path("out/database/notes.db")), "ok\none\n", "the last moment that both reach");
+    machine.line(&format!("restore database --key paper.key --to {}", machine.at("newest"))).ends(0);
+    assert_eq!(rows(&machine.path("newest/notes.db")), "ok\none,two\n");
+    machine.line("vault check --key owner.key --read-data").ends(0);
 }
 
 #[test]

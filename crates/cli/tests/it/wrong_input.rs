@@ -231,6 +231,7 @@ fn what_a_user_may_not_read_is_said_and_ends_with_3() {
     let machine = Machine::unprivileged();
     machine.write("data/open", "open");
     machine.write("data/closed/inner", "closed");
+    std::os::unix::fs::chown(machine.path("data/closed"), Some(0), Some(0)).unwrap();
     fs::set_permissions(machine.path("data/closed"), fs::Permissions::from_mode(0o700)).unwrap();
     fs::create_dir(machine.path("backup")).unwrap();
     std::os::unix::fs::chown(machine.path("backup"), Some(65534), Some(65534)).unwrap();
