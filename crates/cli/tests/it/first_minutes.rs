@@ -224,6 +224,31 @@ fn a_point_a_time_or_a_part_is_restored_when_asked_for() {
 }
 
 #[test]
+fn a_sqlite_database_without_a_log_is_taken_and_one_that_is_locked_is_waited_for_then_named() {
+    let machine = Machine::new();
+    machine.make_vault();
+    let (vault, database) = (machine.at("backup"), machine.at("plain.db"));
+    machine.shell(&format!("sqlite3 {database} 'create table t(x); insert into t values(7)'")).ends(0);
+    let backup = format!("backup --vault {vault} {database}");
+    machine.line(&backup).ends(0);
+    machine.line(&format!("restore --vault {vault} --key owner.key --to {}", machine.at("out"))).ends(0);
+    let read =
+        machine.shell(&format!("sqlite3 {} 'pragma integrity_check; select x from t'", machine.at("out/plain.db")));
+    assert_eq!(read.ends(0).out, "ok\n7\n");
+    let script = format!("sqlite3 {database} 'begin exclusive; select 1;' '.shell touch locked; sleep 60'");
+    let mut locker = Command::new("bash");
+    let mut locker = locker.args(["-c", &script]).current_dir(machine.path("work")).process_group(0).spawn().unwrap();
+    crate::machine::await_that("the lock", || machine.path("work/locked").exists());
+    let ran = machine.line(&backup);
+    rustix::process::kill_process_group(rustix::process::Pid::from_child(&locker), rustix::process::Signal::KILL)
+        .unwrap();
+    locker.wait().unwrap();
+    let ran = ran.ends(1);
+    assert!(ran.err.contains(&database) && ran.err.contains("database is locked"), "{}", ran.err);
+    machine.line(&backup).ends(0);
+}
+
+#[test]
 fn a_sqlite_database_by_its_path_is_taken_between_two_transactions() {
     let machine = Machine::new();
     machine.make_vault();

@@ -304,7 +304,7 @@ fn plans_that_are_wrong_or_name_other_things() {
     insta::assert_snapshot!(machine.line("backup database").screen(), @r#"
     error: the database /notes.db cannot be read
       because: there is no database at /notes.db
-    help: check that it is there and may be read, then run the backup again
+    help: check that it is there, may be read, and is not locked for long; then run the backup again
     exit 1
     "#);
     let plan = fs::read_to_string(machine.path("work/lifeboat.toml")).unwrap();

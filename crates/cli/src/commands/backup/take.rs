@@ -52,7 +52,7 @@ pub(super) fn take(
             let kind = || if cancel.is_cancelled() { Kind::Interrupted } else { Kind::Failed };
             let taken = source.take_point(&named, &request, &progress, cancel).map_err(|error| (kind(), error));
             let taken = taken.or_else(|(kind, error)| {
-                let hint = "check that it is there and may be read, then run the backup again";
+                let hint = "check that it is there, may be read, and is not locked for long; then run the backup again";
                 Err(error).kind(kind).hint(hint)
             })?;
             Taken {
