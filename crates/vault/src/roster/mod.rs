@@ -250,3 +250,39 @@ fn check_owner(
     }
     Ok(())
 }
+
+impl Roster {
+    /// Refuses names and keys that nothing could be done with.
+    pub(crate) fn check_valid(&self) -> Result<()> {
+        for member in &self.members {
+            name::check(&member.name, "a member's name")?;
+        }
+        for holder in &self.holders {
+            name::check(&holder.dataset, "the data set's name")?;
+            holder.recipient.parse::<Recipient>()?;
+        }
+        for (place, member) in self.members.iter().enumerate() {
+            let clash = |other: &Member| {
+                other.key == member.key
+                    || (other.name == member.name && other.revoked.is_none() && member.revoked.is_none())
+            };
+            if self.members[..place].iter().any(clash) {
+                return Err(VaultError::invalid(
+                    format!("member {:?}", member.name),
+                    "its name or key is on the roster already; choose another name",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The version after this one.
+    pub(crate) fn successor(&self, hash: Hash) -> Roster {
+        Roster {
+            version: self.version + 1,
+            previous: Some(hash),
+            at: Moment::from(jiff::Timestamp::now()),
+            ..self.clone()
+        }
+    }
+}
