@@ -6,10 +6,9 @@
 //! Invariants: packs before indexes before the snapshot; nothing is compressed that the vault has; an interrupted session loses no
 //! uploaded pack (the host keeps a list of what it is uploading, and checkpoints publish it); after a failure nothing is committed.
 
+mod known;
+
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,8 +20,8 @@ use jiff::Timestamp;
 use crate::codec::{self, Hash};
 use crate::crypt::random;
 use crate::error::{Doing, Result, VaultError};
-use crate::host::{ChunkKey, read_file, write_secret_file};
-use crate::index::{self, Head, IndexBody};
+use crate::host::{ChunkKey, write_secret_file};
+use crate::index::{Head, IndexBody};
 use crate::name;
 use crate::open::HostVault;
 use crate::pack::{FrameBuffer, PackBuilder, PackRecord};
@@ -34,6 +33,9 @@ use crate::snapshot::{
     Badge, IndexSeen, PointInfo, ROOT_BYTES_MAX, Snapshot, SnapshotBody, SnapshotDraft, SnapshotHead,
 };
 use crate::storage::Put;
+
+use self::known::Pending;
+pub(crate) use self::known::{Inherited, KnownChunks, inherited_path};
 
 /// An interrupted session's index is at most so old (where the host's own list is lost, too).
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
@@ -52,41 +54,6 @@ impl Default for SessionOptions {
     fn default() -> SessionOptions {
         SessionOptions { level: 3 }
     }
-}
-
-/// Which chunks a data set has, as far as this host knows. Kept between sessions.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct KnownChunks {
-    head: Head,
-    read: HashSet<u64>,
-    packs: Vec<(Hash, u64)>,
-    chunks: HashMap<ChunkId, u32>,
-    others: Vec<IndexSeen>,
-}
-
-impl KnownChunks {
-    fn add(&mut self, packs: &[PackRecord]) {
-        for pack in packs {
-            let place = self.packs.len() as u32;
-            self.packs.push((pack.hash, pack.bytes));
-            for frame in &pack.frames {
-                self.chunks.extend(frame.chunks().map(|(id, _)| (id, place)));
-            }
-        }
-    }
-}
-
-/// Chunks of other hosts that this one may build on: it was promoted, and read them with the content key.
-#[derive(Debug, minicbor::Encode, minicbor::Decode)]
-pub(crate) struct Inherited {
-    #[n(0)]
-    pub(crate) indexes: Vec<IndexSeen>,
-    #[n(1)]
-    pub(crate) packs: Vec<PackRecord>,
-}
-
-pub(crate) fn inherited_path(vault: &HostVault, dataset: &str) -> Result<PathBuf> {
-    Ok(vault.state().vault_directory(&vault.id())?.join(format!("{}.inherited", name::encode(dataset))))
 }
 
 #[derive(Debug)]
@@ -123,14 +90,6 @@ struct Shared {
     bytes_new: AtomicU64,
     bytes_stored: AtomicU64,
     pending: Pending,
-}
-
-/// The host's own list of packs that are being uploaded and in no index yet, and the lock that says that its session lives.
-#[derive(Debug)]
-struct Pending {
-    list: PathBuf,
-    lock: PathBuf,
-    _held: File,
 }
 
 /// Takes chunks for one recovery point of one data set. See `ChunkSink`.
@@ -207,174 +166,6 @@ impl HostVault {
                 source,
             })?;
         Ok(BackupSession { shared, writer: Some(writer) })
-    }
-
-    /// What this host's indexes say, read as far as they were not read before; adopts what interrupted sessions left behind.
-    fn load_known(&self, dataset: &str, recipients: &[Recipient]) -> Result<KnownChunks> {
-        let mut known = self.indexes_cache().get(dataset).cloned().unwrap_or_default();
-        let roster = self.roster();
-        let chain = name::indexes_of(self.host_name(), dataset);
-        let listed = self.storage().list(&chain).doing(|| format!("listing {chain}"))?;
-        for object in &listed {
-            let Some(number) = object.key.strip_prefix(chain.as_str()).and_then(name::parse_number) else {
-                continue;
-            };
-            if !known.read.insert(number) {
-                continue;
-            }
-            let read = index::read(&**self.storage(), &roster, self.host_name(), dataset, number);
-            let opened = read.and_then(|i| Ok((i.open_body(std::slice::from_ref(self.state().index_key()))?, i.hash)));
-            match opened {
-                Ok((body, hash)) => {
-                    known.add(&body.packs);
-                    if number > known.head.number {
-                        known.head = Head { number, hash: Some(hash) };
-                    }
-                }
-                Err(e @ VaultError::Storage { .. }) => return Err(e),
-                // A damaged index costs an upload; `check` names it.
-                Err(e) => {
-                    tracing::warn!(object = object.key, "{e}");
-                    if number > known.head.number {
-                        known.head = Head { number, hash: None };
-                    }
-                }
-            }
-        }
-        if let Some((seen, hash)) = self.remembered_head(&chain)?
-            && seen > known.head.number
-        {
-            known.head = Head { number: seen, hash: crate::crypt::unhex(&hash).map(Hash) };
-        }
-        if known.others.is_empty()
-            && let Some(bytes) = read_file(&inherited_path(self, dataset)?)?
-        {
-            let inherited: Inherited = codec::decode("the inherited index", &bytes)?;
-            known.add(&inherited.packs);
-            known.others = inherited.indexes;
-        }
-        self.adopt_pending(dataset, recipients, &mut known)?;
-        self.indexes_cache().insert(dataset.to_owned(), known.clone());
-        Ok(known)
-    }
-
-    fn pending_directory(&self) -> Result<PathBuf> {
-        self.state().vault_directory(&self.id())
-    }
-
-    fn open_pending(&self, dataset: &str) -> Result<Pending> {
-        let base = format!("{}.{:016x}", name::encode(dataset), crate::crypt::random_u64());
-        let directory = self.pending_directory()?;
-        let lock = directory.join(format!("{base}.lock"));
-        // Locked before it bears its name: another session that begins now must not take it for a dead one's.
-        let draft = directory.join(format!("{base}.new"));
-        let failed = |doing: &str, source| VaultError::State {
-            path: draft.display().to_string(),
-            doing: doing.to_owned(),
-            source,
-        };
-        let options = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft);
-        let held = options.map_err(|e| failed("making it", e))?;
-        rustix::fs::flock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .map_err(|e| failed("locking it", e.into()))?;
-        std::fs::rename(&draft, &lock).map_err(|e| failed("giving it its name", e))?;
-        Ok(Pending { list: directory.join(format!("{base}.pending")), lock, _held: held })
-    }
-
-    /// Publishes an index of packs that interrupted sessions uploaded, and forgets those sessions.
-    fn adopt_pending(&self, dataset: &str, recipients: &[Recipient], known: &mut KnownChunks) -> Result<()> {
-        let directory = self.pending_directory()?;
-        let prefix = format!("{}.", name::encode(dataset));
-        let failed = |source| VaultError::State {
-            path: directory.display().to_string(),
-            doing: "listing it".to_owned(),
-            source,
-        };
-        for entry in std::fs::read_dir(&directory).map_err(failed)? {
-            let file_name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-            let Some(base) =
-                file_name.strip_suffix(".lock").filter(|b| b.strip_prefix(&prefix).is_some_and(|r| r.len() == 16))
-            else {
-                continue;
-            };
-            let (lock_path, list) = (directory.join(&file_name), directory.join(format!("{base}.pending")));
-            let Ok(held) = File::open(&lock_path) else { continue };
-            if rustix::fs::flock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-                continue; // that session lives
-            }
-            if let Some(bytes) = read_file(&list)? {
-                match codec::decode::<IndexBody>("the list of pending packs", &bytes) {
-                    Ok(body) => self.adopt(dataset, recipients, known, body)?,
-                    Err(e) => tracing::warn!("{e}"),
-                }
-            }
-            let _ = std::fs::remove_file(&list);
-            let _ = std::fs::remove_file(&lock_path);
-        }
-        Ok(())
-    }
-
-    fn adopt(
-        &self,
-        dataset: &str,
-        recipients: &[Recipient],
-        known: &mut KnownChunks,
-        mut body: IndexBody,
-    ) -> Result<()> {
-        let indexed: HashSet<Hash> = known.packs.iter().map(|(hash, _)| *hash).collect();
-        let mut there = Vec::new();
-        for pack in body.packs {
-            let key = name::pack(&pack.hash.0);
-            let listed = self.storage().list(&key).doing(|| format!("looking for {key}"))?;
-            if !indexed.contains(&pack.hash) && listed.iter().any(|o| o.key == key && o.size == pack.bytes) {
-                there.push(pack);
-            }
-        }
-        if there.is_empty() {
-            return Ok(());
-        }
-        body.packs = there;
-        known.head = self.publish_index(dataset, recipients, known.head, &body, false)?;
-        known.read.insert(known.head.number);
-        known.add(&body.packs);
-        Ok(())
-    }
-
-    /// Publishes an index at the next free number.
-    fn publish_index(
-        &self,
-        dataset: &str,
-        recipients: &[Recipient],
-        mut head: Head,
-        body: &IndexBody,
-        finished: bool,
-    ) -> Result<Head> {
-        let roster = self.roster();
-        let place = (&roster, self.host_name(), dataset);
-        let chain = name::indexes_of(self.host_name(), dataset);
-        loop {
-            match index::publish(
-                &**self.storage(),
-                place,
-                self.state().signing_key(),
-                recipients,
-                head,
-                body,
-                finished,
-            )? {
-                Some(next) => {
-                    if let Some(hash) = next.hash {
-                        self.remember_head(&chain, next.number, hash.0)?;
-                    }
-                    return Ok(next);
-                }
-                None => {
-                    // Another session of this host took it.
-                    let taken = index::read(&**self.storage(), &roster, self.host_name(), dataset, head.number + 1);
-                    head = Head { number: head.number + 1, hash: taken.ok().map(|i| i.hash) };
-                }
-            }
-        }
     }
 }
 
