@@ -24,7 +24,7 @@ pub(crate) fn make() -> Outcome {
     let screen = target.join("demo-screen.html");
     write(&screen, &terminal::page("lifeboat demo", &transcript))?;
     let height = terminal::height_rows(&transcript) as u32 * 19 + 110;
-    photograph(&screen, &pictures.join("demo.png"), 1040, height, false)?;
+    photograph(&screen, &pictures.join("demo.png"), 1120, height, false)?;
 
     let evidence = evidence_path(&transcript)?;
     photograph(&evidence, &pictures.join("evidence.png"), 1100, 1500, false)?;

@@ -23,8 +23,8 @@ use crate::ui::{Colour, Ui};
 
 /// Disaster recovery you can prove.
 ///
-/// A plan says what must survive, how much may be lost and for how long it may be away. lifeboat protects it, watches
-/// it, recovers it elsewhere, and proves what was lost and how long it took.
+/// A plan says what must survive, how much may be lost and for how long it may be away. lifeboat protects it, recovers
+/// it elsewhere, and proves what was lost and how long it took.
 ///
 /// Exit codes: 0 done; 1 an operation failed; 2 usage, or the plan is wrong; 3 done, but a finding stands; 4 refused by a
 /// safety rule; 5 held, waiting for a person; 130 interrupted.
