@@ -147,7 +147,7 @@ fn newest_of(points: &[PointInfo]) -> Option<&PointInfo> {
 /// The last source time that is durable for a point: its own, or the end of the log that goes on from it.
 fn durable_from(vault: &Vault, place: &VaultPlace, point: &PointInfo) -> Result<(Timestamp, Vec<String>), PortError> {
     let Some(position) = &point.position else { return Ok((point.taken_at, Vec::new())) };
-    let trail = vault.log_trail(&point.dataset, &position.lineage).map_err(|error| {
+    let trail = vault.log_since(&point.dataset, position).map_err(|error| {
         PortError::may_pass(format!("cannot read the log of `{}` in `{}`", point.dataset, place.name)).because(error)
     })?;
     let last = trail.entries.iter().map(|entry| entry.source_time).max();
@@ -176,7 +176,7 @@ pub fn held(vault: &Vault, place: &VaultPlace, dataset: &str) -> Result<Held, Po
     held.durable = Some(newest.taken_at);
     if let Some(position) = &newest.position {
         let trail = vault
-            .log_trail(dataset, &position.lineage)
+            .log_since(dataset, position)
             .map_err(|error| PortError::may_pass(unreadable("log")).because(error))?;
         held.findings.extend(trail.findings);
         held.durable = trail.entries.iter().map(|entry| entry.source_time).chain(held.durable).max();

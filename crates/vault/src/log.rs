@@ -17,6 +17,7 @@ use crate::open::{HostVault, Vault};
 use crate::roster::Roster;
 use crate::seal::{Recipient, seal_frame};
 use crate::sign::Signed;
+use crate::snapshot::Position;
 use crate::storage::Put;
 
 const KIND: &str = "vault.log";
@@ -24,6 +25,9 @@ pub(crate) const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 
 /// A writer notes its own head in the host's state after so many appends.
 const REMEMBER_EVERY: u64 = 32;
+
+/// So many unreadable objects in a row are passed by while a position is looked for.
+const UNREADABLE_MAX: usize = 8;
 
 /// What is appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,7 +184,8 @@ impl Vault {
     /// is only seen by `log_trail`.
     pub fn log_next(&self, last: &LogEntry) -> Result<Option<LogEntry>> {
         let next = last.number.saturating_add(1);
-        match self.read_entry(&last.dataset, &last.lineage, last.timeline, next, Some(last)) {
+        let of = Timeline { dataset: &last.dataset, lineage: &last.lineage, timeline: last.timeline };
+        match self.read_entry(&of, next, Some(last)) {
             Ok(entry) => Ok(Some(entry)),
             Err(VaultError::Missing { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -192,6 +197,43 @@ impl Vault {
         Ok(self.read_trail(dataset, lineage)?.0)
     }
 
+    /// As `log_trail`, but only of the position's timeline, from the last objects at or before the position: what was lost
+    /// before them is not noticed, and what is before them is not read.
+    pub fn log_since(&self, dataset: &str, position: &Position) -> Result<LogTrail> {
+        let (trail, _, _) = self.read_since(dataset, position)?;
+        Ok(trail)
+    }
+
+    fn read_since(&self, dataset: &str, position: &Position) -> Result<(LogTrail, Vec<u64>, Option<VaultError>)> {
+        self.refresh()?;
+        let of = Timeline { dataset, lineage: &position.lineage, timeline: position.timeline };
+        let chain = chain(dataset, of.lineage, of.timeline);
+        let seen = self.remembered_head(&chain)?;
+        let listed = self.storage().list(&chain).doing(|| format!("listing {chain}"))?;
+        let number = |key: &str| number_in(key.strip_prefix(&chain)?);
+        let mut numbers: Vec<u64> = listed.iter().filter_map(|object| number(&object.key)).collect();
+        numbers.sort_unstable();
+        let mut trail = LogTrail::default();
+        let trouble = self.read_timeline(&of, (&numbers, seen.as_ref()), Some(position.counter), &mut trail)?;
+        Ok((trail, numbers, trouble))
+    }
+
+    /// The last object of a timeline. None of those before it may be missing; what is in them is not looked at.
+    fn log_end(&self, dataset: &str, lineage: &str, timeline: u64) -> Result<Option<LogEntry>> {
+        let end = Position { lineage: lineage.to_owned(), timeline, counter: u64::MAX };
+        let (trail, numbers, trouble) = self.read_since(dataset, &end)?;
+        if let Some(error) = trouble {
+            return Err(error);
+        }
+        let Some(last) = trail.entries.last().cloned() else { return Ok(None) };
+        match (0..last.number).zip(&numbers).find(|(expected, found)| expected != *found) {
+            Some((missing, _)) => {
+                Err(VaultError::Missing { object: name::log_object(dataset, lineage, timeline, missing) })
+            }
+            None => Ok(Some(last)),
+        }
+    }
+
     fn read_trail(&self, dataset: &str, lineage: &str) -> Result<(LogTrail, Option<VaultError>)> {
         self.refresh()?;
         let prefix = name::lineage(dataset, lineage);
@@ -200,12 +242,10 @@ impl Vault {
         let listed = self.storage().list(&prefix).doing(|| format!("listing {prefix}"))?;
         let mut timelines: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for object in &listed {
-            let parts: Vec<&str> = object.key[prefix.len()..].split('/').collect();
-            if let [timeline, thousands, rest] = parts[..]
-                && let (Ok(timeline), Ok(thousands), Ok(rest)) =
-                    (timeline.parse(), thousands.parse::<u64>(), rest.parse::<u64>())
+            if let Some((timeline, rest)) = object.key[prefix.len()..].split_once('/')
+                && let (Ok(timeline), Some(number)) = (timeline.parse(), number_in(rest))
             {
-                timelines.entry(timeline).or_default().push(thousands.saturating_mul(1000).saturating_add(rest));
+                timelines.entry(timeline).or_default().push(number);
             }
         }
         for timeline in remembered.keys() {
@@ -215,7 +255,8 @@ impl Vault {
         let mut trouble = None;
         for (timeline, numbers) in timelines {
             let seen = remembered.get(&timeline);
-            if let Some(error) = self.read_timeline(dataset, lineage, timeline, (&numbers, seen), &mut trail)? {
+            let of = Timeline { dataset, lineage, timeline };
+            if let Some(error) = self.read_timeline(&of, (&numbers, seen), None, &mut trail)? {
                 trouble.get_or_insert(error);
             }
         }
@@ -236,26 +277,32 @@ impl Vault {
         Ok(remembered)
     }
 
-    /// Checks one timeline, from where it was last checked. What is wrong goes into the trail, and the first of it is answered.
+    /// Checks one timeline, from where it was last checked, or from a position on. What is wrong goes into the trail, and the
+    /// first of it is answered.
     fn read_timeline(
         &self,
-        dataset: &str,
-        lineage: &str,
-        timeline: u64,
+        of: &Timeline<'_>,
         (numbers, seen): (&[u64], Option<&(u64, String)>),
+        since: Option<u64>,
         trail: &mut LogTrail,
     ) -> Result<Option<VaultError>> {
-        let chain = chain(dataset, lineage, timeline);
+        let chain = chain(of.dataset, of.lineage, of.timeline);
         let mut entries = self.cached_log(&chain);
         let cached = entries.len();
-        // What was checked before must still be there: a hostile storage may take it away again.
-        let still = entries.iter().zip(numbers).take_while(|(e, n)| e.number == **n).count();
-        entries.truncate(still);
+        keep_usable(&mut entries, numbers, since);
+        let start = match entries.first() {
+            Some(first) => first.number,
+            None => since.map_or(0, |counter| self.find_start(of, numbers, counter)),
+        };
         let mut trouble = None;
         // A listing that ran beside an append may lack an object and have its successor, so each number is looked for.
-        let end = numbers.iter().skip(still).next_back().map_or(0, |last| last.saturating_add(1));
-        while (entries.len() as u64) < end {
-            match self.read_entry(dataset, lineage, timeline, entries.len() as u64, entries.last()) {
+        let end = numbers.last().map_or(0, |last| last.saturating_add(1));
+        loop {
+            let number = start.saturating_add(entries.len() as u64);
+            if number >= end {
+                break;
+            }
+            match self.read_entry(of, number, entries.last()) {
                 Ok(entry) => entries.push(entry),
                 Err(error @ VaultError::Missing { .. }) => {
                     trouble = Some(error);
@@ -272,7 +319,7 @@ impl Vault {
         if trouble.is_none()
             && let Some((seen, hash)) = seen
         {
-            trouble = check_against_memory(dataset, lineage, timeline, &entries, *seen, hash);
+            trouble = check_against_memory(of, start, &entries, *seen, hash);
         }
         if entries.len() != cached || trouble.is_some() {
             if let Some(last) = entries.last()
@@ -288,45 +335,94 @@ impl Vault {
         Ok(trouble)
     }
 
-    fn read_entry(
-        &self,
-        dataset: &str,
-        lineage: &str,
-        timeline: u64,
-        number: u64,
-        before: Option<&LogEntry>,
-    ) -> Result<LogEntry> {
-        let key = name::log_object(dataset, lineage, timeline, number);
+    /// The number of the first object that reaches a position, or of the last object; an earlier one where objects cannot be read.
+    fn find_start(&self, of: &Timeline<'_>, numbers: &[u64], counter: u64) -> u64 {
+        let (mut low, mut high) = (0, numbers.len().saturating_sub(1));
+        // Whether the object at `high` leads on from the position without those before it.
+        let mut joins = false;
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let nearby = (middle..high).take(UNREADABLE_MAX);
+            let mut read = nearby.filter_map(|at| Some((at, self.read_object(of, *numbers.get(at)?).ok()?.entry)));
+            match read.next() {
+                Some((at, entry)) if entry.last < counter => low = at + 1,
+                Some((at, entry)) if at == middle || entry.first <= counter.saturating_add(1) => {
+                    (high, joins) = (at, entry.first <= counter.saturating_add(1));
+                }
+                None if joins => break,
+                // What cannot be read may be needed.
+                _ => (high, joins) = (middle, false),
+            }
+        }
+        numbers.get(high.max(low)).copied().unwrap_or(0)
+    }
+
+    fn read_object(&self, of: &Timeline<'_>, number: u64) -> Result<Opened> {
+        let key = name::log_object(of.dataset, of.lineage, of.timeline, number);
         let bytes = self.storage().get(&key).doing(|| format!("reading {key}"))?;
-        let opened = open(&self.roster(), dataset, lineage, timeline, number, &bytes)?;
+        open(&self.roster(), of.dataset, of.lineage, of.timeline, number, &bytes)
+    }
+
+    /// Reads an object and holds it against the one before it, where that is known; the very first has none.
+    fn read_entry(&self, of: &Timeline<'_>, number: u64, before: Option<&LogEntry>) -> Result<LogEntry> {
+        let opened = self.read_object(of, number)?;
         let previous = opened.previous.map(|h| h.to_string());
-        if previous.as_ref() != before.map(|b| &b.hash) {
-            return Err(VaultError::untrusted(key, "it does not name the object before it"));
+        let is_checked = before.is_some() || number == 0;
+        if is_checked && previous.as_ref() != before.map(|b| &b.hash) {
+            return Err(VaultError::untrusted(opened.entry.key, "it does not name the object before it"));
         }
         if before.is_some_and(|b| opened.entry.last < b.last) {
-            return Err(VaultError::untrusted(key, "its positions go back behind the object before it"));
+            return Err(VaultError::untrusted(opened.entry.key, "its positions go back behind the object before it"));
         }
         Ok(opened.entry)
     }
 }
 
-fn check_against_memory(
-    dataset: &str,
-    lineage: &str,
+/// One timeline of one lineage.
+struct Timeline<'a> {
+    dataset: &'a str,
+    lineage: &'a str,
     timeline: u64,
+}
+
+/// The number in `THOUSANDS/REST`.
+fn number_in(place: &str) -> Option<u64> {
+    let (thousands, rest) = place.split_once('/')?;
+    let (thousands, rest): (u64, u64) = (thousands.parse().ok()?, rest.parse().ok()?);
+    Some(thousands.saturating_mul(1000).saturating_add(rest))
+}
+
+/// Drops of what was read before what does not reach back far enough, and what is not there any more: a hostile storage may
+/// take it away again.
+fn keep_usable(entries: &mut Vec<LogEntry>, numbers: &[u64], since: Option<u64>) {
+    let reaches_back = |first: &LogEntry| first.number == 0 || since.is_some_and(|counter| first.last <= counter);
+    let from = match entries.first() {
+        Some(first) if reaches_back(first) => numbers.binary_search(&first.number),
+        _ => Err(0),
+    };
+    let Ok(from) = from else { return entries.clear() };
+    let still = entries.iter().zip(numbers.iter().skip(from)).take_while(|(e, n)| e.number == **n).count();
+    entries.truncate(still);
+}
+
+fn check_against_memory(
+    of: &Timeline<'_>,
+    start: u64,
     entries: &[LogEntry],
     seen: u64,
     hash: &str,
 ) -> Option<VaultError> {
-    let object = || name::log_object(dataset, lineage, timeline, seen);
-    match entries.get(usize::try_from(seen).ok()?) {
+    // Before what was read, a later one vouches for it by the chain of hashes.
+    let place = usize::try_from(seen.checked_sub(start)?).ok()?;
+    match entries.get(place) {
         None => Some(VaultError::RolledBack {
-            object: chain(dataset, lineage, timeline),
+            object: chain(of.dataset, of.lineage, of.timeline),
             found: entries.last().map_or("nothing".to_owned(), |e| format!("number {}", e.number)),
             seen: format!("number {seen}"),
         }),
         Some(entry) if entry.hash != hash => {
-            Some(VaultError::untrusted(object(), "it was replaced since it was first seen here"))
+            let object = name::log_object(of.dataset, of.lineage, of.timeline, seen);
+            Some(VaultError::untrusted(object, "it was replaced since it was first seen here"))
         }
         Some(_) => None,
     }
@@ -352,7 +448,7 @@ impl HostVault {
         name::check(lineage, "the lineage")?;
         self.check_enrolled()?;
         let content = self.content_recipient(dataset)?;
-        let last = self.log_entries(dataset, lineage, None)?.into_iter().rfind(|e| e.timeline == timeline);
+        let last = self.log_end(dataset, lineage, timeline)?;
         if let Some(last) = &last
             && last.host != self.host_name()
         {

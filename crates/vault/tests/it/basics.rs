@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use lifeboat_vault::storage::{self, FsStorage, Put, Storage};
 use lifeboat_vault::{
-    Badge, CheckOptions, ChunkSink, ChunkSource, HostVault, Identity, InitOptions, LogPiece, Position, Role,
+    Badge, CheckOptions, ChunkSink, ChunkSource, HostVault, Identity, InitOptions, LogPiece, LogTrail, Position, Role,
     SessionOptions, Severity, SnapshotDraft, Vault, VaultError,
 };
 
@@ -121,6 +121,59 @@ fn a_log_is_followed_without_keys_and_read_with_them() {
     again.append(LogPiece { first: 50, last: 50, source_time: at, mark: false, final_mark: false }, b"x").unwrap();
     let left = writer.append(LogPiece { first: 50, last: 51, source_time: at, mark: false, final_mark: false }, b"y");
     assert!(matches!(left, Err(VaultError::Conflict { .. })), "{left:?}");
+}
+
+#[test]
+fn a_log_is_read_from_a_position_on_without_what_is_before_it() {
+    let world = World::new();
+    let at = Timestamp::from_second(1_800_000_000).unwrap();
+    let mut writer = world.vault.log_writer("app", "l", 3).unwrap();
+    for n in 0..100u64 {
+        let (first, mark) = (n / 2 * 10 + 1, n % 2 == 1);
+        let piece = LogPiece {
+            first: if mark { first + 9 } else { first },
+            last: first + 9,
+            source_time: at,
+            mark,
+            final_mark: false,
+        };
+        writer.append(piece, b"x").unwrap();
+    }
+    let open = || Vault::open(world.storage.clone(), None, Some(&world.fingerprint)).unwrap();
+    let since = |vault: &Vault, counter| {
+        let position = Position { lineage: "l".into(), timeline: 3, counter };
+        vault.log_since("app", &position).unwrap()
+    };
+    let numbers = |trail: &LogTrail| trail.entries.iter().map(|entry| entry.number).collect::<Vec<_>>();
+    let all: Vec<u64> = (0..100).collect();
+    for (counter, start) in [(0, 0), (1, 0), (10, 0), (11, 2), (255, 50), (260, 50), (261, 52), (500, 98), (501, 99)] {
+        assert_eq!(numbers(&since(&open(), counter)), all[start..], "since {counter}");
+    }
+    // One vault asked again and again, from other places.
+    let vault = open();
+    for counter in [400, 300, 450, 0, 490] {
+        let trail = since(&vault, counter);
+        assert!(trail.findings.is_empty() && trail.entries.first().unwrap().last <= counter.max(10));
+        assert_eq!(trail.entries.last().unwrap().number, 99);
+    }
+    assert_eq!(vault.log_trail("app", "l").unwrap().entries.len(), 100);
+    // What is lost before the position does not matter to it; to a writer and to the whole it does.
+    let object = |n: u64| vault.log_entries("app", "l", None).unwrap()[n as usize].key.clone();
+    let (damaged, missing, later) = (object(49), object(30), object(80));
+    world.storage.put(&damaged, b"rot").unwrap();
+    world.storage.delete(&missing).unwrap();
+    for counter in [255, 261, 400, 501] {
+        let trail = since(&open(), counter);
+        assert!(trail.findings.is_empty(), "since {counter}: {:?}", trail.findings);
+        assert_eq!(trail.entries.last().unwrap().number, 99);
+    }
+    assert_eq!(open().log_trail("app", "l").unwrap().findings[0].object, missing);
+    let host = HostVault::open(world.storage.clone(), host_state(&world.directory, "alpha"), None).unwrap();
+    assert!(matches!(host.log_writer("app", "l", 3), Err(VaultError::Missing { object }) if object == missing));
+    // What is lost after it is named.
+    world.storage.delete(&later).unwrap();
+    let trail = since(&open(), 300);
+    assert_eq!((trail.findings[0].object.as_str(), trail.entries.last().unwrap().number), (later.as_str(), 79));
 }
 
 #[test]

@@ -187,7 +187,7 @@ pub(super) fn onward(
     as_of: Timestamp,
     until: Option<Timestamp>,
 ) -> Result<Onward, ChainError> {
-    let trail = vault.log_trail(dataset, &position.lineage)?;
+    let trail = vault.log_since(dataset, position)?;
     let mut end = position.clone();
     let mut onward = Onward::default();
     let mut whole_to = 0;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use lifeboat_engine::port::{Cancel, NamedVault, PointRequest, PointTaken, StreamRequest};
 use lifeboat_vault::files::{BackupError, Cut, Event, Progress, backup_bytes};
-use lifeboat_vault::{LogPiece, LogWriter, Position, SessionOptions, SnapshotDraft, VaultError};
+use lifeboat_vault::{LogPiece, LogWriter, Position, SessionOptions, Severity, SnapshotDraft, VaultError};
 
 use super::board::{Base, Chain};
 use super::resume::{self, Record};
@@ -78,19 +78,23 @@ pub(super) fn find_resumption(vault: &NamedVault, request: &StreamRequest, datab
 }
 
 fn resumption(vault: &NamedVault, request: &StreamRequest, record: &Record) -> Result<Option<Resumed>, VaultError> {
-    let entries = vault.vault.log_entries(&request.dataset, &record.lineage, None)?;
-    let last = entries.iter().rfind(|entry| entry.timeline == request.epoch);
-    if last.is_some_and(|last| last.final_mark) {
+    let points = vault.vault.points(Some(&request.dataset))?.points;
+    let of_chain = points.iter().filter_map(|point| point.position.as_ref());
+    let of_chain = of_chain.filter(|base| (&base.lineage, base.timeline) == (&record.lineage, request.epoch));
+    let base = of_chain.max_by_key(|base| base.counter);
+    let start = Position { lineage: record.lineage.clone(), timeline: request.epoch, counter: 0 };
+    // From the last full snapshot on everything must be whole: the rest of the chain is built on it.
+    let trail = vault.vault.log_since(&request.dataset, base.unwrap_or(&start))?;
+    let last = trail.entries.last();
+    let is_whole = trail.findings.iter().all(|finding| finding.severity != Severity::Alarm);
+    if !is_whole || last.is_some_and(|last| last.final_mark) {
         return Ok(None);
     }
     let shipped = last.map_or(record.before.transactions, |last| last.last);
     let Some(mark) = [record.after, record.before].into_iter().find(|mark| mark.transactions == shipped) else {
         return Ok(None);
     };
-    let points = vault.vault.points(Some(&request.dataset))?;
-    let based = points.points.iter().filter_map(|point| point.position.as_ref()).any(|position| {
-        position.lineage == record.lineage && position.timeline == request.epoch && position.counter <= shipped
-    });
+    let based = base.is_some_and(|base| base.counter <= shipped);
     let chain = Chain { lineage: record.lineage.clone(), shipped, place: Some(mark.place), based };
     Ok(Some(Resumed { chain }))
 }

@@ -80,7 +80,7 @@ fn how(args: &Args, dataset: &DataSet, point: &PointInfo, at: Option<Timestamp>)
 /// Up to when a data set can be brought back from its newest usable point: the point's own time, or its log's end.
 fn reach(vault: &Unlocked, point: &PointInfo, findings: &mut Vec<Finding>) -> Result<Timestamp, CommandError> {
     let Some(position) = &point.position else { return Ok(point.taken_at) };
-    let trail = vault.log_trail(&point.dataset, &position.lineage).map_err(CommandError::of_vault)?;
+    let trail = vault.log_since(&point.dataset, position).map_err(CommandError::of_vault)?;
     findings.extend(trail.findings);
     let last = trail.entries.iter().map(|entry| entry.source_time).max();
     Ok(last.map_or(point.taken_at, |last| last.max(point.taken_at)))
