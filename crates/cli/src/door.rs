@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use lifeboat_vault::files::{BackupError, RestoreError, TreeError};
 use lifeboat_vault::storage::{self, Storage, StorageError};
-use lifeboat_vault::{Finding, HostVault, Identity, Severity, State, Unlocked, Vault, VaultError};
+use lifeboat_vault::{Finding, HostVault, Identity, PointInfo, Severity, State, Unlocked, Vault, VaultError};
 
 use crate::error::{CommandError, Exit, Kind};
 use crate::plan_file;
@@ -146,6 +146,16 @@ pub(crate) fn ends(findings: &[Finding]) -> Exit {
         finding.severity == Severity::Alarm || matches!(finding.code, "freshness-unproven" | "owner-unproven")
     };
     if findings.iter().any(doubtful) { Exit::Finding } else { Exit::Done }
+}
+
+/// As `ends`, where only the data set of this point was asked for: what is unproven about others is said, and is no matter here.
+pub(crate) fn ends_for(findings: &[Finding], point: Option<&PointInfo>) -> Exit {
+    let Some(dataset) = point.and_then(|point| point.key.split('/').nth(2)) else { return ends(findings) };
+    let concerns = |finding: &&Finding| {
+        finding.code != "freshness-unproven" || finding.object.split('/').any(|part| part == dataset)
+    };
+    let concerning: Vec<Finding> = findings.iter().filter(concerns).cloned().collect();
+    ends(&concerning)
 }
 
 impl CommandError {

@@ -51,7 +51,8 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         ui.line(table(&points).trim_end());
     }
     door::show(&found.findings, ui);
-    Ok(door::ends(&found.findings))
+    let asked_for = points.first().filter(|_| wanted.is_some()).copied();
+    Ok(door::ends_for(&found.findings, asked_for))
 }
 
 fn listed(point: &PointInfo) -> Listed<'_> {

@@ -46,6 +46,14 @@ fn a_second_host_asks_is_approved_and_writes() {
     assert!(ran.err.contains("freshness unproven"), "this machine sees beta's chain for the first time: {}", ran.err);
     machine.line(&format!("{restore} --host beta")).ends(0);
     assert_alike(&machine.path("data"), &machine.path("out"));
+    // What is new about other data sets is said, and does not cast doubt on this one.
+    machine.write("other/file", "other");
+    beta(&format!("backup --vault {vault} {}", machine.at("other"))).ends(0);
+    let ran = machine.line(&format!("points {data} --vault {vault}")).ends(0);
+    assert!(ran.err.contains("freshness unproven") && ran.err.contains("other"), "{}", ran.err);
+    beta(&format!("backup --vault {vault} --as third {}", machine.at("other"))).ends(0);
+    machine.line(&format!("points --vault {vault}")).ends(3);
+    machine.line(&format!("points --vault {vault}")).ends(0);
     let again = beta(&format!("--json vault enroll --vault {vault}")).ends(0).json();
     assert_eq!(again["enrolled"], true);
     machine.line(&format!("vault check --vault {vault} --key paper.key --read-data")).ends(0);

@@ -90,7 +90,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         door::show(&new, ui);
         shown.extend(new);
         let brought = bring::bring(&task, &args, &cancel, ui)?;
-        if door::ends(&task.findings) != Exit::Done || !brought.verified {
+        if door::ends_for(&task.findings, Some(&brought.point)) != Exit::Done || !brought.verified {
             exit = Exit::Finding;
         }
         brought.say(ui);
