@@ -9,8 +9,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lifeboat_core::runbook::Target;
 use lifeboat_engine::port::{Cancel, FollowRequest, Restorer, Source, Standby, Streaming};
-use lifeboat_vault::Identity;
 use lifeboat_vault::storage::Storage;
+use lifeboat_vault::{Identity, LogPiece};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rusqlite::Connection;
 
@@ -378,6 +378,78 @@ fn a_standby_goes_on_past_damage_that_it_is_past_and_stops_at_damage_that_it_is_
     world.storage.put(&old, &old_whole).unwrap();
     restore_to(&world.unlocked(), root, &root.join("restored.db"), Target::Newest, false);
     assert_eq!(counter(&root.join("restored.db")), 12);
+}
+
+#[test]
+fn damage_before_a_full_recovery_point_costs_only_what_is_between() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let world = VaultWorld::new(root, "near");
+    let database = create(root, WAL);
+    let stream = start(root, &[world.named()], 1);
+    await_durable(&*stream, "near", Timestamp::now());
+    let more = |numbers: std::ops::RangeInclusive<u64>| {
+        for n in numbers {
+            commit(&database, n, 2000);
+            await_durable(&*stream, "near", Timestamp::now());
+        }
+        Timestamp::now()
+    };
+    more(1..=4);
+    let lineage = world.host.log_lineages(DATASET).unwrap().remove(0);
+    let entries = world.host.log_entries(DATASET, &lineage, None).unwrap();
+    let victim = &entries.iter().filter(|entry| !entry.mark).nth(1).unwrap().key;
+    let between = more(5..=5);
+    stream.take_point("near", &Cancel::default()).unwrap();
+    more(6..=8);
+    stream.stop();
+    world.storage.put(victim, b"rot").unwrap();
+    let to = root.join("restored.db");
+    let lost = try_restore(&world.unlocked(), root, &to, Target::At(between.to_string()), false).unwrap_err();
+    assert!(lost.contains(victim), "{lost}");
+    restore_to(&world.unlocked(), root, &to, Target::Newest, false);
+    assert_eq!(counter(&to), 8);
+    // A standby that begins now, and a stream that goes on, need nothing of it either.
+    let mut standby = follow(&world, root);
+    assert!(standby.apply(&Cancel::default()).unwrap().restarted);
+    let stream = start(root, &[world.reopened()], 1);
+    commit(&database, 9, 2000);
+    await_durable(&*stream, "near", Timestamp::now());
+    assert_eq!(stream.status().vaults["near"].point, None, "it took another full snapshot");
+    standby.promote(&Cancel::default()).unwrap();
+    assert_eq!(counter(&root.join("standby.db")), 9);
+}
+
+#[test]
+fn a_clock_that_was_ahead_and_is_put_right_hides_nothing_that_was_written_since() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let world = VaultWorld::new(root, "near");
+    let database = create(root, WAL);
+    let stream = start(root, &[world.named()], 1);
+    await_durable(&*stream, "near", Timestamp::UNIX_EPOCH);
+    commit(&database, 1, 2000);
+    await_durable(&*stream, "near", Timestamp::now());
+    stream.stop();
+    // What it would have said last, an hour ahead.
+    let lineage = world.host.log_lineages(DATASET).unwrap().remove(0);
+    let mut writer = world.host.log_writer(DATASET, &lineage, 1).unwrap();
+    let at = writer.last().unwrap().last;
+    let ahead = Timestamp::now() + Duration::from_secs(3600);
+    let mark = LogPiece { first: at, last: at, source_time: ahead, mark: true, final_mark: false };
+    writer.append(mark, b"").unwrap();
+    let (mut standby, cancel) = (follow(&world, root), Cancel::default());
+    assert_eq!(standby.apply(&cancel).unwrap().applied_to, Some(ahead));
+    let stream = start(root, &[world.named()], 1);
+    for n in 2..=5 {
+        commit(&database, n, 2000);
+    }
+    await_durable(&*stream, "near", Timestamp::now());
+    let to = root.join("restored.db");
+    restore_to(&world.unlocked(), root, &to, Target::Newest, false);
+    assert_eq!(counter(&to), 5);
+    standby.promote(&cancel).unwrap();
+    assert_eq!(counter(&root.join("standby.db")), 5);
 }
 
 /// Not a test: an application that empties the log between its transactions, once or each time.

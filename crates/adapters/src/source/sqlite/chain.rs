@@ -46,6 +46,8 @@ pub(super) struct Way {
     pub(super) reaches: Timestamp,
     pub(super) is_final: bool,
     pub(super) tail: Option<LogEntry>,
+    /// Lineages that this one has taken the place of, in this vault.
+    pub(super) superseded: Vec<String>,
     /// What is wrong with the vault's recovery points, whether it matters here or not.
     pub(super) notes: Vec<String>,
 }
@@ -71,13 +73,23 @@ pub(super) fn find(vault: &Vault, dataset: &str, target: &Target) -> Result<Way,
             base,
             pieces: Vec::new(),
             tail: None,
+            superseded: Vec::new(),
             notes,
         });
     }
     let until = until(target)?;
     let mut best: Option<Way> = None;
     let mut notes = notes;
+    let (mut in_stream, mut superseded) = (false, Vec::new());
     for base in candidates(points.points, until) {
+        // A writer begins a chain only after its last one has ended, whatever clocks say of either.
+        if let Some(position) = &base.position
+            && std::mem::replace(&mut in_stream, true)
+            && until.is_none()
+        {
+            superseded.push(position.lineage.clone());
+            continue;
+        }
         let way = match (follow(vault, dataset, base, until), &best) {
             (Ok(way), _) => way,
             // The same writer has begun a newer chain since, with a full snapshot: nothing of this one is needed.
@@ -91,7 +103,7 @@ pub(super) fn find(vault: &Vault, dataset: &str, target: &Target) -> Result<Way,
             best = Some(way);
         }
     }
-    best.map(|way| Way { notes, ..way }).ok_or_else(|| ChainError::NoPoint {
+    best.map(|way| Way { notes, superseded, ..way }).ok_or_else(|| ChainError::NoPoint {
         dataset: dataset.to_owned(),
         until: until.map(|until| format!(" as old as {until}")).unwrap_or_default(),
     })
@@ -118,6 +130,7 @@ fn follow(vault: &Vault, dataset: &str, base: PointInfo, until: Option<Timestamp
         is_final: base.final_mark,
         pieces: Vec::new(),
         tail: None,
+        superseded: Vec::new(),
         notes: Vec::new(),
         base,
     };

@@ -9,7 +9,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use lifeboat_engine::port::{Cancel, NamedVault, PointRequest, PointTaken, StreamRequest};
 use lifeboat_vault::files::{BackupError, Cut, Event, Progress, backup_bytes};
-use lifeboat_vault::{LogPiece, LogWriter, Position, SessionOptions, Severity, SnapshotDraft, VaultError};
+use lifeboat_vault::{LogEntry, LogPiece, LogWriter, Position, SessionOptions, Severity, SnapshotDraft, VaultError};
 
 use super::board::{Base, Chain};
 use super::resume::{self, Record};
@@ -87,7 +87,9 @@ fn resumption(vault: &NamedVault, request: &StreamRequest, record: &Record) -> R
     let trail = vault.vault.log_since(&request.dataset, base.unwrap_or(&start))?;
     let last = trail.entries.last();
     let is_whole = trail.findings.iter().all(|finding| finding.severity != Severity::Alarm);
-    if !is_whole || last.is_some_and(|last| last.final_mark) {
+    // Times in a chain never go back, so after a clock was set back another begins.
+    let is_over = |last: &LogEntry| last.final_mark || last.source_time > Timestamp::now();
+    if !is_whole || last.is_some_and(is_over) {
         return Ok(None);
     }
     let shipped = last.map_or(record.before.transactions, |last| last.last);

@@ -232,7 +232,13 @@ impl Follower {
 
     fn is_better(&self, way: &Way) -> bool {
         let (record, base) = (&self.record, &way.base);
-        !record.whole || record.reaching.is_some() || base.epoch > record.epoch || Some(way.reaches) > record.applied_to
+        // Clocks may be set back, so what a vault says of the order of its chains comes before times.
+        let is_superseded = record.position.as_ref().is_some_and(|position| way.superseded.contains(&position.lineage));
+        let is_same_epoch_on = is_superseded || Some(way.reaches) > record.applied_to;
+        !record.whole
+            || record.reaching.is_some()
+            || base.epoch > record.epoch
+            || base.epoch == record.epoch && is_same_epoch_on
     }
 
     fn start_from(&mut self, base: &PointInfo, cancel: &Cancel) -> Result<u64, RestoreError> {

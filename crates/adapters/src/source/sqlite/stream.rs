@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use lifeboat_engine::port::{
     Cancel, LogStream, NamedVault, PointRequest, PointTaken, PortError, StreamRequest, StreamStatus,
 };
@@ -25,6 +25,8 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_LONGEST: Duration = Duration::from_secs(5);
 /// How often to look whether a database that was gone is there again.
 const REOPEN: Duration = Duration::from_secs(1);
+/// A clock that is put right by less than this only stands still for a moment.
+const CLOCK_BACK_MAX: SignedDuration = SignedDuration::from_secs(2);
 /// When stopping, a vault gets so long to take what waits.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -291,8 +293,16 @@ impl Reading {
     }
 
     fn take_in(&mut self, moment: Moment, seen: Seen) {
-        // Source time never goes back, whatever the clock does.
-        let from = self.board.lock().read.map_or(moment.from, |(_, before)| before.max(moment.from));
+        // Source time never goes back within a chain; a clock that is set back by more than a little begins others.
+        let before = self.board.lock().read.map(|(_, before)| before);
+        if before.is_some_and(|before| before.duration_since(moment.from) > CLOCK_BACK_MAX) {
+            self.board.update(|state| {
+                state.read = None;
+                state.lanes.iter_mut().for_each(|lane| lane.durable_to = None);
+            });
+            return self.lose_track("the clock was set back");
+        }
+        let from = before.map_or(moment.from, |before| before.max(moment.from));
         match seen {
             Seen::Nothing => {}
             Seen::Changes(changes) => {
@@ -606,5 +616,42 @@ impl Storing {
             }
             self.board.update(|state| state.lane(self.index).map(|lane| lane.base_under_way = false));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_begins_new_chains_and_makes_durability_unknown() {
+        let chain = Chain { lineage: "l".into(), shipped: 3, place: None, based: true };
+        let board = Arc::new(Board::new(1));
+        board.update(|state| state.lane(0).unwrap().chain = Some(chain.clone()));
+        let mut reading = Reading {
+            board: board.clone(),
+            path: "orders.db".into(),
+            request: StreamRequest::new("orders", 1, "state"),
+            capture: None,
+            transactions: 3,
+            lineage: "l".into(),
+            used: vec!["l".into()],
+        };
+        let mut at = |text: &str| {
+            let from: Timestamp = text.parse().unwrap();
+            reading.take_in(Moment { from, to: from }, Seen::Nothing);
+            let state = board.lock();
+            let lane = &state.lanes[0];
+            (state.read.map(|(_, from)| from.to_string()), lane.chain.clone(), state.lane_status(lane).durable_to)
+        };
+        let noon = Some("2026-11-21T12:00:00Z".to_owned());
+        assert_eq!(at("2026-11-21T12:00:00Z").0, noon);
+        // Put right a little: time stands still.
+        let (read, kept, durable) = at("2026-11-21T11:59:59Z");
+        assert_eq!((read, kept, durable.map(|at| at.to_string())), (noon.clone(), Some(chain), noon));
+        assert_eq!(at("2026-11-21T11:00:00Z"), (None, None, None));
+        assert_eq!(at("2026-11-21T11:00:01Z").0.as_deref(), Some("2026-11-21T11:00:01Z"));
+        assert_ne!(reading.lineage, "l");
     }
 }
