@@ -276,3 +276,22 @@ fn a_sqlite_database_by_its_path_is_taken_between_two_transactions() {
     writer.wait().unwrap();
     result.unwrap();
 }
+
+#[test]
+fn places_mean_the_same_however_they_are_written() {
+    let machine = Machine::new();
+    machine.make_vault();
+    documents(&machine);
+    let vault = machine.at("backup");
+    machine.line(&format!("backup --vault {vault} {}", machine.at("home/documents"))).ends(0);
+    // Into the directory that one stands in: it is there at once, and not in a directory of the same name.
+    let script = "mkdir here; cd here; lifeboat restore --vault ../../backup --key ../owner.key --to .; ls letter.txt";
+    assert!(machine.shell(script).ends(0).out.ends_with("letter.txt\n"));
+    assert_alike(&machine.path("home/documents"), &machine.path("work/here"));
+    // It is the vault that is known already: by a relative path, a link, and a URL.
+    std::os::unix::fs::symlink(&vault, machine.path("link")).unwrap();
+    for name in ["../backup".to_owned(), machine.at("link"), format!("file://{vault}")] {
+        let ran = machine.line(&format!("points --vault {name}")).ends(0);
+        assert_eq!(ran.err, "", "{name}");
+    }
+}

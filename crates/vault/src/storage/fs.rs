@@ -30,7 +30,10 @@ pub struct FsStorage {
 impl FsStorage {
     /// Opens an existing directory.
     pub fn open(root: impl AsRef<Path>) -> Result<FsStorage, StorageError> {
-        let root = std::path::absolute(root.as_ref()).unwrap_or_else(|_| root.as_ref().to_path_buf());
+        let given = root.as_ref();
+        // One name for one place, however it is written: what is remembered of a vault goes by it.
+        let root = given.canonicalize().or_else(|_| std::path::absolute(given));
+        let root = root.unwrap_or_else(|_| given.to_path_buf());
         let mut storage = FsStorage { root, identity: (0, 0), counter: AtomicU64::new(0) };
         let directory = storage.open_root_unchecked()?;
         storage.identity = identity_of(&directory).map_err(|e| storage.explain("open", "", e))?;

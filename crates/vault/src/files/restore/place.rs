@@ -1,8 +1,8 @@
 //! Where a restore works: a staging directory beside the target, or the target itself under a marker.
 //!
 //! A staging directory is named after the target, the recovery point and the parts asked for, so that the same command
-//! finds what an interrupted one left and goes on with it. Over existing files, and on a mount point (which cannot be
-//! renamed over), the target itself is worked on, and a marker file in it says that it is not whole.
+//! finds what an interrupted one left and goes on with it. Over existing files, on a mount point and in the directory
+//! that one stands in (neither can be renamed over), the target itself is worked on, and a marker file in it says that it is not whole.
 //!
 //! Invariant: the rename, or the removal of the marker, comes after everything else is on disk.
 
@@ -62,7 +62,8 @@ impl Ground {
             let is_mount = device(&fd)? != device(&parent_fd)?;
             names.retain(|name| !(is_mount && name == b"lost+found"));
             let begun = names.iter().any(|name| name == MARKER.as_bytes());
-            if is_mount && (names.is_empty() || begun) || options.in_place && !names.is_empty() {
+            // Neither can be renamed over: who stands in a directory would stand in one that is gone.
+            if (is_mount || is_stood_in(&fd)) && (names.is_empty() || begun) || options.in_place && !names.is_empty() {
                 return Self::in_place(fd, target, options);
             }
             if !names.is_empty() {
@@ -209,6 +210,12 @@ impl Ground {
         renamed.map_err(fail)?;
         rustix::fs::fsync(parent).map_err(fail)
     }
+}
+
+/// Whether this is the directory that the process (and the shell that called it) works in.
+fn is_stood_in(fd: &OwnedFd) -> bool {
+    let here = rustix::fs::stat(".").map(|stat| (stat.st_dev, stat.st_ino));
+    here.is_ok() && here == rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
 fn own() -> Own {
