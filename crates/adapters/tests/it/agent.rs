@@ -16,7 +16,7 @@ use lifeboat_core::desired::{AgentReport, AgentRole};
 use lifeboat_core::plan::{Keep, Protect, Schedule, Source};
 use lifeboat_core::units::Span;
 use lifeboat_engine::arbitrate::{Arbiter, Claim, Trusted};
-use lifeboat_engine::port::{Cancel, Clock, DataAgent};
+use lifeboat_engine::port::{Cancel, Clock, DataAgent, DataStatus, Order, Orders};
 use lifeboat_engine::protect::data::HostData;
 use lifeboat_engine::protect::{Domain, FirstDay};
 use lifeboat_engine::vaults::VaultPlace;
@@ -506,6 +506,41 @@ fn a_standby_that_dies_while_it_is_promoted_goes_on_with_its_promotion() {
     let _north = world.agent("north");
     world.await_writing("north", 2);
     assert!(last_order(root, "north") >= durable);
+}
+
+#[test]
+fn a_database_that_gets_a_log_while_it_is_protected_is_streamed_from_then_on() {
+    let world = World::new();
+    let root = world.root();
+    fs::create_dir_all(volumes(root, "south")).unwrap();
+    let database = Connection::open(database_path(root, "south")).unwrap();
+    database.busy_timeout(Duration::from_secs(30)).unwrap();
+    database.execute_batch("create table orders(n integer primary key, body blob)").unwrap();
+    let data = domain(root, "south").data.remove(0);
+    let orders = Orders::default();
+    let seen = Mutex::new(DataStatus::default());
+    let look = |what: &str, enough: &dyn Fn(&DataStatus) -> bool| {
+        wait_for(what, || Some(seen.lock().unwrap().clone()).filter(enough))
+    };
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| data.write(1, &orders, &|status| *seen.lock().unwrap() = status));
+        let first = look("a point without a log", &|status| status.durable.len() == VAULTS.len());
+        assert!(first.problem.unwrap().contains("is not in WAL mode"));
+        let mode = |mode: &str| {
+            let pragma = format!("pragma journal_mode={mode}");
+            database.query_row(&pragma, [], |row| row.get::<_, String>(0)).is_ok_and(|found| found == mode)
+        };
+        // It is busy while a point is being copied.
+        wait_for("the database to take a log", || mode("wal").then_some(()));
+        database.execute("insert into orders values (1, 'x')", []).unwrap();
+        let since = Timestamp::now();
+        look("the log to be durable", &|status| {
+            status.problem.is_none() && status.durable.values().filter(|at| **at >= since).count() == VAULTS.len()
+        });
+        orders.give(Order::Finish);
+        writing.join().unwrap().unwrap();
+    });
+    assert!(world.written_by("south").iter().any(|key| key.starts_with("log/orders/")));
 }
 
 #[test]
