@@ -502,3 +502,26 @@ fn locks_that_something_else_in_the_process_has_dropped_leave_no_hole() {
         assert_eq!(counter(&to), 20);
     }
 }
+
+#[test]
+fn a_transaction_too_large_for_the_log_begins_a_new_chain_that_a_standby_goes_over_to() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let world = VaultWorld::new(root, "near");
+    let database = create(root, WAL);
+    let stream = start(root, &[world.named()], 1);
+    await_durable(&*stream, "near", Timestamp::now());
+    let (mut standby, cancel) = (follow(&world, root), Cancel::default());
+    standby.apply(&cancel).unwrap();
+    commit(&database, 1, 63 << 20);
+    await_durable(&*stream, "near", Timestamp::now());
+    assert_eq!(world.host.points(Some(DATASET)).unwrap().points.len(), 2);
+    commit(&database, 2, 100);
+    await_durable(&*stream, "near", Timestamp::now());
+    drop(stream);
+    standby.promote(&cancel).unwrap();
+    assert_eq!(counter(&root.join("standby.db")), 2);
+    let to = root.join("restored.db");
+    restore_to(&world.unlocked(), root, &to, Target::Newest, false);
+    assert_eq!(counter(&to), 2);
+}
