@@ -118,6 +118,10 @@ pub(crate) fn load_keys(files: &[PathBuf]) -> Result<Vec<Identity>, CommandError
             return Err(CommandError::usage(format!("there is no key file {}", file.display()))
                 .hint("--key wants the file that `lifeboat key new -o FILE` (or age-keygen) wrote"));
         }
+        if file.is_dir() {
+            return Err(CommandError::usage(format!("{} is a directory, not a key file", file.display()))
+                .hint("--key wants the file that `lifeboat key new -o FILE` (or age-keygen) wrote"));
+        }
         identities.extend(Identity::load_all(file).map_err(|error| {
             CommandError::from(error)
                 .kind(Kind::Usage)

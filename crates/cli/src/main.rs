@@ -59,8 +59,8 @@ pub(crate) struct Global {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log();
     let ui = Ui::new(cli.global);
+    start_log(&ui);
     let result = commands::run(cli.command, &ui);
     finish(result, &ui)
 }
@@ -77,8 +77,9 @@ fn finish(result: Result<error::Exit, error::CommandError>, ui: &Ui) -> ExitCode
 }
 
 /// What libraries log goes to stderr, warnings and worse, unless `LIFEBOAT_LOG` says otherwise.
-fn start_log() {
+fn start_log(ui: &Ui) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LIFEBOAT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    log.with_ansi(ui.colour_on_stderr()).init();
 }

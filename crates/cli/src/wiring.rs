@@ -17,12 +17,12 @@ use lifeboat_core::runbook::place::{IsolatedAuthority, Isolation, Place};
 use lifeboat_engine::arbitrate::{Arbiter, Trusted};
 use lifeboat_engine::journal::Journal;
 use lifeboat_engine::perform::{Waiting, World};
-use lifeboat_engine::port::{Clock, Site};
+use lifeboat_engine::port::{Clock, PortError, Site};
 use lifeboat_engine::protect::{FirstDay, FirstTraffic};
 use lifeboat_engine::recovery::Vaults;
 use lifeboat_engine::vaults::VaultPlace;
 use lifeboat_vault::storage;
-use lifeboat_vault::{Identity, PublicKey, State};
+use lifeboat_vault::{Identity, PublicKey, State, VaultError};
 
 use crate::error::{CommandError, Explain, Kind};
 use crate::plan_file::{self, Loaded};
@@ -59,7 +59,9 @@ impl Wiring {
                 .hint("add [arbiter] with a url outside every site"));
             }
         };
-        let storage = storage::open(&url).saying(|| format!("the arbiter's storage {url} cannot be opened"))?;
+        let storage = storage::open(&url)
+            .saying(|| format!("the arbiter's storage {url} cannot be opened"))
+            .hint("on the first day, make its directory, outside of every site; after that, see where it has gone")?;
         let trusted = trusted(&vaults, &state, &|text| ui.warn(text))?;
         let arbiter = Arc::new(Arbiter::new(storage, Arc::new(state.clone()), trusted, Arc::clone(&clock)));
         Ok(Wiring { loaded, state, clock, arbiter, vaults, waiting: Waiting::default() })
@@ -206,6 +208,18 @@ fn vault_place(plan: &Plan, name: &str, state: &State) -> VaultPlace {
     }
 }
 
+/// A vault of another owner is refused, as everywhere.
+fn of_vault(error: PortError) -> CommandError {
+    let mut below = std::error::Error::source(&error);
+    while let Some(cause) = below {
+        if matches!(cause.downcast_ref(), Some(VaultError::ForeignVault { .. })) {
+            return CommandError::from(error).kind(Kind::Refused);
+        }
+        below = cause.source();
+    }
+    error.into()
+}
+
 /// Whom the arbiter's objects are believed from. What was learnt last is kept, for the night when no vault answers.
 pub(crate) fn trusted(
     vaults: &BTreeMap<Name, VaultPlace>,
@@ -227,7 +241,7 @@ pub(crate) fn trusted(
                         .map(|member| (member.key, member.name.clone())),
                 );
             }
-            Err(error) => failures.push(CommandError::from(error)),
+            Err(error) => failures.push(of_vault(error)),
         }
     }
     if trusted.is_empty() {
@@ -235,7 +249,12 @@ pub(crate) fn trusted(
             let text = std::fs::read_to_string(&kept);
             let Some(known) = text.ok().and_then(|text| serde_json::from_str::<BTreeMap<String, String>>(&text).ok())
             else {
-                return Err(error.hint("no vault can be read, so nobody's word in the arbiter can be believed; make the vault first with `lifeboat vault init`"));
+                let error = error.hint("no vault can be read, so nobody's word in the arbiter can be believed");
+                return Err(if error.kind == Kind::Refused {
+                    error.hint("if it is the right vault, write its owner under [key] in the plan")
+                } else {
+                    error.hint("on the first day, make the vault with `lifeboat vault init`")
+                });
             };
             warn("no vault can be read; believing the roster as it was last seen".into());
             trusted.extend(known.iter().filter_map(|(key, name)| Some((key.parse::<PublicKey>().ok()?, name.clone()))));

@@ -19,7 +19,7 @@ use crate::port::Clock;
 
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    #[error("the journal {} cannot be opened; check the directory and its permissions, or name another with --state", path.display())]
+    #[error("the journal {} cannot be opened; check the directory, its permissions and the room on its disk, or name another with --state", path.display())]
     Open {
         path: PathBuf,
         #[source]

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::crypt::{hex, random, random_u64, unhex};
 use crate::error::{Result, VaultError};
@@ -27,7 +27,10 @@ pub struct State {
 #[derive(Debug)]
 struct Inner {
     directory: PathBuf,
-    name: String,
+    /// Once it is kept in the directory, it never changes.
+    name: OnceLock<String>,
+    /// What this host goes by as long as it has no name.
+    nameless: String,
     signing: SigningKey,
     index: Identity,
     heads: Mutex<BTreeMap<String, Heads>>,
@@ -93,14 +96,14 @@ impl State {
                 let why = format!("it belongs to host {kept:?}, not {asked:?}; use another --state directory");
                 return Err(VaultError::invalid(format!("state directory {}", directory.display()), why));
             }
-            (Some(kept), _) => kept,
+            (Some(kept), _) => OnceLock::from(kept),
             (None, Some(asked)) => {
                 name::check(asked, "the host's name")?;
                 write_secret_file(&name_path, asked.as_bytes())?;
-                asked.to_owned()
+                OnceLock::from(asked.to_owned())
             }
             // Who only reads has no name yet, and may be given one later.
-            (None, None) => machine_name(),
+            (None, None) => OnceLock::new(),
         };
         let signing = SigningKey::load_or_create(&directory.join("host.key"))?;
         let index_path = directory.join("index.key");
@@ -112,7 +115,14 @@ impl State {
                 identity
             }
         };
-        let inner = Inner { directory: directory.to_owned(), name, signing, index, heads: Mutex::default() };
+        let inner = Inner {
+            directory: directory.to_owned(),
+            name,
+            nameless: machine_name(),
+            signing,
+            index,
+            heads: Mutex::default(),
+        };
         Ok(State { inner: Arc::new(inner) })
     }
 
@@ -125,14 +135,25 @@ impl State {
         name::check(self.host_name(), "the host's name")?;
         let path = self.inner.directory.join("host.name");
         match read_secret_file(&path)? {
-            Some(_) => Ok(()),
+            Some(_) => self.learn_name(),
             None => write_secret_file(&path, self.host_name().as_bytes()),
         }
     }
 
+    /// Learns the name that another process of this host was given since this one began: enrolment under a name of its
+    /// own, while the agent runs already.
+    pub(crate) fn learn_name(&self) -> Result<()> {
+        if self.inner.name.get().is_none()
+            && let Some(kept) = read_secret_file(&self.inner.directory.join("host.name"))?
+        {
+            let _ = self.inner.name.set(kept.trim().to_owned());
+        }
+        Ok(())
+    }
+
     /// What this host is called in vaults.
     pub fn host_name(&self) -> &str {
-        &self.inner.name
+        self.inner.name.get().unwrap_or(&self.inner.nameless)
     }
 
     /// The host's signing key; the same in every vault and in the arbiter.

@@ -151,10 +151,14 @@ impl Resolve for AtAuthority {
 }
 
 /// The innermost cause: what the network itself said.
-fn root_cause(error: &dyn std::error::Error) -> String {
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;
+        // A name server that is away must not look like a service that is.
+        if let Some(error @ dns::DnsError::Unreachable { source, .. }) = innermost.downcast_ref() {
+            return format!("{error}: {source}");
+        }
     }
     innermost.to_string()
 }

@@ -38,7 +38,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     }
     let run = args.run.unwrap_or_default();
     let wiring = Wiring::open(ui)?;
-    let recorded = wiring.journal()?.read(&run)?;
+    let journal = wiring.journal()?;
+    let run = crate::commands::run::find(&journal, &run)?;
+    let recorded = journal.read(&run)?;
     let losses = args.losses.as_deref().map(read_losses).transpose()?;
     let evidence = Evidence::of(&recorded.entries, &recorded.head.hash, losses.clone())?;
     let sealed = seal(&run, recorded.sealed, losses, wiring.state.signing_key())?;

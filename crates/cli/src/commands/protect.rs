@@ -1,6 +1,7 @@
 //! `lifeboat protect`: the daemon on a host.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,8 @@ use crate::wiring::{self, Wiring};
 
 /// How often the rosters are read again.
 const ROSTER_EVERY: Duration = Duration::from_secs(5);
+/// How long an agent that is being replaced may take to end.
+const ALONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Protect what the plan's services hold on this host, until told to stop
 ///
@@ -83,6 +86,17 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     if domains.is_empty() {
         return Err(CommandError::usage(format!("no service of the plan has a place at {site}")));
     }
+    let _alone = alone(&wiring, &site, ui)?;
+    for place in wiring.vaults.values() {
+        if let Err(error) = place.as_host() {
+            let error = CommandError::from(error);
+            let state = wiring.state.directory().display();
+            ui.warn(format_args!(
+                "nothing can be written yet: {} (this host's state is {state}: give it with --state)",
+                error.causes.last().unwrap_or(&error.message)
+            ));
+        }
+    }
     ui.note(format_args!("protecting {} at {site}", crate::report::counted(domains.len() as u64, "service")));
     block_on(async {
         let cancel = run_ui::interrupts();
@@ -96,6 +110,31 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Ok(())
     })?;
     Ok(Exit::Done)
+}
+
+/// Holds the site for this process: two agents would take the volumes, and the vaults' logs, out of each other's hands.
+fn alone(wiring: &Wiring, site: &str, ui: &Ui) -> Result<std::fs::File, CommandError> {
+    let make = |directory: &PathBuf| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).is_ok();
+    // A local site's agents share its directory, whatever state each was given.
+    let place = wiring.plan().sites.get(site).and_then(wiring::agent_state);
+    let directory = place.filter(make).unwrap_or_else(|| wiring.state.directory().to_owned());
+    let path = directory.join(format!("protect-{site}.lock"));
+    let options = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let file = options.saying(|| format!("{} cannot be opened", path.display()))?;
+    let until = std::time::Instant::now() + ALONE_WITHIN;
+    let mut said = false;
+    while rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        if std::time::Instant::now() > until {
+            return Err(CommandError::refused(format!("another `lifeboat protect` works at {site}"))
+                .hint(format!("leave it at work, or end it first; it holds {}", path.display())));
+        }
+        if !said {
+            ui.note(format_args!("another `lifeboat protect` works at {site}; waiting a moment for it to end"));
+            said = true;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(file)
 }
 
 /// One recovery point of each data set of the services that write at the site.

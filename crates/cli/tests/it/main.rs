@@ -9,6 +9,7 @@ mod first_minutes;
 mod joining;
 mod killed;
 mod machine;
+mod newcomer;
 mod plan;
 mod runs;
 mod screens;

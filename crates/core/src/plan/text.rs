@@ -302,6 +302,12 @@ fn storage_url(text: &str) -> Result<(), Wrong> {
         Some((scheme, rest)) if rest.starts_with("//") => {
             wrong("P0118", format!("there is no storage `{scheme}:`"), help)
         }
+        // Agents, controllers and name servers use it, each started in a directory of its own.
+        _ if !text.starts_with('/') => wrong(
+            "P0118",
+            format!("`{text}` depends on the directory that lifeboat is started in"),
+            "write the whole path",
+        ),
         _ => Ok(()),
     }
 }

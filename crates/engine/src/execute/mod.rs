@@ -81,7 +81,7 @@ pub enum ExecuteError {
         #[source]
         source: lifeboat_core::run::view::ViewError,
     },
-    #[error("run {run} has ended as {state:?}; there is nothing to resume")]
+    #[error("run {run} has ended as {}; there is nothing to resume", word(*state))]
     Over { run: String, state: RunState },
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -91,6 +91,17 @@ pub enum ExecuteError {
     LockLost { run: String, why: String },
     #[error("a part of the executor died: {detail}")]
     Died { detail: String },
+}
+
+/// How a run ended, in words; a run that has not ended is never told of here.
+fn word(state: RunState) -> &'static str {
+    match state {
+        RunState::Completed => "completed",
+        RunState::CompletedWithExceptions => "completed with exceptions",
+        RunState::Failed => "failed",
+        RunState::Cancelled => "cancelled",
+        _ => "ended",
+    }
 }
 
 impl ExecuteError {

@@ -14,6 +14,9 @@ use serde_json::json;
 use super::{Failure, Performed, World};
 use crate::port::{Cancel, Context, PortError, SiteAnswer, SiteVerb};
 
+/// Hosts report every second.
+const SILENT_AFTER_SECONDS: f64 = 15.0;
+
 impl World {
     /// Runs a blocking question on a thread of its own.
     async fn ask<T: Send + 'static>(
@@ -126,12 +129,26 @@ impl World {
                     facts.insert(dataset.clone(), protected);
                     break;
                 }
-                let told = self.arbiter.agent_report(site, dataset)?.and_then(|report| report.problem);
-                let told = told.map(|problem| format!("; {site} says: {problem}")).unwrap_or_default();
+                let told = match self.arbiter.agent_report(site, dataset)? {
+                    None => format!("; {site} has never reported: see that lifeboat protect runs there"),
+                    Some(report) => match (self.silence_seconds(&report.at), report.problem) {
+                        (Some(silent), _) => {
+                            format!("; {site} has not reported for {silent:.0} s: see that lifeboat protect runs there")
+                        }
+                        (None, Some(problem)) => format!("; {site} says: {problem}"),
+                        (None, None) => String::new(),
+                    },
+                };
                 self.look_again(context, &format!("`{dataset}`: {}{told}", seen.join(", "))).await?;
             }
         }
         Ok(Performed::new("protected", facts))
+    }
+
+    /// For how long a host has been silent, where that is longer than one ever waits between two reports.
+    fn silence_seconds(&self, reported: &str) -> Option<f64> {
+        let age = self.age_seconds(reported.parse().ok()?);
+        (age > SILENT_AFTER_SECONDS).then_some(age)
     }
 
     fn age_seconds(&self, at: Timestamp) -> f64 {

@@ -158,7 +158,7 @@ impl World {
     /// Waits a moment, unless the run is being interrupted. The executor's timeout reports `seen`.
     pub(super) async fn look_again(&self, context: &Context, seen: &str) -> Result<(), Failure> {
         if context.cancel.is_cancelled() {
-            return Err(Failure::may_pass(format!("interrupted while waiting; last seen: {seen}")));
+            return Err(Failure::may_pass(format!("what was waited for did not come; last seen: {seen}")));
         }
         self.note_waiting(&context.step, seen);
         tokio::time::sleep(LOOK_EVERY).await;

@@ -249,6 +249,7 @@ impl HostVault {
     /// Reads the newest roster and makes sure that this host may write today.
     pub(crate) fn check_enrolled(&self) -> Result<()> {
         self.refresh()?;
+        self.state.learn_name()?;
         let loaded = self.loaded();
         if let Some(finding) = loaded
             .findings

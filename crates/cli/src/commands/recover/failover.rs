@@ -43,8 +43,24 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let wiring = Wiring::open(ui)?;
-    let order = order(&args, wiring.clock.now());
+    let now = wiring.clock.now();
+    for (option, at) in [("--at", args.at), ("--disaster-at", args.disaster_at)] {
+        not_to_come(option, at, now)?;
+    }
+    let order = order(&args, now);
     execute(ui, &wiring, order, &args.common)
+}
+
+/// A moment that is yet to come is a mistake, most often of the time zone. Clocks of machines may differ a little.
+fn not_to_come(option: &str, at: Option<Timestamp>, now: Timestamp) -> Result<(), CommandError> {
+    match at {
+        Some(at) if at.duration_since(now) > jiff::SignedDuration::from_mins(1) => {
+            let now = now.strftime("%Y-%m-%dT%H:%M:%SZ");
+            Err(CommandError::usage(format!("{option} {at} is in the future: here it is {now}"))
+                .hint("times ending in Z are UTC; write the zone that you mean, as in 2026-11-21T15:00:00+01:00"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn order(args: &Args, now: Timestamp) -> Order {

@@ -168,13 +168,14 @@ fn choose<'a>(
         return Err(CommandError::usage(format!("several hosts have taken points of `{dataset}`"))
             .hint(format!("say whose with --host: {}", hosts.join(", "))));
     }
-    // A writer of a former epoch may have gone on, unaware: what it wrote since does not count.
-    let epoch = points.iter().map(|point| point.epoch).max().unwrap_or(0);
-    let counts = |point: &PointInfo| point.epoch == epoch || point.epoch == 0;
-    let usable = points.iter().filter(|point| point.badge != Badge::Corrupt && (one_host || counts(point)));
-    let meant = usable.filter(|point| at.is_none_or(|at| point.taken_at <= at));
+    let in_time = |point: &&PointInfo| point.badge != Badge::Corrupt && at.is_none_or(|at| point.taken_at <= at);
+    // A writer of a former epoch may have gone on, unaware: what it wrote since does not count. Which epoch was the
+    // newest is asked as of the moment: a later failover takes nothing of what was before it away.
+    let epoch = points.iter().copied().filter(in_time).map(|point| point.epoch).max().unwrap_or(0);
+    let counts = |point: &&PointInfo| one_host || point.epoch == epoch || point.epoch == 0;
+    let mut meant = points.iter().copied().filter(in_time).filter(counts);
     // They are in order, oldest first.
-    meant.copied().next_back().ok_or_else(|| {
+    meant.next_back().ok_or_else(|| {
         let oldest = points.iter().map(|point| point.taken_at).min().map(time).unwrap_or_default();
         match at {
             Some(at) => CommandError::failed(format!("no recovery point of `{dataset}` is as old as {}", time(at)))

@@ -106,7 +106,7 @@ fn show(journal: &Journal, run: &str, entries: bool, ui: &Ui) -> Result<Exit, Co
 }
 
 /// The one run of this host whose id begins with `prefix`.
-fn find(journal: &Journal, prefix: &str) -> Result<String, CommandError> {
+pub(crate) fn find(journal: &Journal, prefix: &str) -> Result<String, CommandError> {
     only(&journal.names()?, prefix, journal)
 }
 

@@ -48,6 +48,7 @@ fn of_service(status: &ServiceStatus) -> Vec<String> {
     }
     for host in &status.hosts {
         let state = match (&host.role, host.is_alive, host.lag_seconds) {
+            (None, ..) if host.problem.is_some() => "not believed".to_owned(),
             (None, ..) => "has never reported".to_owned(),
             (Some(_), false, _) => "silent".to_owned(),
             (Some(_), true, _) if host.problem.is_some() => "in trouble".to_owned(),

@@ -252,6 +252,10 @@ fn of_host(status: &ServiceStatus, host: &HostStatus, found: &mut Found<'_>) {
     let start = || Some(format!("at {}: lifeboat protect --site {}", host.site, host.site));
     match (host.is_alive, host.reported_seconds_ago) {
         (true, _) => {}
+        (false, None) if host.problem.is_some() => {
+            let why = host.problem.as_deref().unwrap_or_default();
+            found("agent-problem", format!("{what}: {why}"), Some("lifeboat vault enroll --list".to_owned()));
+        }
         (false, None) => found("agent-silent", format!("{what}: its host has never reported"), start()),
         (false, Some(ago)) => {
             let text = format!("{what}: its host has been silent; its last report is {} old", seconds(ago));

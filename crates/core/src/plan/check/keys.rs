@@ -86,6 +86,12 @@ pub(super) fn check(checker: &mut Checker<'_>) {
             help,
         );
     }
+    if let Some(owner) = &checker.plan.keys.owner
+        && !owner.chars().all(|digit| digit.is_ascii_hexdigit())
+    {
+        let message = format!("`{owner}` is no fingerprint: every vault would be refused as somebody else's");
+        checker.warning("P0413", &["key", "owner"], message, "write what `lifeboat vault init` printed as the owner");
+    }
     holders(checker);
     standbys(checker);
 }

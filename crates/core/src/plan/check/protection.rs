@@ -241,6 +241,22 @@ fn path(checker: &mut Checker<'_>, held: Held<'_>) {
         );
     } else if path.split('/').any(|part| part == "..") {
         checker.error("P0319", &place, format!("`{path}` leads out of the site's volumes"), "take the `..` out");
+    } else if key == "sqlite" && lies_at_the_top(path) {
+        let file = path.trim_start_matches("./");
+        let message = format!("the database `{path}` has no directory of its own");
+        checker.error("P0320", &place, message, format!("write \"{}/{file}\"", stem(file)));
+    }
+}
+
+/// A database is set aside and restored as the directory that holds it, with its log.
+fn lies_at_the_top(path: &str) -> bool {
+    path.split('/').filter(|part| !part.is_empty() && *part != ".").count() == 1
+}
+
+fn stem(file: &str) -> &str {
+    match file.rsplit_once('.') {
+        Some((stem, _)) if !stem.is_empty() => stem,
+        _ => "database",
     }
 }
 

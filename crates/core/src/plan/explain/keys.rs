@@ -89,4 +89,11 @@ pub(super) const ALL: &[Explanation] = &[
         "launch.env.KEY = { file = \"/etc/lifeboat/standby.key\" }",
         "# the agent (`lifeboat protect`) alone reads it",
     ),
+    explanation(
+        "P0413",
+        "an owner that is no fingerprint",
+        "Every command compares the owner of the vault that it finds with this text, and refuses another one. `lifeboat vault init` prints it: hex digits.",
+        "owner = \"me\"",
+        "owner = \"0af35126fc44eb435cb61585f3775a9b\"",
+    ),
 ];

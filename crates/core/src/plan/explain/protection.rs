@@ -9,8 +9,8 @@ pub(super) const ALL: &[Explanation] = &[
         "P0301",
         "data without protection",
         "Persistent data that goes to no vault is gone with its site. A replica is no protection: it repeats every deletion and every corruption at once.",
-        "[service.shop.component.db.dataset.orders]\nkind = \"persistent\"\nsqlite = { path = \"orders.db\" }",
-        "[service.shop.component.db.dataset.orders]\nkind = \"persistent\"\nsqlite = { path = \"orders.db\" }\nprotect = [{ to = \"main\", base = { every = \"1d\" }, log = \"stream\" }]",
+        "[service.shop.component.db.dataset.orders]\nkind = \"persistent\"\nsqlite = { path = \"orders/orders.db\" }",
+        "[service.shop.component.db.dataset.orders]\nkind = \"persistent\"\nsqlite = { path = \"orders/orders.db\" }\nprotect = [{ to = \"main\", base = { every = \"1d\" }, log = \"stream\" }]",
     ),
     explanation(
         "P0302",
@@ -137,5 +137,12 @@ pub(super) const ALL: &[Explanation] = &[
         "A relative path lies in the site's volumes, so that a lost site loses it and nothing else. With `..` it could be anything on the machine.",
         "files = { path = \"../shared\" }",
         "files = { path = \"shared\" }",
+    ),
+    explanation(
+        "P0320",
+        "a database without a directory of its own",
+        "A database is fenced, set aside and restored together with its log beside it: as the directory that both lie in. At the top of a site's volumes that directory would be everything.",
+        "sqlite = { path = \"shop.db\" }",
+        "sqlite = { path = \"shop/shop.db\" }",
     ),
 ];
