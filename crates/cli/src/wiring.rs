@@ -82,7 +82,14 @@ impl Wiring {
         Ok(Journal::open(self.state.directory(), Arc::clone(&self.clock))?)
     }
 
-    /// Who writes now, and under which epoch.
+    /// Who was named as the writer last, and under which epoch; the plan's primary, under none, when nobody ever was. A
+    /// claim that was not promoted yet names nobody.
+    pub(crate) fn writer(&self, service: &Service) -> Result<(Name, u64), CommandError> {
+        let desired = self.arbiter.desired_writer(service.write_domain())?;
+        Ok(desired.map_or_else(|| (service.primary.clone(), 0), |desired| (desired.primary, desired.epoch)))
+    }
+
+    /// What a run-book is compiled for: who writes now, and the epoch that was claimed last.
     pub(crate) fn inventory(&self, service: &Service) -> Result<Inventory, CommandError> {
         let domain = service.write_domain();
         let epoch = self.arbiter.current_epoch(domain)?;

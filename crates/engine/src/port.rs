@@ -385,17 +385,27 @@ pub struct Applied {
 pub trait Recovery: Send + Sync {
     /// The last moment that can be recovered from the best of the volume's vaults, without private keys.
     fn reach(&self, volume: &VolumeSpec, target: &Target) -> Result<Reach, PortError>;
-    /// Restores into `to`, from the volume's vaults in turn, from older points where newer ones do not verify.
+    /// Restores into `to`, from the volume's vaults in turn, from older points where newer ones do not verify, and nothing
+    /// that is older than the floor.
     fn restore(
         &self,
         volume: &VolumeSpec,
         target: &Target,
         to: &Path,
         in_place: bool,
+        floor: Floor,
         cancel: &Cancel,
     ) -> Result<Facts, PortError>;
     /// What one vault holds of a data set that was written under this epoch or a later one.
     fn protection(&self, vault: &str, dataset: &str, epoch: u64) -> Result<Protection, PortError>;
+}
+
+/// How old a restored state may be. What the vaults' newest state is, as far as can be seen, is always good enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Floor {
+    At(Timestamp),
+    /// As new as the newest of all vaults, each of which must have answered.
+    Furthest,
 }
 
 /// Up to where a data set can be recovered.

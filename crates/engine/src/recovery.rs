@@ -14,7 +14,7 @@ use lifeboat_vault::{Badge, Finding, Identity, PointInfo, Vault};
 use serde_json::json;
 
 use crate::execute::with_cause;
-use crate::port::{Cancel, PortError, Protection, Reach, Recovery, RestoreRequest, Restored, Restorer};
+use crate::port::{Cancel, Floor, PortError, Protection, Reach, Recovery, RestoreRequest, Restored, Restorer};
 use crate::vaults::VaultPlace;
 
 /// Makes the restorer for a kind of source; the adapters know them all.
@@ -55,12 +55,8 @@ impl Vaults {
     /// The volume's vaults, those first that hold the newest state: one may have been away while the others went on.
     fn furthest_first<'v>(&self, volume: &'v VolumeSpec) -> Vec<&'v String> {
         let newest = |name: &String| {
-            let place = self.place(name).ok()?;
-            let vault = place.open().ok()?;
-            let points = points(&vault, place, &volume.dataset).ok()?;
-            let newest = newest_of(&points)?;
-            let (durable, _) = durable_from(&vault, place, newest).ok()?;
-            Some((newest.epoch, durable))
+            let (point, durable, _) = self.newest_in(name, &volume.dataset).ok()??;
+            Some((point.epoch, durable))
         };
         let mut vaults: Vec<_> = volume.vaults.iter().map(|name| (newest(name), name)).collect();
         // Those that say nothing come last, and are tried all the same.
@@ -74,10 +70,13 @@ impl Vaults {
         place: &VaultPlace,
         restorer: &dyn Restorer,
         request: &RestoreRequest,
+        floor: Timestamp,
         cancel: &Cancel,
         failures: &mut Vec<String>,
     ) -> Result<Restored, PortError> {
         let vault = place.unlocked(&self.identities)?;
+        let mut points = points(&vault, place, &request.dataset)?;
+        self.refuse_older(&vault, place, &points, request, floor)?;
         let first = match restorer.restore(&vault, request, &(), cancel) {
             Ok(restored) => return Ok(restored),
             Err(error) => error,
@@ -86,11 +85,11 @@ impl Vaults {
             return Err(first);
         }
         failures.push(format!("{}, {}: {}", place.name, said(&request.target), with_cause(&first)));
-        let mut points = points(&vault, place, &request.dataset)?;
         // Where the log is damaged, what lies before the damage counts.
         if request.target == Target::Newest
             && let Some(newest) = newest_of(&points)
             && let Ok((whole_to, _)) = durable_from(&vault, place, newest)
+            && whole_to >= floor
         {
             let request = RestoreRequest { target: Target::At(whole_to.to_string()), ..request.clone() };
             match restorer.restore(&vault, &request, &(), cancel) {
@@ -106,7 +105,10 @@ impl Vaults {
         {
             points.retain(|point| point.taken_at <= time);
         }
-        for point in points.iter().rev().filter(|point| point.badge != Badge::Corrupt).take(OLDER_POINTS_MAX) {
+        let epoch = newest_of(&points).map(|newest| newest.epoch);
+        points.retain(|point| point.badge != Badge::Corrupt && Some(point.epoch) == epoch);
+        let (good, too_old): (Vec<_>, Vec<_>) = points.iter().rev().partition(|point| point.taken_at >= floor);
+        for point in good.into_iter().take(OLDER_POINTS_MAX) {
             let request = RestoreRequest { target: Target::Point(point.id.clone()), ..request.clone() };
             match restorer.restore(&vault, &request, &(), cancel) {
                 Ok(restored) => return Ok(restored),
@@ -116,7 +118,78 @@ impl Vaults {
                 }
             }
         }
+        if let Some(next) = too_old.first() {
+            let text = format!(
+                "the next older state of `{}` in `{}` is of {}, and nothing older than {floor} was approved: cancel this \
+                 run, and name that state in another (--point {})",
+                request.dataset, place.name, next.taken_at, next.id
+            );
+            return Err(PortError::new(text).because(first));
+        }
         Err(first)
+    }
+
+    /// A vault whose newest state is too old is not asked: another one, or a person, is.
+    fn refuse_older(
+        &self,
+        vault: &Vault,
+        place: &VaultPlace,
+        points: &[PointInfo],
+        request: &RestoreRequest,
+        floor: Timestamp,
+    ) -> Result<(), PortError> {
+        if let Target::Point(_) = request.target {
+            return Ok(());
+        }
+        let Some(newest) = newest_of(points) else { return Ok(()) };
+        // A log that cannot be read is the restore's to find and to say.
+        let durable = durable_from(vault, place, newest).map_or(newest.taken_at, |(durable, _)| durable);
+        if durable >= floor {
+            return Ok(());
+        }
+        Err(PortError::new(format!(
+            "the newest state of `{}` in `{}` is of {durable}, and nothing older than {floor} was approved",
+            request.dataset, place.name
+        )))
+    }
+
+    /// The floor in time: no newer than the newest state of all vaults.
+    fn floor(&self, volume: &VolumeSpec, target: &Target, floor: Floor) -> Result<Timestamp, PortError> {
+        let mut silent = Vec::new();
+        let mut best: Option<(u64, Timestamp)> = None;
+        for name in &volume.vaults {
+            match self.newest_in(name, &volume.dataset) {
+                Ok(Some((point, durable, _))) => best = best.max(Some((point.epoch, durable))),
+                Ok(None) => {}
+                Err(error) => silent.push(format!("{name}: {}", with_cause(&error))),
+            }
+        }
+        if floor == Floor::Furthest && !silent.is_empty() {
+            return Err(PortError::may_pass(format!(
+                "nothing may be lost here, and not every vault says what it holds of `{}`: {}",
+                volume.dataset,
+                silent.join("; ")
+            )));
+        }
+        let best = best.map_or(Timestamp::MIN, |(_, durable)| match target {
+            Target::At(time) => time.parse().map_or(durable, |time: Timestamp| durable.min(time)),
+            _ => durable,
+        });
+        Ok(match (target, floor) {
+            (Target::Point(_), _) => Timestamp::MIN,
+            (_, Floor::At(at)) => at.min(best),
+            (_, Floor::Furthest) => best,
+        })
+    }
+
+    /// A vault's newest state that counts, and up to where it reaches.
+    fn newest_in(&self, name: &str, dataset: &str) -> Result<Option<(PointInfo, Timestamp, Vec<String>)>, PortError> {
+        let place = self.place(name)?;
+        let vault = place.open()?;
+        let points = points(&vault, place, dataset)?;
+        let Some(point) = newest_of(&points).cloned() else { return Ok(None) };
+        let (durable, found) = durable_from(&vault, place, &point)?;
+        Ok(Some((point, durable, found)))
     }
 }
 
@@ -141,7 +214,7 @@ fn points(vault: &Vault, place: &VaultPlace, dataset: &str) -> Result<Vec<PointI
 fn newest_of(points: &[PointInfo]) -> Option<&PointInfo> {
     let usable = || points.iter().filter(|point| point.badge != Badge::Corrupt);
     let epoch = usable().map(|point| point.epoch).max()?;
-    usable().rfind(|point| point.epoch == epoch || point.epoch == 0)
+    usable().rfind(|point| point.epoch == epoch)
 }
 
 /// The last source time that is durable for a point: its own, or the end of the log that goes on from it.
@@ -188,15 +261,10 @@ pub fn held(vault: &Vault, place: &VaultPlace, dataset: &str) -> Result<Held, Po
 impl Recovery for Vaults {
     fn reach(&self, volume: &VolumeSpec, target: &Target) -> Result<Reach, PortError> {
         let mut best = Reach::default();
+        let mut best_epoch = 0;
         let mut findings = Vec::new();
         for name in &volume.vaults {
-            let looked = self.place(name).and_then(|place| {
-                let vault = place.open()?;
-                let points = points(&vault, place, &volume.dataset)?;
-                let Some(point) = newest_of(&points).cloned() else { return Ok(None) };
-                let (durable, found) = durable_from(&vault, place, &point)?;
-                Ok(Some((point, durable, found)))
-            });
+            let looked = self.newest_in(name, &volume.dataset);
             match looked {
                 Err(error) => findings.push(format!("{name}: {}", with_cause(&error))),
                 Ok(None) => findings.push(format!("{name} has no recovery point of `{}`", volume.dataset)),
@@ -206,7 +274,8 @@ impl Recovery for Vaults {
                         Target::At(time) => time.parse().map_or(durable, |time: Timestamp| durable.min(time)),
                         _ => durable,
                     };
-                    if best.source_time.is_none_or(|known| until > known) {
+                    if (point.epoch, Some(until)) > (best_epoch, best.source_time) {
+                        best_epoch = point.epoch;
                         best = Reach {
                             source_time: Some(until),
                             vault: Some(name.clone()),
@@ -227,8 +296,10 @@ impl Recovery for Vaults {
         target: &Target,
         to: &Path,
         in_place: bool,
+        floor: Floor,
         cancel: &Cancel,
     ) -> Result<Facts, PortError> {
+        let floor = self.floor(volume, target, floor)?;
         let restorer = (self.restorer_for)(&volume.source)?;
         let request = RestoreRequest {
             dataset: volume.dataset.clone(),
@@ -241,7 +312,7 @@ impl Recovery for Vaults {
         for name in self.furthest_first(volume) {
             match self
                 .place(name)
-                .and_then(|place| self.restore_from(place, &*restorer, &request, cancel, &mut failures))
+                .and_then(|place| self.restore_from(place, &*restorer, &request, floor, cancel, &mut failures))
             {
                 Ok(restored) => return Ok(facts(name, &restored, failures)),
                 Err(error) if cancel.is_cancelled() => return Err(error),

@@ -168,7 +168,7 @@ fn choose(vault: &Unlocked, dataset: &str, target: &Target) -> Result<PointInfo,
     let epoch = points.iter().map(|point| point.epoch).max().unwrap_or(0);
     points
         .into_iter()
-        .rfind(|point| point.epoch == epoch || point.epoch == 0)
+        .rfind(|point| point.epoch == epoch)
         .ok_or_else(|| none(until.map(|until| format!(" as old as {until}")).unwrap_or_default()))
 }
 

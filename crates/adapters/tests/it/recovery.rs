@@ -10,14 +10,14 @@ use jiff::Timestamp;
 use lifeboat_adapters::source::restorer_for;
 use lifeboat_core::plan::{DataKind, Source};
 use lifeboat_core::runbook::{Target, VolumeSpec};
-use lifeboat_engine::port::{Cancel, LogStream, Recovery};
+use lifeboat_engine::port::{Cancel, Floor, LogStream, PointRequest, PointTaken, Recovery, Source as _};
 use lifeboat_engine::recovery::Vaults;
 use lifeboat_engine::vaults::VaultPlace;
 use lifeboat_vault::storage::Storage;
 use lifeboat_vault::{Identity, State};
 use rusqlite::Connection;
 
-use crate::source_sqlite::{DATASET, WAL, await_durable, commit, counter, create, start};
+use crate::source_sqlite::{DATASET, WAL, await_durable, commit, counter, create, source, start};
 use crate::vault_world::{VaultWorld, vault_directory};
 
 fn recovery(root: &Path, worlds: &[&VaultWorld]) -> Vaults {
@@ -68,7 +68,8 @@ fn of_several_vaults_the_one_that_reaches_furthest_is_restored() {
     let reach = recovery.reach(&volume, &Target::Newest).unwrap();
     assert_eq!(reach.vault.as_deref(), Some("far"));
     let to = root.join("volume");
-    let facts = recovery.restore(&volume, &Target::Newest, &to, false, &Cancel::default()).unwrap();
+    let facts =
+        recovery.restore(&volume, &Target::Newest, &to, false, Floor::At(Timestamp::MIN), &Cancel::default()).unwrap();
     assert_eq!((facts["vault"].as_str(), counter(&to.join("orders.db"))), (Some("far"), 5));
 }
 
@@ -93,9 +94,103 @@ fn a_damaged_log_costs_what_lies_after_the_damage_and_says_so() {
     assert!(reach.findings.iter().any(|finding| finding.contains(&fifth.key)), "{reach:?}");
     let to = root.join("volume");
     fs::create_dir(&to).unwrap();
-    let facts = recovery.restore(&volume, &Target::Newest, &to, false, &Cancel::default()).unwrap();
+    let facts =
+        recovery.restore(&volume, &Target::Newest, &to, false, Floor::At(Timestamp::MIN), &Cancel::default()).unwrap();
     // Whether the last piece before the damage is from before or after its own source time, only what is in it tells.
     assert!((3..=4).contains(&counter(&to.join("orders.db"))));
     assert!(facts["gave_way"].to_string().contains(&fifth.key), "{facts:?}");
     assert!(facts["as_of"].as_str().unwrap().parse::<Timestamp>().unwrap() <= reach.source_time.unwrap());
+}
+
+fn take(root: &Path, world: &VaultWorld, epoch: u64) -> PointTaken {
+    let request = PointRequest { dataset: DATASET.into(), epoch, ..PointRequest::default() };
+    source(root).take_point(&world.named(), &request, &(), &Cancel::default()).unwrap()
+}
+
+#[test]
+fn a_point_that_was_taken_outside_every_epoch_never_outranks_the_writers() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let world = VaultWorld::new(root, "near");
+    let database = create(root, WAL);
+    commit(&database, 1, 300);
+    let written = take(root, &world, 2);
+    // A site that was given up, and a person or a timer there: newer, and yet not what counts.
+    commit(&database, 2, 300);
+    let stray = take(root, &world, 0);
+    let former = take(root, &world, 1);
+    assert!(stray.point.taken_at > written.point.taken_at && former.point.taken_at > written.point.taken_at);
+    let (recovery, volume) = (recovery(root, &[&world]), volume(&[&world]));
+    assert_eq!(recovery.reach(&volume, &Target::Newest).unwrap().point, Some(written.point.id.clone()));
+    let to = root.join("volume");
+    let restored = recovery.restore(&volume, &Target::Newest, &to, false, Floor::Furthest, &Cancel::default()).unwrap();
+    assert_eq!(restored["point"], written.point.id.as_str());
+    assert_eq!(counter(&to.join("orders.db")), 1);
+    let named = recovery.restore(
+        &volume,
+        &Target::Point(stray.point.id),
+        &root.join("by-name"),
+        false,
+        Floor::Furthest,
+        &Cancel::default(),
+    );
+    assert_eq!(counter(&root.join("by-name/orders.db")), 2, "by its name it is restored: {named:?}");
+}
+
+#[test]
+fn a_restore_gives_way_as_far_as_was_approved_and_no_further() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let world = VaultWorld::new(root, "near");
+    let database = create(root, WAL);
+    commit(&database, 1, 300);
+    let older = take(root, &world, 1);
+    let packs = |world: &VaultWorld| -> Vec<String> {
+        let listed = world.storage.list("").unwrap().into_iter().map(|object| object.key);
+        listed.filter(|key| key.contains("pack")).collect()
+    };
+    let before = packs(&world);
+    commit(&database, 2, 50_000);
+    let newer = take(root, &world, 1);
+    let added: Vec<String> = packs(&world).into_iter().filter(|key| !before.contains(key)).collect();
+    assert!(!added.is_empty());
+    for key in added {
+        world.storage.delete(&key).unwrap();
+    }
+    let (recovery, volume) = (recovery(root, &[&world]), volume(&[&world]));
+    let try_to = |name: &str, floor| {
+        let to = root.join(name);
+        let restored = recovery.restore(&volume, &Target::Newest, &to, false, floor, &Cancel::default());
+        restored.map(|facts| (facts, counter(&to.join("orders.db"))))
+    };
+    for floor in [Floor::At(newer.point.taken_at), Floor::Furthest] {
+        let refused = try_to("refused", floor).unwrap_err().to_string();
+        assert!(refused.contains("nothing older than") && refused.contains(&older.point.id), "{refused}");
+        assert!(!root.join("refused/orders.db").exists());
+    }
+    let (facts, reached) = try_to("approved", Floor::At(older.point.taken_at)).unwrap();
+    assert_eq!((reached, facts["as_of"].as_str()), (1, Some(older.point.taken_at.to_string().as_str())));
+    assert!(facts["gave_way"].as_array().is_some_and(|given| !given.is_empty()));
+}
+
+#[test]
+fn where_nothing_may_be_lost_every_vault_must_have_answered() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let (near, far) = (VaultWorld::new(root, "near"), VaultWorld::new(root, "far"));
+    let database = create(root, WAL);
+    commit(&database, 1, 300);
+    take(root, &near, 1);
+    commit(&database, 2, 300);
+    take(root, &far, 1);
+    let vaults = [&near, &far];
+    let (recovery, volume) = (recovery(root, &vaults), volume(&vaults));
+    fs::rename(vault_directory(root, "far"), root.join("away")).unwrap();
+    let to = root.join("volume");
+    let restore = |floor| recovery.restore(&volume, &Target::Newest, &to, false, floor, &Cancel::default());
+    let waits = restore(Floor::Furthest).unwrap_err();
+    assert!(waits.may_pass && waits.to_string().contains("far"), "{waits}");
+    fs::rename(root.join("away"), vault_directory(root, "far")).unwrap();
+    let facts = restore(Floor::Furthest).unwrap();
+    assert_eq!((facts["vault"].as_str(), counter(&to.join("orders.db"))), (Some("far"), 2));
 }

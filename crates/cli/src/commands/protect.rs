@@ -142,13 +142,13 @@ fn once(wiring: &Wiring, site: &str, ui: &Ui) -> Result<Exit, CommandError> {
     let cancel = interrupt::listen(ui)?;
     let mut taken = Vec::new();
     for service in wiring.plan().services.values() {
-        let inventory = wiring.inventory(service)?;
-        if inventory.writer != site {
-            ui.note(format_args!("{} is written at {}, not here", service.name, inventory.writer));
+        let (writer, epoch) = wiring.writer(service)?;
+        if writer != site {
+            ui.note(format_args!("{} is written at {writer}, not here", service.name));
             continue;
         }
         for data in datasets(wiring, service, site)? {
-            for (vault, result) in data.take_once(inventory.epoch, &cancel) {
+            for (vault, result) in data.take_once(epoch, &cancel) {
                 if cancel.is_cancelled() {
                     return Err(CommandError::interrupted("interrupted; what was taken stands"));
                 }

@@ -28,6 +28,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let order = Order {
         request: request(&args.service, Purpose::Start, "site-lost"),
         disaster_at: None,
+        disaster_assumed: false,
         how_known: "there was no outage: the service was brought up".into(),
         simulated: Vec::new(),
     };

@@ -104,7 +104,8 @@ fn drills_are_due_until_one_succeeds_and_runs_stay_open_until_they_end() {
     assert_eq!(before["findings"][0]["next"], "lifeboat drill pages --scenario site-lost");
 
     world.cut_off("north", true);
-    world.ends(5, &["failover", "pages", "--yes", "--key", &world.path("owner.key")]);
+    let now = jiff::Timestamp::now().to_string();
+    world.ends(5, &["failover", "pages", "--yes", "--key", &world.path("owner.key"), "--disaster-at", &now]);
     let id = world.run().run;
     let (held, _) = status(&world);
     assert!(codes(&held).contains(&"run-open"), "{held:#}");

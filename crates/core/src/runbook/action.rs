@@ -90,9 +90,17 @@ pub enum Action {
     SetAside { site: Name, volume: VolumeSpec },
     /// Puts back what `SetAside` moved under this run's epoch (its undo); what lies there now is moved aside in its turn. Outcomes `put-back`, `nothing-there`.
     PutBack { site: Name, volume: VolumeSpec },
-    /// Restores from the vaults in turn; a point that does not verify gives way to the one before, and the journal says so.
-    /// `in_place` writes only what differs. Outcome `restored`.
-    Restore { site: Name, volume: VolumeSpec, target: Target, in_place: bool },
+    /// Restores from the vaults in turn; a state that does not verify gives way to the one before, and the journal says so.
+    /// How far it may give way is `approved`, back from the disaster (or from the target's moment); without it (planned),
+    /// not at all. `in_place` writes only what differs. Outcome `restored`.
+    Restore {
+        site: Name,
+        volume: VolumeSpec,
+        target: Target,
+        in_place: bool,
+        #[serde(default)]
+        approved: Option<Span>,
+    },
     /// Publishes `site` as the writer under the run's epoch and waits until its host has taken over. Outcome `promoted`.
     Promote { site: Name, write_domain: Name, datasets: Vec<Name>, epoch: u64 },
     /// Runs a data set's rebuild command, or any other user's command. Outcome `ran`.

@@ -32,7 +32,8 @@ pub(super) fn canary(view: &RunView, disaster_at: Option<Timestamp>) -> Option<C
         number: seen.facts.get("number").and_then(Value::as_u64),
         written_at,
         read_at: time("read_at"),
-        before_disaster_seconds: before.map(|seconds| seconds.max(0.0)),
+        // One that was written afterwards says nothing of what was lost before.
+        before_disaster_seconds: before.filter(|seconds| *seconds >= 0.0),
     })
 }
 
@@ -90,7 +91,10 @@ pub(super) fn zero(view: &RunView, entries: &[Entry], line: &Line) -> Result<(f6
     match view.runbook.purpose {
         Purpose::Failover => match line.disaster_at {
             Some(_) => Ok((0.0, "the disaster")),
-            None => Err("when the disaster happened is not known, so the time since cannot be".to_owned()),
+            None => Err(format!(
+                "when the disaster happened is not known (--disaster-at says it); the run itself took {}",
+                people_seconds(line.at(entries.len().saturating_sub(1)) - line.at(0))
+            )),
         },
         Purpose::Drill if line.disaster_at.is_some() => Ok((0.0, "the assumed disaster")),
         Purpose::Drill => Ok((line.at(0), "the start of the drill")),
@@ -139,8 +143,16 @@ pub(super) fn rpo(view: &RunView, line: &Line, losses: Option<&Losses>, canary: 
                 measure(None, None, "no write was acknowledged before".to_owned())
             }
             (true, _, _) => measure(Some(0.0), None, counted),
+            (false, Some(first), Some(disaster)) if first >= disaster => measure(
+                None,
+                None,
+                format!(
+                    "the first write that is lost was acknowledged after the moment that is given for the disaster: that \
+                     moment is wrong, or something went on writing; {counted}"
+                ),
+            ),
             (false, Some(first), Some(disaster)) => {
-                let seconds = disaster.duration_since(first).as_secs_f64().max(0.0);
+                let seconds = disaster.duration_since(first).as_secs_f64();
                 let how = format!(
                     "from the first acknowledged write that was lost until the disaster, counted by {}",
                     losses.counted_by
@@ -185,7 +197,7 @@ fn durable_before_disaster(view: &RunView) -> Durable {
     let Some((Step { action: Action::AssessLoss { volumes, .. }, .. }, seen)) = assessed.last() else {
         return Durable::NotAssessed;
     };
-    let mut worst: f64 = 0.0;
+    let mut worst = restored_before_disaster(view);
     for volume in volumes {
         let fact = seen.facts.get(&volume.dataset).and_then(|fact| fact.get("loss_seconds_estimated"));
         match fact.and_then(Value::as_f64) {
@@ -194,6 +206,20 @@ fn durable_before_disaster(view: &RunView) -> Durable {
         }
     }
     Durable::Seconds(worst)
+}
+
+/// How long before the disaster the oldest state is that a restore really brought back; 0 where nothing was restored.
+fn restored_before_disaster(view: &RunView) -> f64 {
+    let disaster: Option<Timestamp> = steps(view)
+        .filter(|(step, seen)| matches!(step.action, Action::AssessLoss { .. }) && is_done(seen))
+        .filter_map(|(_, seen)| seen.facts.get("disaster_at")?.as_str()?.parse().ok())
+        .last();
+    let Some(disaster) = disaster else { return 0.0 };
+    steps(view)
+        .filter(|(step, seen)| matches!(step.action, Action::Restore { .. }) && is_done(seen))
+        .filter_map(|(_, seen)| seen.facts.get("as_of")?.as_str()?.parse::<Timestamp>().ok())
+        .map(|as_of| disaster.duration_since(as_of).as_secs_f64())
+        .fold(0.0, f64::max)
 }
 
 /// Whether the run-book asked for protection under the new epoch, and had it.
@@ -378,6 +404,19 @@ fn reservations(
     }
     for (_, seen) in steps(view).filter(|(step, seen)| seen.status == "failed" && !looks(&step.action)) {
         found.push(format!("{}: {}.", seen.title, seen.detail.as_deref().unwrap_or("it failed")));
+    }
+    for (step, seen) in steps(view).filter(|(_, seen)| is_done(seen)) {
+        let (Action::Restore { volume, .. }, Some(Value::Array(gave_way))) = (&step.action, seen.facts.get("gave_way"))
+        else {
+            continue;
+        };
+        if let Some(Value::String(first)) = gave_way.first() {
+            let as_of = seen.facts.get("as_of").and_then(Value::as_str).unwrap_or("an earlier moment");
+            found.push(format!(
+                "`{}` was restored as of {as_of}, for a newer state did not restore: {first}.",
+                volume.dataset
+            ));
+        }
     }
     if view.runbook.strategy == Strategy::WarmStandby
         && protected_again(view).is_none()

@@ -180,7 +180,7 @@ fn usual(action: &Action) -> (&'static str, Facts) {
         Action::AssessLoss { .. } => {
             let reach =
                 json!({ "recoverable_to": "2026-11-21T02:59:55Z", "loss_seconds_estimated": 2.0, "point": "0007" });
-            ("within", facts(&[("entries", reach)]))
+            ("within", facts(&[("entries", reach), ("disaster_at", json!(DISASTER))]))
         }
         Action::InspectStandby { .. } => ("usable", facts(&[("entries", json!({ "position": "42" }))])),
         Action::ReadCanary { .. } => (
@@ -507,4 +507,46 @@ fn durations_are_said_as_people_say_them() {
     let said: Vec<String> =
         [0.0, 0.04, 9.94, 9.96, 119.4, 252.0, 7500.0, 200_000.0].map(super::judge::people_seconds).into();
     assert_eq!(said, ["0.0 s", "0.0 s", "9.9 s", "10 s", "119 s", "4 min 12 s", "2 h 5 min", "2 d 7 h"]);
+}
+
+#[test]
+fn a_write_that_was_lost_after_the_disaster_makes_no_loss_of_zero() {
+    let mut journal = Journal::start(runbook(Purpose::Failover, "site-lost"), Some(DISASTER));
+    journal.run(&Script::new());
+    let evidence = journal.evidence(Some(counted(500, 400, Some("2027-01-01T00:00:00Z"))));
+    assert_eq!((evidence.rpo.proven_seconds, evidence.rpo.judgement), (None, Judgement::Unproven));
+    assert!(evidence.rpo.how.contains("something went on writing"), "{}", evidence.rpo.how);
+    let count = evidence.checks.iter().find(|check| check.what.starts_with("Count acknowledged")).unwrap();
+    assert_eq!(count.result, CheckResult::Failed);
+}
+
+#[test]
+fn without_the_disasters_moment_the_time_away_is_unproven() {
+    let mut journal = Journal::start(runbook(Purpose::Failover, "site-lost"), None);
+    journal.run(&Script::new());
+    let evidence = journal.evidence(None);
+    assert_eq!((evidence.rto.proven_seconds, evidence.rto.judgement), (None, Judgement::Unproven));
+    assert!(evidence.rto.how.contains("--disaster-at"), "{}", evidence.rto.how);
+}
+
+#[test]
+fn what_was_really_restored_bounds_the_loss_and_giving_way_is_said() {
+    let mut journal = Journal::start(runbook(Purpose::Failover, "site-lost"), Some(DISASTER));
+    let mut script = Script::from([("inspect-standby".to_owned(), (0.1, Ok(("unusable", Facts::new()))))]);
+    let disaster: Timestamp = DISASTER.parse().unwrap();
+    let as_of = disaster - jiff::SignedDuration::from_secs(13);
+    let facts = Facts::from([
+        ("as_of".to_owned(), as_of.to_string().into()),
+        ("gave_way".to_owned(), vec!["near, the newest: a chunk is missing"].into()),
+    ]);
+    script.insert("restore-entries".to_owned(), (0.5, Ok(("restored", facts))));
+    journal.run(&script);
+    let evidence = journal.evidence(None);
+    assert!(evidence.rpo.at_most_seconds.unwrap() >= 13.0, "{:?}", evidence.rpo);
+    assert_ne!(evidence.rpo.judgement, Judgement::MetAsFarAsSeen);
+    assert!(
+        evidence.reservations.iter().any(|said| said.contains("a chunk is missing")),
+        "{:?}",
+        evidence.reservations
+    );
 }

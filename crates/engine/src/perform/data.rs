@@ -12,7 +12,7 @@ use lifeboat_core::units::Span;
 use serde_json::json;
 
 use super::{Failure, Performed, World};
-use crate::port::{Cancel, Context, PortError, SiteAnswer, SiteVerb};
+use crate::port::{Cancel, Context, Floor, PortError, SiteAnswer, SiteVerb};
 
 /// Hosts report every second.
 const SILENT_AFTER_SECONDS: f64 = 15.0;
@@ -71,6 +71,7 @@ impl World {
         volume: &VolumeSpec,
         target: &Target,
         in_place: bool,
+        approved: Option<Span>,
         context: &Context,
     ) -> Result<Performed, Failure> {
         let path = match self.site(site)?.perform(&SiteVerb::PlaceVolume(volume.clone()), context).await? {
@@ -84,7 +85,16 @@ impl World {
         };
         let (recovery, volume, target) = (Arc::clone(&self.recovery), volume.clone(), target.clone());
         let cancel: Cancel = context.cancel.clone();
-        let facts = self.ask(move || recovery.restore(&volume, &target, &path, in_place, &cancel)).await?;
+        let from = match &target {
+            Target::At(time) => time.parse::<Timestamp>().ok(),
+            Target::Newest | Target::Point(_) => None,
+        };
+        let from = from.or(self.disaster_at).unwrap_or_else(|| self.clock.now());
+        let floor = match approved {
+            Some(approved) => Floor::At(from.checked_sub(approved.0).unwrap_or(Timestamp::MIN)),
+            None => Floor::Furthest,
+        };
+        let facts = self.ask(move || recovery.restore(&volume, &target, &path, in_place, floor, &cancel)).await?;
         Ok(Performed::new("restored", facts))
     }
 

@@ -134,8 +134,8 @@ impl Performer for World {
             Action::PutBack { site, volume } => {
                 self.verb(site, SiteVerb::PutBack(volume.clone()), "put-back", context).await
             }
-            Action::Restore { site, volume, target, in_place } => {
-                self.restore(site, volume, target, *in_place, context).await
+            Action::Restore { site, volume, target, in_place, approved } => {
+                self.restore(site, volume, target, *in_place, *approved, context).await
             }
             Action::Promote { site, write_domain, datasets, epoch } => {
                 self.promote(write_domain, site, datasets, *epoch, context).await

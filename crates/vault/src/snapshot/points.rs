@@ -26,10 +26,13 @@ pub struct Points {
 }
 
 impl Points {
-    /// The newest point of a data set whose state is not after `at`; corrupt ones do not count.
+    /// The newest point of a data set whose state is not after `at`, of the highest epoch there is by then: a writer of a
+    /// former one may have gone on, unaware. Corrupt ones do not count.
     pub fn newest(&self, dataset: &str, at: Option<jiff::Timestamp>) -> Option<&PointInfo> {
-        let mut usable = self.points.iter().filter(|p| p.dataset == dataset && p.badge != Badge::Corrupt);
-        usable.rfind(|p| at.is_none_or(|at| p.taken_at <= at))
+        let usable =
+            |p: &&PointInfo| p.dataset == dataset && p.badge != Badge::Corrupt && at.is_none_or(|at| p.taken_at <= at);
+        let epoch = self.points.iter().filter(usable).map(|p| p.epoch).max()?;
+        self.points.iter().filter(usable).rfind(|p| p.epoch == epoch)
     }
 }
 

@@ -115,7 +115,7 @@ fn candidates(mut points: Vec<PointInfo>, until: Option<Timestamp>) -> Vec<Point
     let epoch = points.iter().map(|point| point.epoch).max().unwrap_or(0);
     let mut chosen: Vec<PointInfo> = Vec::new();
     // A writer of a former epoch may have gone on writing, unaware; what it wrote since does not count.
-    for point in points.into_iter().rev().filter(|point| point.epoch == epoch || point.epoch == 0) {
+    for point in points.into_iter().rev().filter(|point| point.epoch == epoch) {
         let lineage = |point: &PointInfo| point.position.as_ref().map(|position| position.lineage.clone());
         if !chosen.iter().any(|other| lineage(other) == lineage(&point)) {
             chosen.push(point);
@@ -322,7 +322,7 @@ mod tests {
                 .map(|point| point.id)
                 .collect()
         };
-        assert_eq!(ids(None), ["by-hand", "broken", "second"]);
+        assert_eq!(ids(None), ["broken", "second"]);
         assert_eq!(ids(Some("2026-11-21T14:05:30Z")), ["first"]);
         assert_eq!(ids(Some("2026-11-21T14:01:00Z")), ["old"]);
         assert!(ids(Some("2026-11-21T13:00:00Z")).is_empty());

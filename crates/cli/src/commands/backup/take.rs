@@ -8,7 +8,7 @@ use lifeboat_adapters::source::SqliteSource;
 use lifeboat_core::units::Size;
 use lifeboat_engine::port::{Cancel, NamedVault, PointRequest, Source};
 use lifeboat_vault::files::{BackupOptions, Excludes, Skipped, backup_tree};
-use lifeboat_vault::{HostVault, PointInfo, SessionOptions};
+use lifeboat_vault::{HostVault, PointInfo, SessionOptions, SnapshotDraft};
 
 use super::what::{Data, Item};
 use crate::error::{CommandError, Explain, Kind};
@@ -41,13 +41,13 @@ pub(super) fn take(
 ) -> Result<Taken, CommandError> {
     let mut taken = match &item.data {
         Data::Files { roots, excludes, one_file_system } => {
-            take_files(host, &item.dataset, roots, (excludes, *one_file_system), cancel, ui)?
+            take_files(host, item, roots, (excludes, *one_file_system), cancel, ui)?
         }
         Data::Sqlite { path } => {
             let named = NamedVault { name: vault_name.to_owned(), vault: host.clone() };
             let spool = host.state().vault_directory(&host.id()).map_err(CommandError::of_vault)?;
             let source = SqliteSource::new(path, spool);
-            let request = PointRequest { dataset: item.dataset.clone(), ..PointRequest::default() };
+            let request = PointRequest { dataset: item.dataset.clone(), epoch: item.epoch, ..PointRequest::default() };
             let progress = OnScreen::new(ui, "backing up");
             let kind = || if cancel.is_cancelled() { Kind::Interrupted } else { Kind::Failed };
             let taken = source.take_point(&named, &request, &progress, cancel).map_err(|error| (kind(), error));
@@ -74,7 +74,7 @@ pub(super) fn take(
 
 fn take_files(
     host: &HostVault,
-    dataset: &str,
+    item: &Item,
     roots: &[PathBuf],
     (excludes, one_file_system): (&Excludes, bool),
     cancel: &Cancel,
@@ -83,18 +83,19 @@ fn take_files(
     let began = Instant::now();
     // What was written before the walk began is in it.
     let source_time = Timestamp::now();
-    let session = host.begin(dataset, SessionOptions::default()).map_err(CommandError::of_vault)?;
+    let session = host.begin(&item.dataset, SessionOptions::default()).map_err(CommandError::of_vault)?;
     let directory = host.state().vault_directory(&host.id()).map_err(CommandError::of_vault)?;
     let options = BackupOptions {
         excludes: excludes.clone(),
         one_file_system,
-        cache: Some(directory.join(cache_name(dataset))),
+        cache: Some(directory.join(cache_name(&item.dataset))),
         threads: 0,
     };
     let progress = OnScreen::new(ui, "backing up");
     let summary = backup_tree(&session, roots, &options, &progress, cancel.flag()).map_err(CommandError::of_backup)?;
     drop(progress);
-    let point = session.commit(summary.draft(source_time)).map_err(CommandError::of_vault)?;
+    let draft = SnapshotDraft { epoch: item.epoch, ..summary.draft(source_time) };
+    let point = session.commit(draft).map_err(CommandError::of_vault)?;
     let cache_failure = summary.cache_failure.iter();
     Ok(Taken {
         point,

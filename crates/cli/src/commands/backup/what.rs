@@ -1,10 +1,11 @@
 //! What is to be backed up, and to where: from paths, or from the plan.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use lifeboat_core::plan::{DataSet, Plan, Reach, Service, Source};
+use lifeboat_core::plan::{DataSet, Name, Plan, Reach, Service, Source};
 use lifeboat_vault::files::Excludes;
 
 use super::Args;
@@ -12,12 +13,15 @@ use crate::door::{Named, is_address};
 use crate::error::{CommandError, Explain, Kind};
 use crate::plan_file;
 use crate::ui::Ui;
+use crate::wiring::Wiring;
 
 /// One data set, and where its data lies on this host.
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) dataset: String,
     pub(super) data: Data,
+    /// The epoch in force where a plan's arbiter says one; 0 without.
+    pub(super) epoch: u64,
 }
 
 #[derive(Debug)]
@@ -70,7 +74,8 @@ pub(super) fn find(args: Args, ui: &Ui) -> Result<Work, CommandError> {
         && let Some(loaded) = plan_file::load_if_any(ui)?
         && args.vault.vault.as_ref().is_none_or(|vault| loaded.plan.vaults.contains_key(vault))
     {
-        return of_plan(&args, &loaded.plan);
+        let writers = in_force(&loaded.plan, ui)?;
+        return of_plan(&args, &loaded.plan, &writers);
     }
     let vault = args.vault.find(ui)?;
     Ok(Work { vaults: vec![(vault, of_paths(args)?)], unable: Vec::new() })
@@ -83,8 +88,8 @@ fn of_paths(args: Args) -> Result<Vec<Item>, CommandError> {
     let excludes = Excludes::new(&args.exclude).map_err(CommandError::from).kind(Kind::Usage)?;
     let one_file_system = args.one_file_system;
     let item = |dataset: String, roots: Vec<PathBuf>| match roots.as_slice() {
-        [only] if is_sqlite(only) => Item { dataset, data: Data::Sqlite { path: only.clone() } },
-        _ => Item { dataset, data: Data::Files { roots, excludes: excludes.clone(), one_file_system } },
+        [only] if is_sqlite(only) => Item { dataset, data: Data::Sqlite { path: only.clone() }, epoch: 0 },
+        _ => Item { dataset, data: Data::Files { roots, excludes: excludes.clone(), one_file_system }, epoch: 0 },
     };
     let mut paths = Vec::new();
     for path in &args.what {
@@ -121,7 +126,20 @@ fn name_of(path: &Path) -> Result<String, CommandError> {
     })
 }
 
-fn of_plan(args: &Args, plan: &Plan) -> Result<Work, CommandError> {
+/// Who writes each service, and under which epoch, where an arbiter says so. What a site takes that is not the writer would
+/// pass for the newest state.
+fn in_force(plan: &Plan, ui: &Ui) -> Result<BTreeMap<String, (Name, u64)>, CommandError> {
+    if plan.arbiter.is_none() {
+        return Ok(BTreeMap::new());
+    }
+    let hint = "who writes stands in the arbiter; a recovery point that is taken without asking it could be of a site that \
+                was given up. To take one all the same, give --vault URL and the paths";
+    let wiring = Wiring::open(ui).hint(hint)?;
+    let asked = plan.services.values().map(|service| Ok((service.name.clone(), wiring.writer(service)?)));
+    asked.collect::<Result<_, CommandError>>().hint(hint)
+}
+
+fn of_plan(args: &Args, plan: &Plan, writers: &BTreeMap<String, (Name, u64)>) -> Result<Work, CommandError> {
     if args.name.is_some() || !args.exclude.is_empty() || args.one_file_system {
         return Err(CommandError::usage("--as, --exclude and --one-file-system are for paths")
             .hint("the plan says what its data sets hold; for paths add --vault URL"));
@@ -146,6 +164,7 @@ fn of_plan(args: &Args, plan: &Plan) -> Result<Work, CommandError> {
     }
     let mut work = Work::default();
     for service in plan.services.values() {
+        let in_force = writers.get(&service.name);
         let site = args.site.as_ref().unwrap_or(&service.primary);
         for (_, dataset) in service.datasets() {
             let named = wanted.contains(&service.name) || wanted.contains(&dataset.name);
@@ -154,6 +173,13 @@ fn of_plan(args: &Args, plan: &Plan) -> Result<Work, CommandError> {
             }
             if dataset.protect.is_empty() || !is_at(service, site) {
                 continue;
+            }
+            if let Some(writer) = in_force.map(|(writer, _)| writer).filter(|writer| *writer != site) {
+                let (dataset, named) = (&dataset.name, &service.name);
+                return Err(CommandError::refused(format!(
+                    "`{dataset}` is written at {writer} now, not at {site}: a recovery point from here would pass for its newest state"
+                ))
+                .hint(format!("take it there (`lifeboat backup --site {writer}`); `lifeboat status {named}` shows who writes")));
             }
             let path = match &dataset.source {
                 Source::Files { path, .. } | Source::Sqlite { path } => path_of(plan, dataset, path, site)?,
@@ -175,7 +201,13 @@ fn of_plan(args: &Args, plan: &Plan) -> Result<Work, CommandError> {
                     },
                     _ => Data::Sqlite { path: path.clone() },
                 };
-                add(&mut work, plan, &protect.to, args, Item { dataset: dataset.name.clone(), data })?;
+                add(
+                    &mut work,
+                    plan,
+                    &protect.to,
+                    args,
+                    Item { dataset: dataset.name.clone(), data, epoch: in_force.map_or(0, |(_, epoch)| *epoch) },
+                )?;
             }
         }
     }

@@ -53,6 +53,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
             ..request(&args.service, Purpose::Drill, &args.scenario)
         },
         disaster_at: Some(now),
+        disaster_assumed: false,
         how_known: "a rehearsal: the disaster is taken to be the drill's start".into(),
         simulated: vec!["the outage".into(), "detection".into()],
     };

@@ -24,6 +24,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let order = Order {
         request: request(&args.service, Purpose::Failback, "site-lost"),
         disaster_at: None,
+        disaster_assumed: false,
         how_known: "planned: there was no outage".into(),
         simulated: Vec::new(),
     };

@@ -34,7 +34,8 @@ pub(crate) struct Args {
     /// A recovery point, in place of a moment
     #[arg(long, value_name = "ID", conflicts_with_all = ["at", "planned"])]
     point: Option<String>,
-    /// When the outage began (RFC 3339); what was lost and how long it took are counted from it [default: now]
+    /// When the outage began (RFC 3339): what was lost and how long it took are counted from it. Without it the time away
+    /// stays unproven
     #[arg(long, value_name = "TIME")]
     disaster_at: Option<Timestamp>,
     #[command(flatten)]
@@ -79,7 +80,8 @@ fn order(args: &Args, now: Timestamp) -> Order {
     let (disaster_at, how_known) = match args.disaster_at {
         _ if args.planned => (None, "planned: there was no outage".to_owned()),
         Some(at) => (Some(at), "as given by who started the run".to_owned()),
-        None => (Some(now), "taken to be the start of the run; the outage may have begun earlier".to_owned()),
+        None => (Some(now), "nobody said when the outage began".to_owned()),
     };
-    Order { request, disaster_at, how_known, simulated: Vec::new() }
+    let disaster_assumed = !args.planned && args.disaster_at.is_none();
+    Order { request, disaster_at, disaster_assumed, how_known, simulated: Vec::new() }
 }

@@ -67,6 +67,8 @@ pub(crate) fn identities(files: &[PathBuf]) -> Result<Vec<Identity>, CommandErro
 pub(crate) struct Order {
     pub(crate) request: Request,
     pub(crate) disaster_at: Option<Timestamp>,
+    /// Nobody said when; the moment is the run's start, which measures no outage.
+    pub(crate) disaster_assumed: bool,
     pub(crate) how_known: String,
     pub(crate) simulated: Vec<String>,
 }
@@ -97,7 +99,7 @@ pub(crate) fn execute(ui: &Ui, wiring: &Wiring, order: Order, common: &Common) -
         run: run.clone(),
         runbook,
         initiator: common.initiator(),
-        disaster_at: order.disaster_at.map(|at| at.to_string()),
+        disaster_at: order.disaster_at.filter(|_| !order.disaster_assumed).map(|at| at.to_string()),
         how_known: order.how_known,
         simulated: order.simulated,
     };

@@ -223,7 +223,7 @@ impl<'a> Builder<'a> {
             let step = self.then(
                 format!("restore-{dataset}"),
                 format!("Restore `{dataset}` at {site} from the {}", said(&target)),
-                Action::Restore { site: site.clone(), volume, target, in_place: false },
+                Action::Restore { site: site.clone(), volume, target, in_place: false, approved: self.may_give_way() },
             );
             step.when = in_branch.clone();
             step.timeout = LONG;
@@ -232,6 +232,14 @@ impl<'a> Builder<'a> {
         }
         self.last = ends;
         Ok(())
+    }
+
+    /// How much older than the newest a restored state may be: where writers were stopped for it, not at all.
+    pub(super) fn may_give_way(&self) -> Option<Span> {
+        match self.request.purpose {
+            Purpose::Switchover | Purpose::Failback => None,
+            _ => Some(self.objective.rpo),
+        }
     }
 
     /// Starts the whole service at a site in its components' order, each healthy before the next.

@@ -167,7 +167,7 @@ impl Builder<'_> {
             let step = self.then(
                 format!("restore-{dataset}"),
                 format!("Restore `{dataset}` in isolation from the {}", said(&target)),
-                Action::Restore { site: to.clone(), volume, target, in_place: false },
+                Action::Restore { site: to.clone(), volume, target, in_place: false, approved: self.may_give_way() },
             );
             step.timeout = LONG;
             ends.append(&mut self.last);
