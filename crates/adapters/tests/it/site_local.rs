@@ -273,6 +273,64 @@ async fn an_outsiders_handle_is_named() {
     proven(world.site.fence(&request(&[], &[uploads]), &context(2, "fence")).await);
 }
 
+/// Ways to write into the volume `$VOLUME` by a bind mount that only the process itself sees. Each says when it is there.
+const GHOSTS: [(&str, &str); 4] = [
+    ("a file", "mount --bind $VOLUME $X; exec 3>>$X/entries; echo $$ > $NOTE; exec sleep 1000"),
+    ("a directory", "mount --bind $VOLUME $X; cd $X; echo $$ > $NOTE; exec sleep 1000"),
+    ("a mount, and nothing open", "mount --bind $VOLUME $X; echo $$ > $NOTE; exec sleep 1000"),
+    (
+        "a file of a mount that is gone",
+        "mount --bind $VOLUME $X; exec 3>>$X/entries; umount -l $X; echo $$ > $NOTE; exec sleep 1000",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_knows_the_volume_by_another_name_is_named() {
+    for (what, script) in GHOSTS {
+        let world = World::new();
+        let (uploads, place) = world.uploads().await;
+        fs::write(place.join("entries"), "x").unwrap();
+        let (elsewhere, note) = (world.note("elsewhere"), world.note("pid"));
+        fs::create_dir(&elsewhere).unwrap();
+        let ghost = Command::new("unshare")
+            .args(["--mount", "sh", "-ec", script])
+            .envs([("VOLUME", &place), ("X", &elsewhere), ("NOTE", &note)])
+            .spawn()
+            .unwrap();
+        let ghost = Outsider(ghost);
+        let pid = pid_in(&note);
+        let fenced = world.impatient().fence(&request(&[], std::slice::from_ref(&uploads)), &context(2, "fence")).await;
+        let (_, why) = unproven(fenced);
+        assert!(why.contains(&format!("process {pid} (")), "{what}: {why}");
+        drop(ghost);
+        proven(world.site.fence(&request(&[], &[uploads]), &context(2, "fence")).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_the_machines_mounts_is_no_writer() {
+    let world = World::new();
+    let (uploads, _) = world.uploads().await;
+    let note = world.note("pid");
+    let script = "echo $$ > $NOTE; exec sleep 1000";
+    let sandboxed = Command::new("unshare").args(["--mount", "sh", "-ec", script]).env("NOTE", &note).spawn().unwrap();
+    let _sandboxed = Outsider(sandboxed);
+    pid_in(&note);
+    proven(world.site.fence(&request(&[], &[uploads]), &context(2, "fence")).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_supervisor_elsewhere_started_is_out_of_sight() {
+    let mut world = World::new();
+    let namespaced = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"].map(str::to_owned);
+    world.config.supervisor_command.splice(0..0, namespaced);
+    world.site = LocalSite::new(world.config.clone()).unwrap();
+    let app = instance("exec sleep 1000");
+    world.start(&app).await;
+    let (_, why) = unproven(world.impatient().fence(&request(&[app], &[]), &context(2, "fence")).await);
+    assert!(why.contains("the site's supervisor ran in process namespace pid:["), "{why}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_strangers_listener_is_named() {
     let world = World::new();

@@ -13,7 +13,8 @@ use lifeboat_core::run::Facts;
 use lifeboat_engine::port::{Context, FenceRequest, Fenced, PortError};
 use serde_json::json;
 
-use super::layout::{DownMarker, follow_existing, write_record};
+use super::holders::Tree;
+use super::layout::{DownMarker, boot_id, follow_existing, pid_namespace, write_record};
 use super::processes::{Belongs, Door, Process, Snapshot, kill_until_none};
 use super::{Inner, facts};
 
@@ -23,7 +24,8 @@ impl Inner {
         self.layout.make()?;
         self.mark_down(request, context)?;
         let volumes = self.fenced_volumes(request)?;
-        let pick = |snapshot: &Snapshot| writers(snapshot, request, &volumes);
+        let tree = Tree::look(&volumes)?;
+        let pick = |snapshot: &Snapshot| writers(snapshot, request, &tree);
         let (killed, _) = kill_until_none(&self.layout, self.config.fence_within, pick)?;
         let doors = self.doors(request);
         loop {
@@ -99,11 +101,11 @@ impl Inner {
         volumes: &[PathBuf],
         doors: &[Door],
     ) -> Result<Vec<String>, PortError> {
+        // Looked through anew: what was made since the kill counts, too.
+        let tree = Tree::look(volumes)?;
         let mut remains: Vec<String> =
-            writers(snapshot, request, volumes).iter().map(|process| format!("{process} still runs")).collect();
-        for handle in snapshot.handles(volumes) {
-            remains.push(format!("{} holds `{}` open", handle.process, handle.path.display()));
-        }
+            writers(snapshot, request, &tree).iter().map(|process| format!("{process} still runs")).collect();
+        remains.extend(snapshot.handles(&tree).iter().map(ToString::to_string));
         remains.extend(snapshot.listeners(doors)?.iter().map(ToString::to_string));
         for process in snapshot.hidden_orphans(&self.layout) {
             remains.push(format!("{process} may be one of the site's, and hides what it holds"));
@@ -112,7 +114,21 @@ impl Inner {
             let path = self.layout.down_marker(&request.write_domain);
             remains.push(format!("the down marker `{}` was taken away", path.display()));
         }
+        remains.extend(self.out_of_sight()?);
         Ok(remains)
+    }
+
+    /// Process numbers are a namespace's own: from another one, `/proc` need not show what the supervisor started.
+    fn out_of_sight(&self) -> Result<Option<String>, PortError> {
+        let own = pid_namespace();
+        let supervised = self.layout.first_supervisor()?.filter(|first| first.boot == boot_id());
+        let elsewhere = supervised.and_then(|first| first.pid_namespaces.into_iter().find(|other| *other != own));
+        Ok(elsewhere.map(|other| {
+            format!(
+                "the site's supervisor ran in process namespace {other} and this program looks from {own}, where not all that \
+                 it started need be seen: fence from the supervisor's own namespace"
+            )
+        }))
     }
 
     fn proven(
@@ -170,7 +186,7 @@ impl Inner {
 
 /// What has to go: the domain's own processes, those that shed their marks, and whatever else of the site (its agent,
 /// a user's command) holds one of the volumes.
-fn writers(snapshot: &Snapshot, request: &FenceRequest, volumes: &[PathBuf]) -> Vec<Process> {
+fn writers(snapshot: &Snapshot, request: &FenceRequest, tree: &Tree) -> Vec<Process> {
     let named: Vec<String> = request.instances.iter().map(|instance| instance.id()).collect();
     let writes = |belongs: &Belongs| {
         let own = match (&belongs.instance, &belongs.write_domain) {
@@ -183,7 +199,7 @@ fn writers(snapshot: &Snapshot, request: &FenceRequest, volumes: &[PathBuf]) -> 
     };
     let mut found: Vec<Process> = snapshot.of_site(writes).into_iter().map(|(process, _)| process.clone()).collect();
     let own = std::process::id() as i32;
-    for handle in snapshot.handles(volumes) {
+    for handle in snapshot.handles(tree) {
         let ours = snapshot.belongs(handle.process.pid).is_some_and(|belongs| !belongs.is_supervisor());
         if ours && handle.process.pid != own && !found.iter().any(|process| process.pid == handle.process.pid) {
             found.push(handle.process);

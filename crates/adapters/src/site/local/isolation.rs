@@ -14,6 +14,7 @@ use lifeboat_engine::port::PortError;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::holders::Tree;
 use super::layout::{list, make_directory, read_record, remove_record, write_record};
 use super::processes::{Belongs, Door, Process, Snapshot, kill_until_none, listening_sockets};
 use super::{Inner, facts};
@@ -119,9 +120,7 @@ impl Inner {
         if fs::symlink_metadata(&directory).is_ok() {
             left.push(format!("`{}` still exists", directory.display()));
         }
-        for handle in snapshot.handles(&[directory]) {
-            left.push(format!("{} holds `{}` open", handle.process, handle.path.display()));
-        }
+        left.extend(snapshot.handles(&Tree::look(&[directory])?).iter().map(ToString::to_string));
         let record = match read_record::<IsolationRecord>(&self.layout.isolation_record(name))? {
             Some(record) => Some(record),
             None => read_record(&self.layout.removed_isolation(name))?,

@@ -4,6 +4,7 @@
 //! Invariant: a name from outside never leads out of the directory that it belongs to, and a record is either
 //! wholly there or not at all.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -56,6 +57,9 @@ pub(super) struct InstanceRecord {
 pub(super) struct FirstSupervisor {
     pub(super) boot: String,
     pub(super) start_ticks: u64,
+    /// Of this boot's supervisors: where what they started can be seen.
+    #[serde(default)]
+    pub(super) pid_namespaces: BTreeSet<String>,
 }
 
 impl Layout {
@@ -148,10 +152,14 @@ impl Layout {
 
     pub(super) fn note_supervisor(&self, start_ticks: u64) -> Result<(), PortError> {
         let boot = boot_id();
-        if self.first_supervisor().ok().flatten().is_some_and(|first| first.boot == boot) {
+        let before = self.first_supervisor().ok().flatten().filter(|first| first.boot == boot);
+        let new = FirstSupervisor { boot, start_ticks, pid_namespaces: BTreeSet::new() };
+        let mut first = before.clone().unwrap_or(new);
+        first.pid_namespaces.insert(pid_namespace());
+        if before.as_ref() == Some(&first) {
             return Ok(());
         }
-        write_record(&self.state().join("first-supervisor.json"), &FirstSupervisor { boot, start_ticks })
+        write_record(&self.state().join("first-supervisor.json"), &first)
     }
 
     fn state_of(&self, isolation: Option<&str>) -> PathBuf {
@@ -357,6 +365,11 @@ pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
 /// Identifies this boot of the machine: process numbers from another one mean nothing.
 pub(super) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
+/// The namespace of this process's number, as the kernel names it.
+pub(super) fn pid_namespace() -> String {
+    fs::read_link("/proc/self/ns/pid").map(|link| link.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]

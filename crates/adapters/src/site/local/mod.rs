@@ -5,6 +5,7 @@
 
 mod disaster;
 mod fence;
+mod holders;
 mod instance;
 mod isolation;
 mod layout;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use lifeboat_engine::port::PortError;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::holders::{FileId, ForeignMounts, Tree};
 use super::layout::{InstanceRecord, Layout, boot_id};
 
 /// The environment variables that mark a process, and all that it starts, as the site's.
@@ -187,22 +188,26 @@ impl Snapshot {
         self.processes.values().filter(|process| process.marks == Marks::Unreadable).count()
     }
 
-    /// Who has something open, mapped or as its directory at or below one of the paths.
-    pub(super) fn handles(&self, below: &[PathBuf]) -> Vec<Handle> {
-        if below.is_empty() {
+    /// Who has something of the tree open, mapped or as its directory, or sees it by mounts of its own.
+    pub(super) fn handles(&self, tree: &Tree) -> Vec<Handle> {
+        if tree.is_empty() {
             return Vec::new();
         }
         let mut handles = Vec::new();
+        let mut known = ForeignMounts::default();
         for process in self.processes.values() {
             let mut paths = BTreeSet::new();
             for link in ["cwd", "root", "exe"] {
-                paths.extend(read_link_below(&PathBuf::from(format!("/proc/{}/{link}", process.pid)), below));
+                paths.extend(target_within(&PathBuf::from(format!("/proc/{}/{link}", process.pid)), tree));
             }
             for entry in fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten() {
-                paths.extend(read_link_below(&entry.path(), below));
+                paths.extend(target_within(&entry.path(), tree));
             }
-            paths.extend(mapped_below(process.pid, below));
-            handles.extend(paths.into_iter().map(|path| Handle { process: process.clone(), path }));
+            paths.extend(mapped_within(process.pid, tree));
+            let open = |path| Handle { process: process.clone(), path, by_mount: false };
+            handles.extend(paths.into_iter().map(open));
+            let seen = |path| Handle { process: process.clone(), path, by_mount: true };
+            handles.extend(tree.foreign_mounts(process.pid, &mut known).into_iter().map(seen));
         }
         handles
     }
@@ -238,6 +243,18 @@ impl Snapshot {
 pub(super) struct Handle {
     pub(super) process: Process,
     pub(super) path: PathBuf,
+    /// It has nothing open there now, but a mount that only it and its like have.
+    pub(super) by_mount: bool,
+}
+
+impl std::fmt::Display for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (process, path) = (&self.process, self.path.display());
+        match self.by_mount {
+            false => write!(f, "{process} holds `{path}` open"),
+            true => write!(f, "{process} sees a volume at `{path}`, by a mount of its own"),
+        }
+    }
 }
 
 /// A TCP address that an instance listens at; without an address, its port at any.
@@ -395,31 +412,37 @@ fn user_of(pid: i32) -> Option<u32> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// Whether a path, as the kernel shows it, is at or below one of the paths.
-fn is_below(path: &Path, below: &[PathBuf]) -> bool {
-    let shown = path.as_os_str().as_bytes();
-    let shown = shown.strip_suffix(b" (deleted)").unwrap_or(shown);
-    let path = Path::new(std::ffi::OsStr::from_bytes(shown));
-    below.iter().any(|base| path.starts_with(base))
+fn target_within(link: &Path, tree: &Tree) -> Option<PathBuf> {
+    let path = fs::read_link(link).ok()?;
+    // What is no file (`socket:[1]`) lies nowhere.
+    let within = path.is_absolute() && (tree.has_path(&path) || tree.has_target_of(link));
+    within.then_some(path)
 }
 
-fn read_link_below(link: &Path, below: &[PathBuf]) -> Option<PathBuf> {
-    fs::read_link(link).ok().filter(|path| is_below(path, below))
-}
-
-fn mapped_below(pid: i32, below: &[PathBuf]) -> Vec<PathBuf> {
+fn mapped_within(pid: i32, tree: &Tree) -> Vec<PathBuf> {
     let Ok(file) = File::open(format!("/proc/{pid}/maps")) else { return Vec::new() };
     let mut found = Vec::new();
     for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
         // The path begins with the first slash: no field before it holds one.
         if let Some(at) = line.iter().position(|byte| *byte == b'/') {
             let path = PathBuf::from(std::ffi::OsStr::from_bytes(&line[at..]));
-            if is_below(&path, below) {
+            if tree.has_path(&path) || mapped_file(&line[..at]).is_some_and(|id| tree.has_file(&id)) {
                 found.push(path);
             }
         }
     }
     found
+}
+
+/// Of a line of `/proc/PID/maps` without its path.
+fn mapped_file(fields: &[u8]) -> Option<FileId> {
+    let mut fields = std::str::from_utf8(fields).ok()?.split_ascii_whitespace().skip(3);
+    let (major, minor) = fields.next()?.split_once(':')?;
+    Some(FileId {
+        major: u32::from_str_radix(major, 16).ok()?,
+        minor: u32::from_str_radix(minor, 16).ok()?,
+        inode: fields.next()?.parse().ok()?,
+    })
 }
 
 /// Every listening TCP socket of this machine, with its inode.
@@ -487,10 +510,9 @@ mod tests {
     }
 
     #[test]
-    fn deleted_files_still_count() {
-        let below = [PathBuf::from("/a/b")];
-        assert!(is_below(Path::new("/a/b/c (deleted)"), &below));
-        assert!(is_below(Path::new("/a/b"), &below));
-        assert!(!is_below(Path::new("/a/bc"), &below));
+    fn a_mapping_names_its_file() {
+        let line = b"7f00-7f01 r-xp 00002000 fd:01 4242 ";
+        assert_eq!(mapped_file(line), Some(FileId { major: 0xfd, minor: 1, inode: 4242 }));
+        assert_eq!(mapped_file(b"7f00-7f01 r-xp"), None);
     }
 }
