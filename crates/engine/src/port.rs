@@ -134,6 +134,9 @@ pub enum SiteVerb {
     PutBack(VolumeSpec),
     /// Starts, or finds started, the host's own `lifeboat protect`.
     EnsureAgent,
+    /// Stops gracefully what else runs for a write domain, whatever its instances are called. `Nothing` where the site
+    /// keeps no account of that.
+    StopRest(String),
     /// Runs a user's command at the site.
     Run(Vec<String>),
     /// Makes the named isolation: directories, addresses.

@@ -4,6 +4,7 @@
 
 mod agent;
 mod dns;
+mod perform;
 mod probe;
 mod recovery;
 mod site_command;

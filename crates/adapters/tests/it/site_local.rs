@@ -19,14 +19,14 @@ use crate::site_conformance::{
 };
 
 /// A site in a directory of its own, killed when the test is over.
-struct World {
+pub(crate) struct World {
     directory: tempfile::TempDir,
-    config: LocalSiteConfig,
-    site: LocalSite,
+    pub(crate) config: LocalSiteConfig,
+    pub(crate) site: LocalSite,
 }
 
 impl World {
-    fn new() -> World {
+    pub(crate) fn new() -> World {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("site");
         let supervisor =
@@ -47,12 +47,12 @@ impl World {
     }
 
     /// A place outside the site, for words between its processes and the test.
-    fn note(&self, name: &str) -> PathBuf {
+    pub(crate) fn note(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// The volume's directory, made.
-    async fn uploads(&self) -> (VolumeSpec, PathBuf) {
+    pub(crate) async fn uploads(&self) -> (VolumeSpec, PathBuf) {
         let spec = files("uploads");
         let place = path(&self.site, SiteVerb::PlaceVolume(spec.clone()), &context(1, "place")).await.unwrap();
         fs::create_dir_all(&place).unwrap();
@@ -329,6 +329,63 @@ async fn what_a_supervisor_elsewhere_started_is_out_of_sight() {
     world.start(&app).await;
     let (_, why) = unproven(world.impatient().fence(&request(&[app], &[]), &context(2, "fence")).await);
     assert!(why.contains("the site's supervisor ran in process namespace pid:["), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_not_moved_from_under_its_writer() {
+    let mut world = World::new();
+    let (uploads, place) = world.uploads().await;
+    let entries = place.join("entries");
+    fs::write(&entries, "x").unwrap();
+    let holding = format!("exec 3>>{}; echo $$ > $NOTE; exec sleep 1000", entries.display());
+    world.config.agent_command =
+        Some(vec!["sh".into(), "-c".into(), holding.replace("$NOTE", world.note("agent").to_str().unwrap())]);
+    world.site = LocalSite::new(world.config.clone()).unwrap();
+    world.site.perform(&SiteVerb::EnsureAgent, &context(1, "agent")).await.unwrap();
+    pid_in(&world.note("agent"));
+    let app = instance(&holding.replace("$NOTE", world.note("app").to_str().unwrap()));
+    world.start(&app).await;
+    let pid = pid_in(&world.note("app"));
+
+    let aside = SiteVerb::SetAside(uploads);
+    let error = world.site.perform(&aside, &context(2, "aside")).await.unwrap_err();
+    assert!(error.may_pass);
+    assert_eq!(
+        error.message,
+        format!(
+            "data set `uploads` at site `a` is in use and is not moved from under its user: process {pid} (sleep) holds `{}` open; stop that first",
+            entries.display()
+        )
+    );
+    assert!(entries.exists());
+    world.site.stop(&app, &context(2, "stop")).await.unwrap();
+    assert!(path(&world.site, aside, &context(2, "aside")).await.is_some(), "the site's own agent is no obstacle");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_since_an_earlier_epoch_is_not_taken_for_started() {
+    let world = World::new();
+    let app = instance("exec sleep 1000");
+    let before = world.start(&app).await;
+    let started = world.site.start(&app, &context(3, "start")).await.unwrap();
+    assert_eq!(started["already_running"], false);
+    assert_eq!(started["stopped_of_epoch"], 1);
+    assert!(!is_alive(before));
+    let now = started["pid"].as_i64().unwrap() as i32;
+    assert!(is_alive(now));
+    let again = world.site.start(&app, &context(3, "again")).await.unwrap();
+    assert_eq!((again["pid"].as_i64().unwrap() as i32, &again["already_running"]), (now, &true.into()));
+    world.site.start(&app, &context(2, "late")).await.unwrap_err();
+    assert!(is_alive(now), "who comes late stops nothing");
+
+    let note = world.note("deaf");
+    let mut deaf = instance(&format!("trap '' TERM; echo $$ > {}; while :; do sleep 0.1; done", note.display()));
+    deaf.component = "deaf".into();
+    deaf.stop_within = "300ms".parse().unwrap();
+    world.site.start(&deaf, &context(3, "start")).await.unwrap();
+    let pid = pid_in(&note);
+    let error = world.site.start(&deaf, &context(4, "start")).await.unwrap_err();
+    assert!(error.may_pass && is_alive(pid), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

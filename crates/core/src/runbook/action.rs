@@ -62,11 +62,24 @@ pub enum Action {
     /// Creates `epochs/DOMAIN/N` for `primary`. Outcome `claimed`. Refused if another run has it.
     ClaimEpoch { write_domain: Name, epoch: u64, primary: Name },
     /// Proves that `site` does not write in the domain any more. Outcome `proven`; without a proof the run holds for an attestation (`attested`).
-    Fence { site: Name, write_domain: Name, instances: Vec<InstanceSpec>, volumes: Vec<VolumeSpec> },
+    /// `planned`: everything has been stopped before, so a writer that still had to be killed is for a person to judge.
+    Fence {
+        site: Name,
+        write_domain: Name,
+        instances: Vec<InstanceSpec>,
+        volumes: Vec<VolumeSpec>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        planned: bool,
+    },
     /// Lets a fenced site start instances again (undo of `Fence`, and the way home). Outcome `lifted`.
     LiftFence { site: Name, write_domain: Name },
-    /// Stops instances gracefully. Outcome `stopped`.
-    StopInstances { site: Name, instances: Vec<InstanceSpec> },
+    /// Stops instances gracefully, and with `write_domain` whatever else the site knows to run for it. Outcome `stopped`.
+    StopInstances {
+        site: Name,
+        instances: Vec<InstanceSpec>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        write_domain: Option<Name>,
+    },
     /// Starts instances. Outcome `started`.
     StartInstances { site: Name, instances: Vec<InstanceSpec> },
     /// Waits until each instance is healthy. Outcome `healthy`.

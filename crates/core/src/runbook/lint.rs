@@ -44,14 +44,13 @@ fn lint_commit(runbook: &Runbook) -> Vec<String> {
             faults.push(format!("a {what} must not have a commit point"));
         }
         for step in &runbook.steps {
+            // A start sends traffic to who writes already.
+            let may_send = runbook.purpose == Purpose::Start;
             if matches!(
                 step.action,
-                Action::Fence { .. }
-                    | Action::Promote { .. }
-                    | Action::ClaimEpoch { .. }
-                    | Action::SetAside { .. }
-                    | Action::SetTraffic { arbiter: None, .. }
-            ) {
+                Action::Fence { .. } | Action::Promote { .. } | Action::ClaimEpoch { .. } | Action::SetAside { .. }
+            ) || (matches!(step.action, Action::SetTraffic { arbiter: None, .. }) && !may_send)
+            {
                 faults.push(format!("a {what} must not do `{}`", step.id));
             }
         }

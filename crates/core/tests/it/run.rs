@@ -248,7 +248,13 @@ fn who_started_a_run_cannot_approve_it_and_the_run_book_must_be_the_same() {
 
 #[test]
 fn a_fence_without_proof_waits_for_exactly_the_statement_it_asks_for() {
-    let fence = Action::Fence { site: "north".into(), write_domain: "shop".into(), instances: vec![], volumes: vec![] };
+    let fence = Action::Fence {
+        site: "north".into(),
+        write_domain: "shop".into(),
+        instances: vec![],
+        volumes: vec![],
+        planned: false,
+    };
     let machine = Machine::new(book(Purpose::Drill, vec![Step { action: fence, ..step("fence", &[]) }]));
     let needs = Need::Attestation { statement: "north is powered off".into(), why: "it does not answer".into() };
     let machine = machine.with(&[intent("fence", 1), Event::Held { step: "fence".into(), attempt: 1, needs }]);
@@ -418,6 +424,7 @@ fn any_book() -> impl proptest::strategy::Strategy<Value = Runbook> {
                         write_domain: "shop".into(),
                         instances: vec![],
                         volumes: vec![],
+                        planned: false,
                     },
                     _ => step.action,
                 };

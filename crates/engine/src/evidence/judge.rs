@@ -100,7 +100,10 @@ pub(super) fn zero(view: &RunView, entries: &[Entry], line: &Line) -> Result<(f6
         Purpose::Drill => Ok((line.at(0), "the start of the drill")),
         Purpose::Start => Err("nothing was away: the service was brought up".to_owned()),
         Purpose::Switchover | Purpose::Failback | Purpose::Rewind => {
-            let stops = |action: &Action| matches!(action, Action::StopInstances { .. } | Action::Freeze { .. });
+            let stops = |action: &Action| match action {
+                Action::StopInstances { site, .. } => *site == view.runbook.from,
+                action => matches!(action, Action::Freeze { .. }),
+            };
             let first =
                 steps(view).filter(|(step, _)| stops(&step.action)).filter_map(|(step, _)| began(entries, &step.id));
             match first.min() {

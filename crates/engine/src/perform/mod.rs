@@ -22,6 +22,8 @@ use serde_json::json;
 
 use crate::arbitrate::{Arbiter, ArbiterError};
 pub use crate::execute::{Failure, Performed, Performer};
+pub use sites::KILLED_WRITERS;
+
 use crate::port::{Clock, Context, PortError, Probe, Recovery, ServiceDoor, Site, SiteVerb};
 
 /// By step.
@@ -103,14 +105,17 @@ impl Performer for World {
             Action::ClaimEpoch { write_domain, epoch, primary } => {
                 self.claim(write_domain, *epoch, primary, context).await
             }
-            Action::Fence { site, write_domain, instances, volumes } => {
-                self.fence(site, write_domain, instances, volumes, context).await
+            Action::Fence { site, write_domain, instances, volumes, planned } => {
+                let performed = self.fence(site, write_domain, instances, volumes, context).await?;
+                if *planned { sites::refuse_late_writers(site, performed) } else { Ok(performed) }
             }
             Action::LiftFence { site, write_domain } => {
                 self.site(site)?.lift_fence(write_domain, context).await?;
                 Ok(Performed::new("lifted", Facts::new()))
             }
-            Action::StopInstances { site, instances } => self.stop(site, instances, context).await,
+            Action::StopInstances { site, instances, write_domain } => {
+                self.stop(site, instances, write_domain.as_deref(), context).await
+            }
             Action::StartInstances { site, instances } => self.start(site, instances, context).await,
             Action::AwaitHealthy { site, instances } => self.await_healthy(site, instances, context).await,
             Action::Freeze { write_domain, site, datasets } => self.freeze(write_domain, site, datasets, context).await,

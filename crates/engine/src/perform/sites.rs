@@ -14,6 +14,8 @@ use crate::port::{Context, FenceRequest, Fenced, InstanceState, Site, SiteAnswer
 
 /// How often something that must come true is looked at.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often an instance that ends before it is healthy is started again within one step.
+const RESTARTS_MAX: u32 = 3;
 
 impl World {
     pub(super) fn site(&self, name: &str) -> Result<&Arc<dyn Site>, Failure> {
@@ -39,12 +41,19 @@ impl World {
         &self,
         site: &str,
         instances: &[InstanceSpec],
+        write_domain: Option<&str>,
         context: &Context,
     ) -> Result<Performed, Failure> {
         let at = self.site(site)?;
         let mut facts = Facts::new();
         for instance in instances {
             facts.insert(instance.id(), json!(at.stop(instance, context).await?));
+        }
+        // What an earlier plan had started is in no run-book of this one.
+        if let Some(domain) = write_domain
+            && let SiteAnswer::Done(rest) = at.perform(&SiteVerb::StopRest(domain.to_owned()), context).await?
+        {
+            facts.insert("rest".to_owned(), json!(rest));
         }
         for instance in instances {
             match at.observe(instance).await? {
@@ -66,7 +75,7 @@ impl World {
         Ok(Performed::new("stopped", facts))
     }
 
-    /// Waits until every instance is healthy; the step's own timeout ends the wait, `last` tells what was seen.
+    /// Waits until every instance is healthy, and starts again what has ended; the step's own timeout ends the wait, `last` tells what was seen.
     pub(super) async fn await_healthy(
         &self,
         site: &str,
@@ -80,13 +89,24 @@ impl World {
                 facts.insert(instance.id(), json!("not checked: it has no health check"));
                 continue;
             };
+            let mut restarts = 0;
             loop {
-                // A process that has ended will not become healthy: say so at once instead of waiting.
+                // What has ended since it was started will not become healthy, and nobody else starts it again.
                 if at.observe(instance).await? == InstanceState::Stopped {
-                    return Err(Failure::failed(format!(
-                        "{} at {site} has ended by itself before it was healthy; read its output at the site",
-                        instance.id()
-                    )));
+                    if restarts == RESTARTS_MAX {
+                        return Err(Failure::failed(format!(
+                            "{} at {site} has ended by itself before it was healthy, and so it did after {restarts} more starts; \
+                             read its output at the site",
+                            instance.id()
+                        )));
+                    }
+                    at.start(instance, context).await?;
+                    restarts += 1;
+                    facts.insert(format!("{} started again", instance.id()), json!(restarts));
+                    let seen =
+                        format!("{} at {site} had ended by itself and was started again ({restarts})", instance.id());
+                    self.look_again(context, &seen).await?;
+                    continue;
                 }
                 match self.probe.instance(instance, health).await {
                     Ok(()) => break,
@@ -164,4 +184,21 @@ impl World {
         tokio::time::sleep(LOOK_EVERY).await;
         Ok(())
     }
+}
+
+/// The name of the fact in which a site's fence lists what it killed, its own agent left out.
+pub const KILLED_WRITERS: &str = "killed_writers";
+
+/// After a planned stop and the final mark nobody may have been left to write: what did is not in the recovery point.
+pub(super) fn refuse_late_writers(site: &str, fenced: Performed) -> Result<Performed, Failure> {
+    let killed = fenced.facts.get(KILLED_WRITERS).and_then(|killed| killed.as_array());
+    let killed: Vec<&str> = killed.into_iter().flatten().filter_map(|name| name.as_str()).collect();
+    if killed.is_empty() {
+        return Ok(fenced);
+    }
+    Err(Failure::failed(format!(
+        "{site} is fenced, but that killed {}, which ran on after the service was stopped: what it wrote since the last \
+         recovery point would be lost; look at the volume there, then retry this step to go on without it, or cancel the run",
+        killed.join(", ")
+    )))
 }

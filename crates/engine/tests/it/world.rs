@@ -391,6 +391,7 @@ pub(crate) fn failover() -> Runbook {
                     write_domain: domain(),
                     instances: vec![],
                     volumes: vec![],
+                    planned: false,
                 },
                 mirrored: true,
                 undo: undo("north"),

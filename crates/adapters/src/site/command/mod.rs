@@ -230,6 +230,8 @@ impl Site for CommandSite {
                 let asked = self.asked("ensure-agent", Some(context));
                 Ok(SiteAnswer::Done(self.act(&asked, context).await?.facts))
             }
+            // A command site is told of every instance by name, and keeps no account of its own.
+            SiteVerb::StopRest(_) => Ok(SiteAnswer::Nothing),
             SiteVerb::Run(command) => {
                 let asked = Asked { command: Some(command), ..self.asked("run", Some(context)) };
                 Ok(SiteAnswer::Done(self.act(&asked, context).await?.facts))

@@ -4,12 +4,14 @@
 //! nothing is found twice running; then the proof. Invariant: one thing that remains, or that could not be looked at
 //! and might be the site's, makes the fence unproven.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lifeboat_core::run::Facts;
+use lifeboat_engine::perform::KILLED_WRITERS;
 use lifeboat_engine::port::{Context, FenceRequest, Fenced, PortError};
 use serde_json::json;
 
@@ -25,14 +27,25 @@ impl Inner {
         self.mark_down(request, context)?;
         let volumes = self.fenced_volumes(request)?;
         let tree = Tree::look(&volumes)?;
-        let pick = |snapshot: &Snapshot| writers(snapshot, request, &tree);
+        let agents = RefCell::new(BTreeSet::new());
+        let pick = |snapshot: &Snapshot| {
+            agents.borrow_mut().extend(snapshot.of_site(Belongs::is_agent).iter().map(|(process, _)| process.pid));
+            writers(snapshot, request, &tree)
+        };
         let (killed, _) = kill_until_none(&self.layout, self.config.fence_within, pick)?;
+        let agents = agents.into_inner();
+        let late: Vec<&Process> = killed.iter().filter(|process| !agents.contains(&process.pid)).collect();
         let doors = self.doors(request);
         loop {
             let snapshot = Snapshot::take(&self.layout)?;
             let remains = self.remains(&snapshot, request, &volumes, &doors)?;
             if remains.is_empty() {
-                return Ok(self.proven(request, &snapshot, &killed, &volumes, &doors));
+                let mut fenced = self.proven(request, &snapshot, &killed, &volumes, &doors);
+                if let Fenced::Proven { facts, .. } = &mut fenced {
+                    let names: Vec<String> = late.iter().map(ToString::to_string).collect();
+                    facts.insert(KILLED_WRITERS.to_owned(), json!(names));
+                }
+                return Ok(fenced);
             }
             if Instant::now() > until {
                 let why = PortError::new("something remains");

@@ -11,26 +11,29 @@ use std::time::{Duration, Instant};
 
 use lifeboat_core::run::Facts;
 use lifeboat_core::runbook::InstanceSpec;
+use lifeboat_core::units::Span;
 use lifeboat_engine::port::{Context, InstanceState, PortError};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::json;
 
-use super::layout::inner_path;
-use super::processes::{Process, Snapshot};
+use super::layout::{InstanceRecord, Layout, inner_path, read_record};
+use super::processes::{AGENT, Belongs, Process, Snapshot};
 use super::wire::{self, Answer, Order, StartOrder};
 use super::{Inner, facts, supervisor};
 
-const AGENT: &str = "agent";
 const SUPERVISOR_WITHIN: Duration = Duration::from_secs(15);
 /// Longer than a start's secrets may take.
 const START_WITHIN: Duration = Duration::from_secs(60);
+/// What no plan counts any more has no time of its own to stop in.
+const REST_WITHIN: Span = Span::seconds(20);
 
 impl Inner {
     pub(super) fn start(&self, instance: &InstanceSpec, context: &Context) -> Result<Facts, PortError> {
         let isolation = context.isolation.as_deref();
         self.permit_isolation(isolation)?;
         self.check_address(instance, isolation)?;
-        self.order(StartOrder {
+        let ended = self.end_of_older_epoch(instance, context)?;
+        let mut started = self.order(StartOrder {
             id: instance.id(),
             write_domain: Some(instance.service.clone()),
             isolation: context.isolation.clone(),
@@ -40,7 +43,26 @@ impl Inner {
             env: instance.env.clone(),
             directory: self.directory_of(instance, isolation)?,
             whole_environment: false,
-        })
+        })?;
+        started.extend(ended.map(|epoch| ("stopped_of_epoch".to_owned(), json!(epoch))));
+        Ok(started)
+    }
+
+    /// What runs since an earlier epoch knows another volume, even in the same place: it is no start of this one.
+    fn end_of_older_epoch(&self, instance: &InstanceSpec, context: &Context) -> Result<Option<u64>, PortError> {
+        let Some(epoch) = older_epoch(&self.layout, &instance.id(), context.isolation.as_deref(), context.epoch)?
+        else {
+            return Ok(None);
+        };
+        if Snapshot::take(&self.layout)?.of_instance(&instance.id(), context.isolation.as_deref()).is_empty() {
+            return Ok(None);
+        }
+        // Whoever may not start here has no say over what runs either.
+        if self.layout.highest_epoch(&instance.service)? > context.epoch {
+            return Ok(None);
+        }
+        self.stop(instance, context)?;
+        Ok(Some(epoch))
     }
 
     pub(super) fn ensure_agent(&self, context: &Context) -> Result<Facts, PortError> {
@@ -124,29 +146,52 @@ impl Inner {
         matches!(answer, Ok(Answer::Here { .. }))
     }
 
-    /// SIGTERM to each process of the instance that no other one of it started; its children are its own business until it is gone.
     pub(super) fn stop(&self, instance: &InstanceSpec, context: &Context) -> Result<Facts, PortError> {
         let (id, isolation) = (instance.id(), context.isolation.as_deref());
+        self.stop_all(&format!("`{id}`"), instance.stop_within, context, |snapshot| {
+            snapshot.of_instance(&id, isolation)
+        })
+    }
+
+    /// Whatever else runs for the write domain: instances that the plan does not count any more, and the like.
+    pub(super) fn stop_rest(&self, write_domain: &str, context: &Context) -> Result<Facts, PortError> {
+        let isolation = context.isolation.as_deref();
+        let wanted = |belongs: &Belongs| {
+            belongs.write_domain.as_deref() == Some(write_domain) && belongs.isolation.as_deref() == isolation
+        };
+        let what = format!("what else belongs to `{write_domain}`");
+        self.stop_all(&what, REST_WITHIN, context, |snapshot| {
+            snapshot.of_site(wanted).into_iter().map(|(process, _)| process).collect()
+        })
+    }
+
+    /// SIGTERM to each process that no other one of them started; its children are its own business until it is gone.
+    fn stop_all(
+        &self,
+        what: &str,
+        within: Span,
+        context: &Context,
+        pick: impl Fn(&Snapshot) -> Vec<&Process>,
+    ) -> Result<Facts, PortError> {
         let began = Instant::now();
         let mut asked: Vec<Process> = Vec::new();
         loop {
             let snapshot = Snapshot::take(&self.layout)?;
-            let running = snapshot.of_instance(&id, isolation);
+            let running = pick(&snapshot);
             if running.is_empty() {
                 let names: Vec<String> = asked.iter().map(ToString::to_string).collect();
                 return Ok(facts([("asked_to_stop", json!(names)), ("seconds", json!(began.elapsed().as_secs_f64()))]));
             }
-            if began.elapsed() > instance.stop_within.0 {
+            if began.elapsed() > within.0 {
                 let left: Vec<String> = running.iter().map(ToString::to_string).collect();
                 return Err(PortError::may_pass(format!(
-                    "`{id}` at site `{}` still runs {} after it was asked to stop: {}; raise stop-within, or end it by hand",
+                    "{what} at site `{}` still runs {within} after it was asked to stop: {}; raise stop-within, or end it by hand",
                     self.config.name,
-                    instance.stop_within,
                     left.join(", ")
                 )));
             }
             if context.cancel.is_cancelled() {
-                return Err(PortError::may_pass(format!("waiting for `{id}` to stop was cancelled")));
+                return Err(PortError::may_pass(format!("waiting for {what} to stop was cancelled")));
             }
             for process in running.iter().filter(|process| !running.iter().any(|other| other.pid == process.parent)) {
                 let known = asked.iter().any(|seen| seen.pid == process.pid && seen.start_ticks == process.start_ticks);
@@ -195,6 +240,17 @@ impl Inner {
             }),
         }
     }
+}
+
+/// The epoch under which an instance was started last, if it is older than this one.
+pub(super) fn older_epoch(
+    layout: &Layout,
+    id: &str,
+    isolation: Option<&str>,
+    epoch: u64,
+) -> Result<Option<u64>, PortError> {
+    let record = read_record::<InstanceRecord>(&layout.instance_record(id, isolation))?;
+    Ok(record.map(|record| record.epoch).filter(|before| *before < epoch))
 }
 
 /// To its whole group if it leads one.

@@ -171,6 +171,7 @@ impl Site for LocalSite {
             SiteVerb::SetAside(volume) => Ok(path_or_nothing(inner.set_aside(volume, &context)?)),
             SiteVerb::PutBack(volume) => Ok(path_or_nothing(inner.put_back(volume, &context)?)),
             SiteVerb::EnsureAgent => inner.ensure_agent(&context).map(SiteAnswer::Done),
+            SiteVerb::StopRest(domain) => inner.stop_rest(domain, &context).map(SiteAnswer::Done),
             SiteVerb::Isolate(name) => inner.isolate(name).map(SiteAnswer::Done),
             SiteVerb::RemoveIsolation(name) => inner.remove_isolation(name).map(SiteAnswer::Done),
             SiteVerb::WhatIsLeft(name) => inner.what_is_left(name).map(SiteAnswer::Left),

@@ -24,6 +24,8 @@ pub(super) const INSTANCE: &str = "LIFEBOAT_INSTANCE";
 pub(super) const ISOLATION: &str = "LIFEBOAT_ISOLATION";
 /// The value of `INSTANCE` in the supervisor itself.
 pub(super) const SUPERVISOR: &str = "supervisor";
+/// The same in the host's own `lifeboat protect`, as far as the supervisor started it.
+pub(super) const AGENT: &str = "agent";
 
 /// An environment is bounded by the kernel (a quarter of the stack limit); more than this is not looked at.
 const ENVIRONMENT_BYTES_MAX: u64 = 16 << 20;
@@ -40,6 +42,10 @@ pub(super) struct Belongs {
 impl Belongs {
     pub(super) fn is_supervisor(&self) -> bool {
         self.instance.as_deref() == Some(SUPERVISOR)
+    }
+
+    pub(super) fn is_agent(&self) -> bool {
+        self.instance.as_deref() == Some(AGENT)
     }
 }
 

@@ -21,6 +21,7 @@ use lifeboat_engine::port::PortError;
 use rustix::fs::{FlockOperation, Mode};
 use rustix::process::{WaitOptions, WaitStatus};
 
+use super::instance::older_epoch;
 use super::layout::{
     InstanceRecord, Layout, boot_id, make_directory, open_lock, read_record, replace_record, write_record,
 };
@@ -108,6 +109,15 @@ impl Supervisor {
         let isolation = order.isolation.as_deref();
         let log = self.layout.log(&order.id, isolation);
         if let Some(process) = Snapshot::take(&self.layout)?.of_instance(&order.id, isolation).first() {
+            // The agent serves under every epoch.
+            if order.write_domain.is_some()
+                && let Some(epoch) = older_epoch(&self.layout, &order.id, isolation, order.epoch)?
+            {
+                return Err(PortError::may_pass(format!(
+                    "`{}` still runs since epoch {epoch} ({process}): it has to end before it is started under epoch {}",
+                    order.id, order.epoch
+                )));
+            }
             return Ok(Answer::Started { pid: process.pid, already: true, log });
         }
         let mut command = self.command(order)?;

@@ -13,7 +13,9 @@ use lifeboat_engine::port::{Context, PortError, VolumeState};
 use rustix::fs::{RenameFlags, renameat_with};
 
 use super::Inner;
+use super::holders::Tree;
 use super::layout::{follow_existing, inner_path, list, make_directory, read_record, sync_directory, write_record};
+use super::processes::Snapshot;
 
 impl Inner {
     pub(super) fn locate(&self, volume: &VolumeSpec, context: &Context) -> Result<VolumeState, PortError> {
@@ -44,11 +46,32 @@ impl Inner {
         if !holds(&path, volume)? {
             return Ok(None);
         }
+        self.refuse_in_use(volume, &path)?;
         let aside = free_name(&path, &format!("aside-{}", context.epoch))?;
         // Recorded first: after a crash in between, the name in the record does not exist and all begins anew.
         write_record(&done, &aside)?;
         rename(&path, &aside)?;
         Ok(Some(aside))
+    }
+
+    /// A writer keeps its open files over a rename and would serve them on. The site's own agent lets go by itself.
+    fn refuse_in_use(&self, volume: &VolumeSpec, path: &Path) -> Result<(), PortError> {
+        let tree = Tree::look(&[path.to_path_buf(), follow_existing(path)])?;
+        let snapshot = Snapshot::take(&self.layout)?;
+        let of_site =
+            |pid| snapshot.belongs(pid).is_some_and(|belongs| !belongs.is_supervisor() && !belongs.is_agent());
+        let held = snapshot.handles(&tree);
+        let held: Vec<String> =
+            held.iter().filter(|handle| of_site(handle.process.pid)).map(ToString::to_string).collect();
+        if held.is_empty() {
+            return Ok(());
+        }
+        Err(PortError::may_pass(format!(
+            "data set `{}` at site `{}` is in use and is not moved from under its user: {}; stop that first",
+            volume.dataset,
+            self.config.name,
+            held.join("; ")
+        )))
     }
 
     /// Puts the first that was set aside under this epoch back: that is what lay here before the run.

@@ -159,14 +159,14 @@ impl<'a> Builder<'a> {
         }
     }
 
-    pub(super) fn fence(&mut self, site: &str) -> Result<(), CompileError> {
+    pub(super) fn fence(&mut self, site: &str, planned: bool) -> Result<(), CompileError> {
         let (write_domain, instances, volumes) = (self.domain(), self.all_instances(site)?, self.volumes(site)?);
         let site = site.to_owned();
         let undo = Action::LiftFence { site: site.clone(), write_domain: write_domain.clone() };
         let step = self.then(
             format!("fence-{site}"),
             format!("Prove that {site} does not write any more"),
-            Action::Fence { site, write_domain, instances, volumes },
+            Action::Fence { site, write_domain, instances, volumes, planned },
         );
         step.mirrored = true;
         step.undo = Some(undo);
@@ -452,6 +452,22 @@ impl<'a> Builder<'a> {
         );
     }
 
+    /// Nothing of the service runs where it comes to, normally. But one that was given up there may have lived on, and
+    /// would keep, or be taken for, what is put in its place.
+    pub(super) fn clear(&mut self, site: &str) -> Result<(), CompileError> {
+        let (mut instances, site) = (self.all_instances(site)?, site.to_owned());
+        instances.reverse();
+        let longest = instances.iter().map(|instance| instance.stop_within.0.as_secs()).sum::<u64>();
+        let write_domain = Some(self.domain());
+        let step = self.then(
+            format!("clear-{site}"),
+            format!("Stop what of the service still runs at {site}"),
+            Action::StopInstances { site, instances, write_domain },
+        );
+        step.timeout = Span::seconds(longest + 30);
+        Ok(())
+    }
+
     pub(super) fn stop_and_freeze(&mut self, site: &str) -> Result<(), CompileError> {
         let instances = self.all_instances(site)?;
         let (write_domain, datasets) = (self.domain(), self.protected());
@@ -462,7 +478,7 @@ impl<'a> Builder<'a> {
         let step = self.then(
             format!("stop-{site}"),
             format!("Stop the service at {site}: from here on nothing is written"),
-            Action::StopInstances { site: site.clone(), instances: stopped },
+            Action::StopInstances { site: site.clone(), instances: stopped, write_domain: Some(write_domain.clone()) },
         );
         step.timeout = Span::seconds(longest + 30);
         step.undo = Some(Action::StartInstances { site: site.clone(), instances });

@@ -144,6 +144,45 @@ fn every_other_way_has_its_own_outline() {
 }
 
 #[test]
+fn a_start_makes_up_for_what_a_run_that_was_given_up_left() {
+    let runbook = compiled(PLAN, &at("north", 2), &request(Purpose::Start, "site-lost"));
+    insta::assert_snapshot!(outline(&runbook), @r"
+    ensure-agent-north
+    lift-fence-north
+    start-app
+    await-app
+    send-traffic
+    await-service
+    protect-again
+    ensure-agent-south
+    follow-at-south
+    ");
+    assert_eq!(runbook.epoch, 2, "a start claims nothing");
+    let lifted = &runbook.step("lift-fence-north").unwrap().action;
+    assert_eq!(*lifted, Action::LiftFence { site: "north".into(), write_domain: "notes".into() });
+    let Action::SetTraffic { answers, arbiter: None, .. } = &runbook.step("send-traffic").unwrap().action else {
+        panic!()
+    };
+    assert_eq!(answers[0].site, "north");
+}
+
+#[test]
+fn whoever_still_writes_is_looked_for_at_both_ends() {
+    let switchover = Request { to: Some("south".into()), ..request(Purpose::Switchover, "site-lost") };
+    let runbook = compiled(PLAN, &at("north", 1), &switchover);
+    for (id, at) in [("clear-south", "south"), ("stop-north", "north")] {
+        let Action::StopInstances { site, write_domain, .. } = &runbook.step(id).unwrap().action else { panic!() };
+        assert_eq!((site.as_str(), write_domain.as_deref()), (at, Some("notes")), "{id} stops all of the write domain");
+    }
+    let planned = |runbook: &Runbook| match &runbook.step("fence-north").unwrap().action {
+        Action::Fence { planned, .. } => *planned,
+        _ => panic!(),
+    };
+    assert!(planned(&runbook));
+    assert!(!planned(&compiled(PLAN, &at("north", 1), &request(Purpose::Failover, "site-lost"))));
+}
+
+#[test]
 fn a_drill_touches_nothing_real() {
     let isolation = Isolation {
         name: "d1".into(),

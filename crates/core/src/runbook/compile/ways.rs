@@ -19,7 +19,8 @@ impl Builder<'_> {
         }
         self.approve_if_asked();
         self.claim();
-        self.fence(&from)?;
+        self.fence(&from, false)?;
+        self.clear(&to)?;
         self.ensure_agent(&to);
         if !moment {
             self.assess_loss()?;
@@ -51,6 +52,7 @@ impl Builder<'_> {
     pub(super) fn switchover(&mut self) -> Result<(), CompileError> {
         let (from, to) = (self.from.clone(), self.to.clone());
         self.approve_if_asked();
+        self.clear(&to)?;
         self.ensure_agent(&to);
         let follows = self.service.strategy == Strategy::WarmStandby && self.can_follow(&to);
         if follows {
@@ -90,7 +92,7 @@ impl Builder<'_> {
         }
         self.claim();
         self.stop_and_freeze(&from)?;
-        self.fence(&from)?;
+        self.fence(&from, true)?;
         if follows {
             let (write_domain, datasets) = (self.domain(), self.protected());
             let step = self.then(
@@ -121,7 +123,7 @@ impl Builder<'_> {
         self.ensure_agent(&to);
         self.claim();
         self.stop_and_freeze(&to)?;
-        self.fence(&to)?;
+        self.fence(&to, true)?;
         // A fence stops whatever holds the volumes, the site's own agent included.
         self.ensure_agent(&to).id = format!("ensure-agent-{to}-again");
         self.last = vec![format!("ensure-agent-{to}-again")];
@@ -135,13 +137,15 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// The service where its writer is. Whoever may write stays as it is, so there is nothing to claim, fence or commit.
+    /// The service where its writer is. Whoever may write stays as it is, so there is nothing to claim, fence or commit;
+    /// but a run that was given up may have left the writer's own site fenced, or the traffic elsewhere.
     pub(super) fn start(&mut self) -> Result<(), CompileError> {
         let to = self.to.clone();
         self.approve_if_asked();
         self.ensure_agent(&to);
+        self.lift_fence(&to);
         self.start_all(&to)?;
-        self.prove(false)?;
+        self.prove(true)?;
         self.reprotect();
         self.restandby(&[]);
         Ok(())

@@ -1,0 +1,141 @@
+//! The engine's actions at a real local site: what ends is started again, what was forgotten is stopped, and what wrote
+//! after a planned stop is for a person to judge.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+
+use lifeboat_adapters::clock::MachineClock;
+use lifeboat_adapters::probe::NetworkProbe;
+use lifeboat_adapters::source::restorer_for;
+use lifeboat_core::plan::{Health, Probe as Look};
+use lifeboat_core::runbook::{Action, InstanceSpec};
+use lifeboat_core::units::Span;
+use lifeboat_engine::arbitrate::Arbiter;
+use lifeboat_engine::perform::{Failure, Performer, World};
+use lifeboat_engine::port::Site;
+use lifeboat_engine::recovery::Vaults;
+use lifeboat_vault::sign::SigningKey;
+use lifeboat_vault::storage;
+
+use crate::site_conformance::{context, instance, is_alive, pid_in};
+use crate::site_local::World as LocalWorld;
+
+fn controller(local: &LocalWorld) -> World {
+    let key = SigningKey::load_or_create(&local.note("controller.key")).unwrap();
+    let storage = storage::create(local.note("arbiter").to_str().unwrap()).unwrap();
+    let (clock, trusted) =
+        (Arc::new(MachineClock::default()), BTreeMap::from([(key.public(), "controller".to_owned())]));
+    let site: Arc<dyn Site> = Arc::new(local.site.clone());
+    World {
+        service: "shop".into(),
+        sites: BTreeMap::from([("a".to_owned(), site)]),
+        probe: Arc::new(NetworkProbe::default()),
+        clock: clock.clone(),
+        arbiter: Arc::new(Arbiter::new(storage, Arc::new(key), trusted, clock)),
+        recovery: Arc::new(Vaults {
+            places: BTreeMap::new(),
+            identities: Vec::new(),
+            restorer_for: Arc::new(restorer_for),
+        }),
+        disaster_at: None,
+        waiting: Default::default(),
+    }
+}
+
+fn failed(performed: Result<lifeboat_engine::perform::Performed, Failure>) -> (String, bool) {
+    match performed.unwrap_err() {
+        Failure::Failed { error, may_pass } => (error, may_pass),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Healthy once `flag` exists; the script counts its starts in `starts`.
+fn counted(local: &LocalWorld, rest: &str) -> InstanceSpec {
+    let (flag, starts) = (local.note("flag"), local.note("starts"));
+    let mut app = instance(&format!("echo >> {}; {}", starts.display(), rest.replace("FLAG", flag.to_str().unwrap())));
+    let look = Look::Command(["test", "-e", flag.to_str().unwrap()].map(str::to_owned).to_vec());
+    app.health = Some(Health { probe: look, within: Span::seconds(5), every: Span::seconds(1) });
+    app
+}
+
+fn starts(local: &LocalWorld) -> usize {
+    fs::read_to_string(local.note("starts")).unwrap().lines().count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_ended_after_its_start_is_started_again() {
+    let local = LocalWorld::new();
+    let controller = controller(&local);
+    let script =
+        format!("[ $(wc -l < {}) -ge 3 ] || exit 1; touch FLAG; exec sleep 1000", local.note("starts").display());
+    let instances = vec![counted(&local, &script)];
+    let start = Action::StartInstances { site: "a".into(), instances: instances.clone() };
+    controller.perform(&start, &context(1, "start")).await.unwrap();
+    let wait = Action::AwaitHealthy { site: "a".into(), instances };
+    let performed = controller.perform(&wait, &context(1, "await")).await.unwrap();
+    assert_eq!(performed.facts["shop.app.1"], "healthy");
+    assert_eq!(performed.facts["shop.app.1 started again"], 2, "the record says so");
+    assert_eq!(starts(&local), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_always_ends_is_not_started_for_ever() {
+    let local = LocalWorld::new();
+    let controller = controller(&local);
+    let wait = Action::AwaitHealthy { site: "a".into(), instances: vec![counted(&local, "exit 1")] };
+    let (error, may_pass) = failed(controller.perform(&wait, &context(1, "await")).await);
+    insta::assert_snapshot!(error, @"shop.app.1 at a has ended by itself before it was healthy, and so it did after 3 more starts; read its output at the site");
+    assert!(!may_pass);
+    assert_eq!(starts(&local), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_plan_counts_any_more_is_stopped_with_the_rest() {
+    let local = LocalWorld::new();
+    let controller = controller(&local);
+    let note = local.note("third");
+    let app = instance("exec sleep 1000");
+    let mut third = instance(&format!("echo $$ > {}; exec sleep 1000", note.display()));
+    third.number = 3;
+    let mut other = instance("exec sleep 1000");
+    other.service = "mail".into();
+    let start = Action::StartInstances { site: "a".into(), instances: vec![app.clone(), third, other.clone()] };
+    let started = controller.perform(&start, &context(1, "start")).await.unwrap();
+    let third = pid_in(&note);
+    let stop = Action::StopInstances { site: "a".into(), instances: vec![app], write_domain: Some("shop".into()) };
+    let stopped = controller.perform(&stop, &context(2, "stop")).await.unwrap();
+    assert!(!is_alive(third));
+    assert!(stopped.facts["rest"].to_string().contains(&format!("process {third} ")), "{:?}", stopped.facts);
+    let stranger = started.facts[&other.id()]["pid"].as_i64().unwrap() as i32;
+    assert!(is_alive(stranger), "another write domain's is left alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planned_fence_that_has_to_kill_a_writer_waits_for_a_person() {
+    let mut local = LocalWorld::new();
+    let (uploads, place) = local.uploads().await;
+    let holding = format!("exec 3>>{}/entries; echo $$ > NOTE; exec sleep 1000", place.display());
+    let noting = |name: &str| holding.replace("NOTE", local.note(name).to_str().unwrap());
+    let (agent, app) = (noting("agent"), instance(&noting("app")));
+    local.config.agent_command = Some(vec!["sh".into(), "-c".into(), agent]);
+    local.site = lifeboat_adapters::site::LocalSite::new(local.config.clone()).unwrap();
+    let controller = controller(&local);
+    controller.perform(&Action::EnsureAgent { site: "a".into() }, &context(1, "agent")).await.unwrap();
+    let start = Action::StartInstances { site: "a".into(), instances: vec![app.clone()] };
+    controller.perform(&start, &context(1, "start")).await.unwrap();
+    let (agent, writer) = (pid_in(&local.note("agent")), pid_in(&local.note("app")));
+    let fence = Action::Fence {
+        site: "a".into(),
+        write_domain: "shop".into(),
+        instances: vec![app],
+        volumes: vec![uploads],
+        planned: true,
+    };
+    let (error, may_pass) = failed(controller.perform(&fence, &context(2, "fence")).await);
+    assert!(error.contains(&format!("killed process {writer} (sleep), which ran on")), "{error}");
+    assert!(!error.contains(&format!("process {agent} ")), "the site's own agent writes nothing of its own: {error}");
+    assert!(!may_pass && !is_alive(writer) && !is_alive(agent));
+    // A person has looked and goes on.
+    assert_eq!(controller.perform(&fence, &context(2, "fence")).await.unwrap().outcome, "proven");
+}
