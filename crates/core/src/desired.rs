@@ -63,6 +63,10 @@ pub struct AgentReport {
     pub applied: Option<String>,
     /// Whether everything that `DesiredWriter.frozen` or a promotion asked of this host is done.
     pub settled: bool,
+    /// The epoch under which this host wrote last, once all of that is in the vaults with its final mark. Absent: it does
+    /// not know of such an end, whatever it has let go of.
+    #[serde(default)]
+    pub finished: Option<u64>,
     /// What is wrong, in a sentence, or nothing.
     pub problem: Option<String>,
     /// RFC 3339, by the host's clock.

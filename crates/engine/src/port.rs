@@ -325,6 +325,9 @@ pub trait Restorer: Send + Sync {
 
     /// Begins, or goes on, to follow the vault into `to`, which no other program may have open.
     fn follow(&self, vault: &Unlocked, request: &FollowRequest) -> Result<Box<dyn Standby>, PortError>;
+
+    /// Whether a standby for `to` lies beside it, not promoted yet. What cannot be looked at counts as one.
+    fn has_standby(&self, to: &Path) -> bool;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -444,6 +447,8 @@ pub trait DataAgent: Send + Sync {
     fn can_follow(&self) -> bool;
     /// Whether there is something in the volume's place.
     fn has_volume(&self) -> bool;
+    /// Whether a standby that was not promoted yet lies beside it.
+    fn has_standby(&self) -> bool;
 }
 
 /// What a data set's agent says of itself while it works.

@@ -223,6 +223,10 @@ impl Restorer for FilesSource {
         })?;
         Ok(Box::new(follower))
     }
+
+    fn has_standby(&self, to: &Path) -> bool {
+        super::has_standby(to)
+    }
 }
 
 /// What a standby knows of itself; lies beside it.

@@ -22,6 +22,13 @@ pub use sqlite::SqliteSource;
 /// A data set that lies beside its own name until it is promoted, and under which name.
 pub const STANDBY_SUFFIX: &str = ".lifeboat-standby";
 
+/// Whether a standby for the path lies beside it. What cannot be looked at counts as one: nothing else may take its place.
+fn has_standby(path: &Path) -> bool {
+    let mut work = path.as_os_str().to_owned();
+    work.push(STANDBY_SUFFIX);
+    Path::new(&work).try_exists().unwrap_or(true)
+}
+
 /// An error with its causes, in one line.
 fn in_full(error: &dyn Error) -> String {
     let mut text = error.to_string();

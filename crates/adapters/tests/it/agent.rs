@@ -163,7 +163,7 @@ impl World {
         self.claim(epoch, to);
         let generation = self.publish(epoch, from, true);
         self.await_reports(from, "the writer to be finished", |report| {
-            report.generation >= generation && report.settled && report.epoch == written_under
+            report.generation >= generation && report.settled && report.finished == Some(written_under)
         });
         self.await_reports(to, "the standby to have everything", |report| {
             report.role == AgentRole::Standby && report.settled && report.epoch == written_under
@@ -564,6 +564,60 @@ fn a_vault_that_is_away_stops_neither_protection_nor_a_planned_change() {
     application.await_more(50);
     let last = application.end();
     world.switch_over("south", "north", 1, 2);
+    assert_eq!(last_order(root, "north"), last);
+    assert_uploads(root, "north", last);
+}
+
+#[test]
+fn what_strays_into_the_place_of_a_standby_is_never_promoted_in_its_stead() {
+    let world = World::new();
+    let root = world.root();
+    fs::create_dir_all(volumes(root, "south")).unwrap();
+    let application = Application::start(root, "south");
+    let _south = world.agent("south");
+    let north = world.agent("north");
+    world.await_following("north", 1);
+    application.await_more(50);
+    // Somebody's configuration management means well.
+    fs::create_dir(uploads_path(root, "north")).unwrap();
+    Connection::open(database_path(root, "north")).unwrap().execute_batch("create table stray(n)").unwrap();
+    world.await_reports("north", "the stray to be told", |report| {
+        report.problem.as_ref().is_some_and(|problem| problem.contains("where this standby's copy belongs"))
+    });
+    north.kill();
+    let _north = world.agent("north");
+    let last = application.end();
+    world.switch_over("south", "north", 1, 2);
+    assert_eq!(last_order(root, "north"), last);
+    assert_uploads(root, "north", last);
+}
+
+#[test]
+fn an_agent_without_a_memory_does_not_call_a_frozen_writer_finished() {
+    let world = World::new();
+    let root = world.root();
+    fs::create_dir_all(volumes(root, "south")).unwrap();
+    let application = Application::start(root, "south");
+    let (south, _north) = (world.agent("south"), world.agent("north"));
+    world.await_following("north", 1);
+    south.kill();
+    application.await_more(50);
+    let last = application.end();
+    fs::remove_dir_all(state_of(root, "south").directory().join(DOMAIN)).unwrap();
+    world.claim(2, "north");
+    let generation = world.publish(2, "south", true);
+    let _south = world.agent("south");
+    world.await_reports("south", "the lack of a memory to be told", |report| {
+        assert_eq!(report.finished, None);
+        report.generation >= generation
+            && !report.settled
+            && report.problem.as_ref().is_some_and(|problem| problem.contains("no word of having written it"))
+    });
+    // Given up: it writes again, and the next attempt brings everything over.
+    world.publish(2, "south", false);
+    world.await_writing("south", 2);
+    world.await_following("north", 2);
+    world.switch_over("south", "north", 2, 3);
     assert_eq!(last_order(root, "north"), last);
     assert_uploads(root, "north", last);
 }

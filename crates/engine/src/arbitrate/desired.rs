@@ -52,7 +52,20 @@ impl Arbiter {
         })
     }
 
-    /// Whether another site has been named the writer since this epoch.
+    /// Who was let write last, whatever has been frozen or reserved since. None: nobody ever.
+    pub fn last_let_write(&self, write_domain: &str) -> Result<Option<DesiredWriter>, ArbiterError> {
+        let prefix = format!("desired/{write_domain}/");
+        for number in self.numbers(&prefix)?.iter().rev() {
+            let key = format!("{prefix}{number}");
+            let desired: DesiredWriter = self.read(&key)?.ok_or(ArbiterError::Vanished { key })?;
+            if !desired.frozen {
+                return Ok(Some(desired));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether another site has been let write since this epoch. One that was only reserved has not.
     pub fn was_superseded(&self, write_domain: &str, site: &str, since_epoch: u64) -> Result<bool, ArbiterError> {
         let prefix = format!("desired/{write_domain}/");
         for number in self.numbers(&prefix)?.iter().rev() {
@@ -61,7 +74,7 @@ impl Arbiter {
             if desired.epoch <= since_epoch {
                 break;
             }
-            if desired.primary != site {
+            if desired.primary != site && !desired.frozen {
                 return Ok(true);
             }
         }

@@ -78,12 +78,23 @@ impl World {
     ) -> Result<Performed, Failure> {
         // The claim is this run's; the writer freezes under the epoch it writes in.
         let generation = self.publish(domain, context.epoch, site, true)?.generation;
-        let reports = self
-            .await_reports(site, datasets, generation, context, |report| {
-                if report.settled { Ok(()) } else { Err("its last recovery point is not durable yet".into()) }
-            })
-            .await?;
+        let wrote = self.wrote_under(domain, site)?;
+        let reports = self.await_reports(site, datasets, generation, context, |report| finished(report, wrote)).await?;
         Ok(Performed::new("frozen", positions(&reports)))
+    }
+
+    /// Under which epoch the site was let write last.
+    fn wrote_under(&self, domain: &str, site: &str) -> Result<u64, Failure> {
+        match self.arbiter.last_let_write(domain)? {
+            Some(last) if last.primary == site => Ok(last.epoch),
+            Some(last) => Err(Failure::failed(format!(
+                "{site} is not the one that wrote `{domain}` last, but {} under epoch {}: what {site} holds cannot be its end",
+                last.primary, last.epoch
+            ))),
+            None => {
+                Err(Failure::failed(format!("nobody was ever let write `{domain}`, so there is nothing to freeze")))
+            }
+        }
     }
 
     pub(super) async fn unfreeze(&self, domain: &str, site: &str, context: &Context) -> Result<Performed, Failure> {
@@ -209,16 +220,11 @@ impl World {
         let Some(desired) = desired.filter(|desired| desired.frozen) else {
             return Err(Failure::failed(format!("`{domain}` is not frozen, so nobody can catch up with it")));
         };
-        let writer = self.await_reports(&desired.primary, datasets, desired.generation, context, |report| {
-            if report.settled { Ok(()) } else { Err("its last recovery point is not durable yet".into()) }
-        });
-        let writer = writer.await?;
-        let wrote = |dataset: &str| writer.iter().find(|report| report.dataset == dataset).map(|report| report.epoch);
-        let reports = self
-            .await_reports(site, datasets, desired.generation, context, |report| {
-                caught_up(report, wrote(&report.dataset))
-            })
+        let wrote = self.wrote_under(domain, &desired.primary)?;
+        self.await_reports(&desired.primary, datasets, desired.generation, context, |report| finished(report, wrote))
             .await?;
+        let reports =
+            self.await_reports(site, datasets, desired.generation, context, |report| caught_up(report, wrote)).await?;
         Ok(Performed::new("caught-up", positions(&reports)))
     }
 
@@ -246,19 +252,29 @@ impl World {
     }
 }
 
+/// Having nothing to do is not enough: the host must know that it shipped all that was written under this epoch.
+fn finished(writer: &AgentReport, wrote_epoch: u64) -> Result<(), String> {
+    match (writer.settled, writer.finished) {
+        (true, Some(epoch)) if epoch == wrote_epoch => Ok(()),
+        (true, _) => {
+            Err(format!("its host does not say that all that was written under epoch {wrote_epoch} is in a vault"))
+        }
+        (false, _) => Err("its last recovery point is not durable yet".into()),
+    }
+}
+
 /// Positions differ from vault to vault; what counts is the writer's final mark of the epoch that it wrote under.
-fn caught_up(standby: &AgentReport, wrote_epoch: Option<u64>) -> Result<(), String> {
-    match (standby.role, wrote_epoch) {
-        (AgentRole::Standby, Some(epoch)) if standby.settled && standby.epoch == epoch => Ok(()),
-        (AgentRole::Standby, Some(epoch)) => {
+fn caught_up(standby: &AgentReport, wrote_epoch: u64) -> Result<(), String> {
+    match standby.role {
+        AgentRole::Standby if standby.settled && standby.epoch == wrote_epoch => Ok(()),
+        AgentRole::Standby => {
             let applied = standby.applied.as_deref().unwrap_or("nothing");
             Err(format!(
-                "it has applied {applied} of epoch {}, but not the last that the writer shipped under epoch {epoch}",
+                "it has applied {applied} of epoch {}, but not the last that the writer shipped under epoch {wrote_epoch}",
                 standby.epoch
             ))
         }
-        (AgentRole::Standby, None) => Err("the writer does not say under which epoch it wrote".into()),
-        (role, _) => Err(format!("it is {role:?}, not a standby")),
+        role => Err(format!("it is {role:?}, not a standby")),
     }
 }
 
@@ -291,6 +307,7 @@ mod tests {
             position: Some("of this vault".into()),
             applied: Some("2026-11-21T14:00:00Z".into()),
             settled,
+            finished: None,
             problem: None,
             at: String::new(),
             beat: 1,
@@ -298,12 +315,20 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_let_go_of_a_volume_has_not_finished_it() {
+        let writer = |epoch| AgentReport { finished: epoch, ..report(AgentRole::Idle, 2, true) };
+        assert_eq!(finished(&writer(Some(2)), 2), Ok(()));
+        insta::assert_snapshot!(finished(&writer(None), 2).unwrap_err(), @"its host does not say that all that was written under epoch 2 is in a vault");
+        assert!(finished(&writer(Some(1)), 2).is_err());
+        assert!(finished(&AgentReport { settled: false, ..writer(Some(2)) }, 2).is_err());
+    }
+
+    #[test]
     fn a_standby_has_caught_up_when_it_has_the_final_mark_of_the_writers_epoch() {
-        assert_eq!(caught_up(&report(AgentRole::Standby, 2, true), Some(2)), Ok(()));
-        insta::assert_snapshot!(caught_up(&report(AgentRole::Standby, 2, false), Some(2)).unwrap_err(), @"it has applied 2026-11-21T14:00:00Z of epoch 2, but not the last that the writer shipped under epoch 2");
+        assert_eq!(caught_up(&report(AgentRole::Standby, 2, true), 2), Ok(()));
+        insta::assert_snapshot!(caught_up(&report(AgentRole::Standby, 2, false), 2).unwrap_err(), @"it has applied 2026-11-21T14:00:00Z of epoch 2, but not the last that the writer shipped under epoch 2");
         // The final mark of an earlier epoch says nothing of what was written since.
-        assert!(caught_up(&report(AgentRole::Standby, 1, true), Some(2)).is_err());
-        assert!(caught_up(&report(AgentRole::Standby, 0, true), None).is_err());
-        insta::assert_snapshot!(caught_up(&report(AgentRole::Idle, 2, true), Some(2)).unwrap_err(), @"it is Idle, not a standby");
+        assert!(caught_up(&report(AgentRole::Standby, 1, true), 2).is_err());
+        insta::assert_snapshot!(caught_up(&report(AgentRole::Idle, 2, true), 2).unwrap_err(), @"it is Idle, not a standby");
     }
 }

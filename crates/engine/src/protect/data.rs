@@ -79,7 +79,12 @@ impl DataAgent for HostData {
     }
 
     fn has_volume(&self) -> bool {
-        self.path.exists()
+        // What cannot be looked at is there.
+        self.path.try_exists().unwrap_or(true)
+    }
+
+    fn has_standby(&self) -> bool {
+        self.restorer.has_standby(&self.path)
     }
 
     fn can_follow(&self) -> bool {

@@ -10,7 +10,7 @@ use lifeboat_vault::Unlocked;
 
 use super::data::HostData;
 use crate::execute::with_cause;
-use crate::port::{Applied, Cancel, DataStatus, FollowRequest, Order, Orders, PortError, Standby};
+use crate::port::{Applied, Cancel, DataAgent, DataStatus, FollowRequest, Order, Orders, PortError, Standby};
 
 /// How often to look for what is new.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -39,7 +39,11 @@ impl<'a> Following<'a> {
         let cancel = orders.stopper();
         loop {
             match orders.now() {
-                Order::Go => tell(status(&self.apply(&cancel)?)),
+                Order::Go => {
+                    let mut status = status(&self.apply(&cancel)?);
+                    status.problem = self.stray();
+                    tell(status);
+                }
                 Order::Stop => return Ok(()),
                 Order::Finish => {
                     tell(status(&self.promote(&cancel)?));
@@ -48,6 +52,14 @@ impl<'a> Following<'a> {
             }
             orders.wait(LOOK_EVERY);
         }
+    }
+
+    /// What has come into the place that the copy is for.
+    fn stray(&self) -> Option<String> {
+        let path = self.data.path.display();
+        self.data.has_volume().then(|| {
+            format!("something lies at {path}, where this standby's copy belongs once it is promoted; move it away")
+        })
     }
 
     /// Applies what is new, from the next vault that works if this one does not, or has long had nothing.

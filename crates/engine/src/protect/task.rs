@@ -13,9 +13,9 @@ use lifeboat_core::desired::{AgentReport, AgentRole};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::role::{Orders, Record, Work, work};
+use super::role::{Duty, Found, Orders, Past, Record, Work, work};
 use super::{Domain, blocking};
-use crate::arbitrate::Arbiter;
+use crate::arbitrate::{Arbiter, ArbiterError};
 use crate::port::{Cancel, Clock, DataAgent, DataStatus, Order, Orders as WorkOrders, PortError};
 
 /// How soon failed work is tried again.
@@ -34,8 +34,8 @@ pub(super) struct Task {
     status: Arc<Mutex<DataStatus>>,
     beat: u64,
     reported: Option<(f64, AgentReport)>,
-    /// Under which generation and record it was last found out, and whether another site wrote since.
-    superseded: Option<(u64, Record, bool)>,
+    /// Under which generation and record it was last found out.
+    past: Option<(u64, Record, Past)>,
 }
 
 /// What is going on.
@@ -52,6 +52,7 @@ struct Standing {
     role: AgentRole,
     epoch: u64,
     settled: bool,
+    finished: Option<u64>,
 }
 
 impl Task {
@@ -67,7 +68,7 @@ impl Task {
             status: Arc::default(),
             beat: 0,
             reported: None,
-            superseded: None,
+            past: None,
         }
     }
 
@@ -104,26 +105,45 @@ impl Task {
     /// What is to be done; nothing new while the arbiter cannot say what has to be known.
     async fn wanted(&mut self, now: Orders) -> Option<Work> {
         let record = read_record(&self.record);
-        let wanted = work(now.duty, record, self.data.has_volume());
-        let Work::Finish { epoch } = wanted else { return Some(wanted) };
-        // What this host wrote while, or before, another site became the writer is for nobody to build on.
-        let superseded = match self.superseded {
-            Some((generation, of, superseded)) if generation == now.generation && of == record => superseded,
-            _ => {
-                let (arbiter, domain, site) = (Arc::clone(&self.arbiter), self.write_domain.clone(), self.site.clone());
-                match blocking(move || arbiter.was_superseded(&domain, &site, epoch)).await {
-                    Ok(superseded) => {
-                        self.superseded = Some((now.generation, record, superseded));
-                        superseded
-                    }
-                    Err(error) => {
-                        self.problem(&crate::execute::with_cause(&error));
-                        return None;
-                    }
-                }
-            }
+        let past = match now.duty {
+            Duty::Hold => self.past(now.generation, record).await?,
+            _ => Past::default(),
         };
-        Some(if superseded { Work::LetGo } else { wanted })
+        Some(work(now.duty, record, self.found(), past))
+    }
+
+    fn found(&self) -> Found {
+        Found { volume: self.data.has_volume(), standby: self.data.has_standby() }
+    }
+
+    /// Who wrote before this host was told to hold: what was written while another site did is for nobody to build on.
+    async fn past(&mut self, generation: u64, record: Record) -> Option<Past> {
+        if let Some((of_generation, of_record, past)) = self.past
+            && (of_generation, of_record) == (generation, record)
+        {
+            return Some(past);
+        }
+        let (arbiter, domain, site) = (Arc::clone(&self.arbiter), self.write_domain.clone(), self.site.clone());
+        let looked = blocking(move || {
+            let last = arbiter.last_let_write(&domain)?.filter(|last| last.primary == site);
+            let superseded = match record {
+                Record::Wrote { epoch } | Record::Finished { epoch } => {
+                    arbiter.was_superseded(&domain, &site, epoch)?
+                }
+                _ => false,
+            };
+            Ok::<_, ArbiterError>(Past { last_here: last.map(|last| last.epoch), superseded })
+        });
+        match looked.await {
+            Ok(past) => {
+                self.past = Some((generation, record, past));
+                Some(past)
+            }
+            Err(error) => {
+                self.problem(&crate::execute::with_cause(&error));
+                None
+            }
+        }
     }
 
     /// Starts what there is to do. Nothing to do leaves nothing running.
@@ -151,6 +171,13 @@ impl Task {
                     self.problem("this host has no key to follow with");
                     return None;
                 }
+                if matches!(wanted, Work::Follow { .. })
+                    && read_record(&self.record) == Record::LetGo
+                    && let Err(error) = write_record(&self.record, Record::Nothing)
+                {
+                    self.problem(&format!("cannot note in {} that this host follows: {error}", self.record.display()));
+                    return None;
+                }
                 if matches!(wanted, Work::Promote { .. }) {
                     orders.give(Order::Finish);
                 }
@@ -163,8 +190,20 @@ impl Task {
                 ));
                 return None;
             }
-            Work::LetGo => {
+            Work::Doubt { epoch } => {
+                self.problem(&format!(
+                    "something lies in the volume's place, and this host has no word of having written it under epoch {epoch}, \
+                     nor of having shipped it; start lifeboat protect with the state directory that it had, or give this run \
+                     up, so that what lies there is protected under the next epoch, look at it, and begin again"
+                ));
+                return None;
+            }
+            Work::LetGo { reserved } => {
                 self.status.lock().unwrap_or_else(PoisonError::into_inner).problem = None;
+                let record = read_record(&self.record).after_reservation(self.found());
+                if reserved && let Err(error) = write_record(&self.record, record) {
+                    self.problem(&format!("cannot note in {} that this host lets go: {error}", self.record.display()));
+                }
                 return None;
             }
         };
@@ -180,7 +219,7 @@ impl Task {
         {
             // What former work said of itself is not true of this.
             let mut status = status.lock().unwrap_or_else(PoisonError::into_inner);
-            if !matches!(wanted, Work::LetGo | Work::Keep { .. }) {
+            if !matches!(wanted, Work::LetGo { .. } | Work::Keep { .. } | Work::Doubt { .. }) {
                 *status = DataStatus { problem: status.problem.take(), ..DataStatus::default() };
             }
         }
@@ -224,25 +263,24 @@ impl Task {
     fn standing(&self, now: Orders, wanted: Work, running: Option<&Running>) -> Standing {
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let working = running.is_some_and(|running| running.does(wanted) && running.given != Order::Stop);
+        let standing = |role, epoch, settled| Standing { role, epoch, settled, finished: None };
+        let followed = status.applied_epoch.unwrap_or(0);
         match wanted {
-            Work::Write { epoch } if working => Standing { role: AgentRole::Writer, epoch, settled: true },
-            Work::Finish { epoch } => Standing { role: AgentRole::Writer, epoch, settled: false },
-            Work::LetGo => {
-                let epoch = match read_record(&self.record) {
-                    Record::Finished { epoch } | Record::Wrote { epoch } => epoch,
-                    _ => now.epoch,
+            Work::Write { epoch } if working => standing(AgentRole::Writer, epoch, true),
+            Work::Finish { epoch } => standing(AgentRole::Writer, epoch, false),
+            Work::LetGo { reserved } => {
+                let record = read_record(&self.record);
+                let (epoch, finished) = match record {
+                    Record::Finished { epoch } => (epoch, Some(epoch)),
+                    Record::Wrote { epoch } => (epoch, None),
+                    _ => (now.epoch, None),
                 };
-                Standing { role: AgentRole::Idle, epoch, settled: running.is_none() }
+                let is_noted = !reserved || record == record.after_reservation(self.found());
+                Standing { finished, ..standing(AgentRole::Idle, epoch, running.is_none() && is_noted) }
             }
-            Work::Follow { .. } if working => Standing {
-                role: AgentRole::Standby,
-                epoch: status.applied_epoch.unwrap_or(0),
-                settled: status.complete,
-            },
-            Work::Promote { .. } => {
-                Standing { role: AgentRole::Standby, epoch: status.applied_epoch.unwrap_or(0), settled: false }
-            }
-            _ => Standing { role: AgentRole::Idle, epoch: now.epoch, settled: false },
+            Work::Follow { .. } if working => standing(AgentRole::Standby, followed, status.complete),
+            Work::Promote { .. } => standing(AgentRole::Standby, followed, false),
+            _ => standing(AgentRole::Idle, now.epoch, false),
         }
     }
 
@@ -259,6 +297,7 @@ impl Task {
             position: status.position,
             applied: status.applied.map(|at| at.to_string()),
             settled: standing.settled,
+            finished: standing.finished,
             problem: status.problem,
             at: String::new(),
             beat: 0,
@@ -310,8 +349,8 @@ impl Running {
 
 /// Whether two reports say the same but for how far things are.
 fn same_standing(one: &AgentReport, other: &AgentReport) -> bool {
-    (one.role, one.epoch, one.generation, one.settled, &one.problem)
-        == (other.role, other.epoch, other.generation, other.settled, &other.problem)
+    (one.role, one.epoch, one.generation, one.settled, one.finished, &one.problem)
+        == (other.role, other.epoch, other.generation, other.settled, other.finished, &other.problem)
         && one.applied.is_some() == other.applied.is_some()
 }
 

@@ -204,6 +204,7 @@ fn reports_are_replaced_and_canaries_are_kept() {
         durable: [("far".to_owned(), "2026-11-21T12:00:00Z".to_owned())].into(),
         position: Some("7".into()),
         applied: None,
+        finished: None,
         settled: true,
         problem: None,
         at: "2026-11-21T12:00:01Z".into(),

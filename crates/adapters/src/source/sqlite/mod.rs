@@ -160,6 +160,10 @@ impl Restorer for SqliteSource {
         })?;
         Ok(Box::new(follower))
     }
+
+    fn has_standby(&self, to: &Path) -> bool {
+        super::has_standby(to)
+    }
 }
 
 /// What a full snapshot is read from.
