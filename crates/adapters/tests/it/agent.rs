@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,6 +24,7 @@ use lifeboat_vault::storage;
 use lifeboat_vault::{Holder, Identity, InitOptions, Role, State, Vault};
 use rusqlite::Connection;
 
+use crate::children;
 use crate::vault_world::wait_for;
 
 const ORDERS: &str = "orders";
@@ -100,8 +101,7 @@ impl World {
     }
 
     fn agent(&self, site: &str) -> Agent {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "agent::agent_child", "--ignored", "--nocapture"])
+        let child = children::command("agent")
             .env("LIFEBOAT_TEST_AGENT", self.root())
             .env("LIFEBOAT_TEST_SITE", site)
             .stdout(Stdio::null())
@@ -220,10 +220,8 @@ impl Drop for Agent {
     }
 }
 
-/// Not a test: the agent's process.
-#[test]
-#[ignore = "started by other tests, in a process of its own"]
-fn agent_child() {
+/// The agent's process.
+pub(crate) fn agent_child() {
     let Ok(root) = std::env::var("LIFEBOAT_TEST_AGENT") else { return };
     let (root, site) = (PathBuf::from(root), std::env::var("LIFEBOAT_TEST_SITE").unwrap());
     let domain = domain(&root, &site);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use lifeboat_vault::{HostVault, State, Unlocked};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rusqlite::Connection;
 
+use crate::children;
 use crate::vault_world::{VaultWorld, state_directory, vault_directory, wait_for};
 
 pub(crate) const DATASET: &str = "orders";
@@ -191,10 +192,8 @@ fn every_moment_within_the_log_can_be_gone_back_to() {
     );
 }
 
-/// Not a test: the process that `a_killed_capture_…` kills.
-#[test]
-#[ignore = "started by another test, in a process of its own"]
-fn capture_child() {
+/// The process that `a_killed_capture_…` kills.
+pub(crate) fn capture_child() {
     let Ok(root) = std::env::var("LIFEBOAT_TEST_CAPTURE") else { return };
     let root = PathBuf::from(root);
     let storage = storage::open(vault_directory(&root, "near").to_str().unwrap()).unwrap();
@@ -210,12 +209,7 @@ fn capture_child() {
 }
 
 fn spawn_capture(root: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "source_sqlite::capture_child", "--ignored", "--nocapture"])
-        .env("LIFEBOAT_TEST_CAPTURE", root)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap()
+    children::command("capture").env("LIFEBOAT_TEST_CAPTURE", root).stdout(Stdio::null()).spawn().unwrap()
 }
 
 fn durable(root: &Path) -> Option<Timestamp> {

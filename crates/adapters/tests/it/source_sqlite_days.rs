@@ -14,6 +14,7 @@ use lifeboat_vault::{Identity, LogPiece};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rusqlite::Connection;
 
+use crate::children;
 use crate::source_sqlite::{
     DATASET, WAL, assert_same_as_source, await_durable, commit, counter, create, database_path, request, restore_to,
     source, start, try_restore,
@@ -22,11 +23,8 @@ use crate::vault_world::{VaultWorld, vault_directory, wait_for};
 
 /// This test binary again, as another process.
 fn command(child: &str, root: &Path) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", &format!("source_sqlite_days::{child}"), "--ignored", "--nocapture"])
-        .env("LIFEBOAT_TEST_ROOT", root)
-        .stdout(Stdio::null());
+    let mut command = children::command(child);
+    command.env("LIFEBOAT_TEST_ROOT", root).stdout(Stdio::null());
     command
 }
 
@@ -42,10 +40,8 @@ fn acknowledged(root: &Path) -> u64 {
     fs::read_to_string(root.join("acknowledged")).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Not a test: the application that another test kills.
-#[test]
-#[ignore = "started by another test, in a process of its own"]
-fn application_child() {
+/// The application that another test kills.
+pub(crate) fn application_child() {
     let Some(root) = child_root() else { return };
     let database = Connection::open(database_path(&root)).unwrap();
     database.busy_timeout(Duration::from_secs(30)).unwrap();
@@ -143,10 +139,8 @@ fn follow(world: &VaultWorld, root: &Path) -> Box<dyn Standby> {
     source(root).follow(&world.unlocked(), &request).unwrap()
 }
 
-/// Not a test: the standby that another test kills.
-#[test]
-#[ignore = "started by another test, in a process of its own"]
-fn standby_child() {
+/// The standby that another test kills.
+pub(crate) fn standby_child() {
     let Some(root) = child_root() else { return };
     let storage = lifeboat_vault::storage::open(vault_directory(&root, "near").to_str().unwrap()).unwrap();
     let key = Identity::load_all(&root.join("key")).unwrap();
@@ -242,10 +236,8 @@ fn a_database_that_comes_later_is_waited_for() {
     assert_eq!(counter(&to), 3);
 }
 
-/// Not a test: restores with little space for files.
-#[test]
-#[ignore = "started by another test, in a process of its own"]
-fn restore_child() {
+/// Restores with little space for files.
+pub(crate) fn restore_child() {
     let Some(root) = child_root() else { return };
     let storage = lifeboat_vault::storage::open(vault_directory(&root, "near").to_str().unwrap()).unwrap();
     let key = Identity::load_all(&root.join("key")).unwrap();
@@ -269,8 +261,9 @@ fn a_restore_that_runs_out_of_space_leaves_nothing_that_looks_whole() {
     drop(stream);
     // No file may become longer than 2 MiB; the database has 4.
     let child = Command::new("sh")
-        .args(["-c", "ulimit -f 4096; trap '' XFSZ; exec \"$0\" --exact source_sqlite_days::restore_child --ignored"])
+        .args(["-c", &format!("ulimit -f 4096; trap '' XFSZ; exec \"$0\" --exact {}", children::TEST)])
         .arg(std::env::current_exe().unwrap())
+        .env(children::VARIABLE, "restore_child")
         .env("LIFEBOAT_TEST_ROOT", root)
         .output()
         .unwrap();
@@ -452,10 +445,8 @@ fn a_clock_that_was_ahead_and_is_put_right_hides_nothing_that_was_written_since(
     assert_eq!(counter(&root.join("standby.db")), 5);
 }
 
-/// Not a test: an application that empties the log between its transactions, once or each time.
-#[test]
-#[ignore = "started by another test, in a process of its own"]
-fn checkpointing_child() {
+/// An application that empties the log between its transactions, once or each time.
+pub(crate) fn checkpointing_child() {
     let Some(root) = child_root() else { return };
     let database = Connection::open(database_path(&root)).unwrap();
     database.busy_timeout(Duration::from_secs(30)).unwrap();
