@@ -488,7 +488,8 @@ impl<'a> Builder<'a> {
             format!("Take the last recovery point and log at {site}"),
             Action::Freeze { write_domain: write_domain.clone(), site: site.clone(), datasets },
         );
-        step.timeout = LONG;
+        // The service stands still meanwhile: soon somebody has to hear of it.
+        step.timeout = Span::seconds(600);
         step.undo = Some(Action::Unfreeze { write_domain, site });
         step.on_failure = OnFailure::Unwind;
         Ok(())
