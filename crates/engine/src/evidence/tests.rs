@@ -249,7 +249,7 @@ fn a_failover_that_lost_a_little_is_measured_from_the_disaster() {
     Good: notes recovered at south, within its objectives
     RPO: proven Some(1.4), at most None, objective 5, Met
       from the first acknowledged write that was lost until the disaster, counted by the load client's ledger
-    RTO: proven Some(9.0), at most None, objective 60, Met
+    RTO: proven Some(9.5), at most None, objective 60, Met
       from the disaster until the service was healthy and a canary was read back through its name
     protected again: Some(true)
     Passed: Prove that north does not write any more (proven)
@@ -313,12 +313,12 @@ fn a_canary_that_was_not_read_leaves_the_time_away_unproven() {
     let evidence = journal.evidence(Some(counted(10, 0, None)));
     assert_snapshot!(summary(&evidence), @r"
     Doubtful: notes recovered at south, with exceptions
-      ! Time away is unproven: the service was healthy 8.5 s after the disaster, but no canary was read back: it was not done.
+      ! Time away is unproven: the service was healthy 9.0 s after the disaster, but no canary was read back: it was not done.
       ! Read a canary back that was written before: not done (skipped: it was never written (ben)).
     RPO: proven Some(0.0), at most None, objective 5, Met
       10 of 10 acknowledged writes are there with the right content, counted by the load client's ledger
     RTO: proven None, at most None, objective 60, Unproven
-      the service was healthy 8.5 s after the disaster, but no canary was read back: it was not done
+      the service was healthy 9.0 s after the disaster, but no canary was read back: it was not done
     protected again: Some(true)
     Passed: Prove that north does not write any more (proven)
     Passed: Compare what is durable in the vaults with the disaster's moment; up to 5s is approved (within)
