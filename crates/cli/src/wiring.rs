@@ -93,12 +93,11 @@ impl Wiring {
     pub(crate) fn inventory(&self, service: &Service) -> Result<Inventory, CommandError> {
         let domain = service.write_domain();
         let epoch = self.arbiter.current_epoch(domain)?;
-        let desired = self.arbiter.desired_writer(domain)?;
-        // A run that has claimed an epoch but not promoted yet leaves the last published writer in place.
-        let writer = desired.map_or_else(|| service.primary.clone(), |desired| desired.primary);
+        let (writer, writer_epoch) = self.writer(service)?;
         Ok(Inventory {
             epoch: epoch.map_or(0, |claim| claim.epoch),
             writer,
+            writer_epoch,
             compiled_at: self.clock.now().to_string(),
             plan_hash: self.loaded.hash.clone(),
         })

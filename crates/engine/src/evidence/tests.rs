@@ -68,6 +68,7 @@ fn runbook(purpose: Purpose, scenario: &str) -> Runbook {
     let plan = parsed.plan.unwrap_or_else(|| panic!("{:#?}", parsed.diagnostics));
     let writer = if purpose == Purpose::Failback { "south" } else { "north" };
     let inventory = Inventory {
+        writer_epoch: 1,
         epoch: 1,
         writer: writer.into(),
         compiled_at: "2026-11-21T02:59:59Z".into(),

@@ -20,8 +20,9 @@ use build::Builder;
 pub struct Inventory {
     /// The epoch in force in the service's write domain.
     pub epoch: u64,
-    /// The site that writes now.
+    /// The site that writes now, and the epoch under which it was named: a claim that came to nothing leaves it behind.
     pub writer: Name,
+    pub writer_epoch: u64,
     /// RFC 3339.
     pub compiled_at: String,
     pub plan_hash: String,

@@ -54,9 +54,13 @@ impl Builder<'_> {
         self.approve_if_asked();
         self.clear(&to)?;
         self.ensure_agent(&to);
+        // Before the service is stopped: without the writer's own agent nothing could ship the last of it.
+        let writers_agent = format!("ensure-agent-{from}-to-freeze");
+        self.ensure_agent(&from).id = writers_agent.clone();
+        self.last = vec![writers_agent];
         let follows = self.service.strategy == Strategy::WarmStandby && self.can_follow(&to);
         if follows {
-            let (write_domain, datasets, epoch) = (self.domain(), self.protected(), self.inventory.epoch);
+            let (write_domain, datasets, epoch) = (self.domain(), self.protected(), self.inventory.writer_epoch);
             self.then(
                 "inspect-standby",
                 format!("Look whether {to} follows already"),
