@@ -10,6 +10,7 @@ mod probe;
 mod recovery;
 mod site_command;
 mod site_conformance;
+mod site_fence;
 mod site_local;
 mod source_files;
 mod source_sqlite;

@@ -77,7 +77,13 @@ fn plan(text: &str) -> Plan {
 }
 
 fn at(writer: &str, epoch: u64) -> Inventory {
-    Inventory { epoch, writer: writer.into(), writer_epoch: epoch, compiled_at: "2026-11-21T12:00:00Z".into(), plan_hash: "0".repeat(64) }
+    Inventory {
+        epoch,
+        writer: writer.into(),
+        writer_epoch: epoch,
+        compiled_at: "2026-11-21T12:00:00Z".into(),
+        plan_hash: "0".repeat(64),
+    }
 }
 
 fn request(purpose: Purpose, scenario: &str) -> Request {
