@@ -121,7 +121,10 @@ fn what_was_before_a_failover_can_still_be_restored_after_it() {
     assert!(text(&said.stderr).contains("has ended as completed"), "{}", text(&said.stderr));
 
     fs::write(world.root.join("south/volumes/docs/page"), "a later page\n").unwrap();
-    world.ok(&["backup", "docs", "--state", &world.path("south/.lifeboat/host")]);
+    let host = world.path("south/.lifeboat/host");
+    let said = world.ends(4, &["backup", "docs", "--state", &host]);
+    assert!(said.contains("`docs` is written at south now, not at north"), "{said}");
+    world.ok(&["backup", "docs", "--site", "south", "--state", &host]);
     let to = world.path("then");
     world.ok(&["restore", "docs", "--key", &key, "--to", &to, "--at", &before]);
     assert_eq!(fs::read_to_string(format!("{to}/page")).unwrap(), "the first page\n");
