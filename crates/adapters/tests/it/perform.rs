@@ -3,23 +3,29 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use lifeboat_adapters::clock::MachineClock;
 use lifeboat_adapters::probe::NetworkProbe;
 use lifeboat_adapters::source::restorer_for;
+use lifeboat_core::desired::{AgentReport, AgentRole};
 use lifeboat_core::plan::{Health, Probe as Look};
 use lifeboat_core::runbook::{Action, InstanceSpec};
 use lifeboat_core::units::Span;
 use lifeboat_engine::arbitrate::Arbiter;
 use lifeboat_engine::perform::{Failure, Performer, World};
-use lifeboat_engine::port::Site;
+use lifeboat_engine::port::{Cancel, PointRequest, Site, Source as _};
 use lifeboat_engine::recovery::Vaults;
 use lifeboat_vault::sign::SigningKey;
 use lifeboat_vault::storage;
 
+use crate::recovery::{recovery, volume};
 use crate::site_conformance::{context, instance, is_alive, pid_in};
 use crate::site_local::World as LocalWorld;
+use crate::source_sqlite::{DATASET, WAL, commit, create, source};
+use crate::vault_world::VaultWorld;
 
 fn controller(local: &LocalWorld) -> World {
     let key = SigningKey::load_or_create(&local.note("controller.key")).unwrap();
@@ -138,4 +144,60 @@ async fn a_planned_fence_that_has_to_kill_a_writer_waits_for_a_person() {
     assert!(!may_pass && !is_alive(writer) && !is_alive(agent));
     // A person has looked and goes on.
     assert_eq!(controller.perform(&fence, &context(2, "fence")).await.unwrap().outcome, "proven");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_lacks_what_a_vault_holds_is_not_usable() {
+    let local = LocalWorld::new();
+    let root = local.note("world");
+    let database = create(&root, WAL);
+    commit(&database, 1, 300);
+    let vault = VaultWorld::new(&root, "near");
+    let request = PointRequest { dataset: DATASET.into(), epoch: 1, ..PointRequest::default() };
+    let held = source(&root).take_point(&vault.named(), &request, &(), &Cancel::default()).unwrap().point.taken_at;
+    let mut controller = controller(&local);
+    controller.recovery = Arc::new(recovery(&root, &[&vault]));
+    let arbiter = Arc::clone(&controller.arbiter);
+    let applied = Arc::new(Mutex::new(held - SignedDuration::from_secs(3600)));
+    let (reported, stop) = (Arc::clone(&applied), Cancel::default());
+    let stopped = stop.clone();
+    let host = std::thread::spawn(move || {
+        for beat in 0.. {
+            if stopped.is_cancelled() {
+                return;
+            }
+            let report = AgentReport {
+                site: "a".into(),
+                dataset: DATASET.into(),
+                role: AgentRole::Standby,
+                epoch: 1,
+                generation: 1,
+                durable: BTreeMap::new(),
+                position: None,
+                applied: Some(reported.lock().unwrap().to_string()),
+                settled: false,
+                finished: None,
+                problem: None,
+                at: Timestamp::now().to_string(),
+                beat,
+            };
+            arbiter.report(&report).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let inspect = Action::InspectStandby {
+        site: "a".into(),
+        write_domain: "shop".into(),
+        datasets: vec![DATASET.into()],
+        volumes: vec![volume(&[&vault])],
+    };
+    let performed = controller.perform(&inspect, &context(1, "inspect")).await.unwrap();
+    assert_eq!(performed.outcome, "unusable");
+    let why = performed.facts[DATASET]["unusable"].to_string();
+    assert!(why.contains(&format!("near holds everything up to {held}")), "{why}");
+    *applied.lock().unwrap() = held;
+    let performed = controller.perform(&inspect, &context(1, "inspect")).await.unwrap();
+    assert_eq!(performed.outcome, "usable", "{:?}", performed.facts);
+    stop.cancel();
+    host.join().unwrap();
 }

@@ -20,7 +20,7 @@ use rusqlite::Connection;
 use crate::source_sqlite::{DATASET, WAL, await_durable, commit, counter, create, source, start};
 use crate::vault_world::{VaultWorld, vault_directory};
 
-fn recovery(root: &Path, worlds: &[&VaultWorld]) -> Vaults {
+pub(crate) fn recovery(root: &Path, worlds: &[&VaultWorld]) -> Vaults {
     let state = State::open(&root.join("controller"), Some("controller")).unwrap();
     let place = |world: &&VaultWorld| {
         let (name, url) = (world.name.clone(), vault_directory(root, &world.name).display().to_string());
@@ -33,7 +33,7 @@ fn recovery(root: &Path, worlds: &[&VaultWorld]) -> Vaults {
     }
 }
 
-fn volume(worlds: &[&VaultWorld]) -> VolumeSpec {
+pub(crate) fn volume(worlds: &[&VaultWorld]) -> VolumeSpec {
     VolumeSpec {
         service: "shop".into(),
         dataset: DATASET.into(),

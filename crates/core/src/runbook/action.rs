@@ -96,7 +96,14 @@ pub enum Action {
     /// (more than `approved` would be lost, or nobody can tell).
     AssessLoss { write_domain: Name, volumes: Vec<VolumeSpec>, target: Target, approved: Span },
     /// Looks whether the standby at the site can be promoted. Outcomes `usable`, `unusable`.
-    InspectStandby { site: Name, write_domain: Name, datasets: Vec<Name>, behind_at_most: Option<Span> },
+    InspectStandby {
+        site: Name,
+        write_domain: Name,
+        datasets: Vec<Name>,
+        /// What it must have applied all of that any vault holds; empty where a later step waits for that.
+        #[serde(default)]
+        volumes: Vec<VolumeSpec>,
+    },
     /// Waits until the standby at `site` has applied all that the frozen writer shipped. Outcome `caught-up`.
     CatchUp { site: Name, write_domain: Name, datasets: Vec<Name> },
     /// Moves what lies in the volume's place aside, so that nothing there is overwritten. Outcomes `moved`, `nothing-there`.

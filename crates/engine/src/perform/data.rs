@@ -19,7 +19,7 @@ const SILENT_AFTER_SECONDS: f64 = 15.0;
 
 impl World {
     /// Runs a blocking question on a thread of its own.
-    async fn ask<T: Send + 'static>(
+    pub(super) async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce() -> Result<T, PortError> + Send + 'static,
     ) -> Result<T, Failure> {

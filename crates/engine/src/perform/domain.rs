@@ -3,14 +3,18 @@
 //! Invariant: a host counts as having followed only when its own report, newer than the question, says so under the
 //! generation that was published.
 
+use std::sync::Arc;
+
+use jiff::Timestamp;
 use lifeboat_core::desired::{AgentReport, AgentRole, DesiredWriter};
 use lifeboat_core::plan::Name;
 use lifeboat_core::run::Facts;
+use lifeboat_core::runbook::{Target, VolumeSpec};
 use serde_json::json;
 
 use super::{Failure, Performed, World};
 use crate::arbitrate::Claim;
-use crate::port::Context;
+use crate::port::{Context, Reach};
 
 impl World {
     pub(super) async fn claim(
@@ -141,12 +145,13 @@ impl World {
         Ok(Performed::new("promoted", facts))
     }
 
-    /// A standby is usable when it follows, without a problem, everything that it can see.
+    /// A standby is usable when it follows without a problem, and has applied all that any vault holds of the volumes: it
+    /// may be cut off from a vault that this controller can read.
     pub(super) async fn inspect_standby(
         &self,
         site: &str,
-        _domain: &str,
         datasets: &[Name],
+        volumes: &[VolumeSpec],
         context: &Context,
     ) -> Result<Performed, Failure> {
         let mut facts = Facts::new();
@@ -159,9 +164,16 @@ impl World {
                 Some(report) => match (&report.problem, &report.applied) {
                     (Some(problem), _) => problem.clone(),
                     (None, None) => "it has applied nothing yet".to_owned(),
-                    (None, Some(applied)) => {
-                        facts.insert(dataset.clone(), json!({ "applied": applied, "position": report.position }));
-                        continue;
+                    (None, Some(_)) => {
+                        let volume = volumes.iter().find(|volume| volume.dataset == *dataset);
+                        match self.has_all(site, dataset, volume, report.clone(), context).await? {
+                            Ok(report) => {
+                                let fact = json!({ "applied": report.applied, "position": report.position });
+                                facts.insert(dataset.clone(), fact);
+                                continue;
+                            }
+                            Err(lacks) => lacks,
+                        }
                     }
                 },
             };
@@ -169,6 +181,42 @@ impl World {
             facts.insert(dataset.clone(), json!({ "unusable": verdict }));
         }
         Ok(Performed::new(if usable { "usable" } else { "unusable" }, facts))
+    }
+
+    /// Waits a little until the standby has applied what the vaults hold now; `Err` says what it lacks.
+    async fn has_all(
+        &self,
+        site: &str,
+        dataset: &str,
+        volume: Option<&VolumeSpec>,
+        mut report: AgentReport,
+        context: &Context,
+    ) -> Result<Result<AgentReport, String>, Failure> {
+        let Some(volume) = volume.cloned() else { return Ok(Ok(report)) };
+        let recovery = Arc::clone(&self.recovery);
+        // What no vault can be asked for is a person's question, and was one in the step before.
+        let reach = self.ask(move || recovery.reach(&volume, &Target::Newest)).await;
+        let Ok(Reach { source_time: Some(held), vault, .. }) = reach else { return Ok(Ok(report)) };
+        let begun = self.clock.monotonic_seconds();
+        loop {
+            if report.role != AgentRole::Standby || report.problem.is_some() {
+                let problem = report.problem.unwrap_or_else(|| format!("it is {:?}, not a standby", report.role));
+                return Ok(Err(problem));
+            }
+            let applied = report.applied.as_deref().unwrap_or("nothing");
+            if applied.parse::<Timestamp>().is_ok_and(|applied| applied >= held) {
+                return Ok(Ok(report));
+            }
+            let vault = vault.as_deref().unwrap_or("a vault");
+            let lacks = format!("it has applied {applied}, and {vault} holds everything up to {held}");
+            if self.clock.monotonic_seconds() - begun >= SETTLED_WITHIN_SECONDS {
+                return Ok(Err(lacks));
+            }
+            self.look_again(context, &format!("`{dataset}` at {site}: {lacks}")).await?;
+            if let Some(newer) = self.arbiter.agent_report(site, dataset)? {
+                report = newer;
+            }
+        }
     }
 
     /// The report of a host that lives, once it has looked at what it holds: one that has only just begun says nothing yet.

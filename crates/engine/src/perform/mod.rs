@@ -127,8 +127,8 @@ impl Performer for World {
             Action::AssessLoss { volumes, target, approved, .. } => {
                 self.assess_loss(volumes, target, *approved, context).await
             }
-            Action::InspectStandby { site, write_domain, datasets, .. } => {
-                self.inspect_standby(site, write_domain, datasets, context).await
+            Action::InspectStandby { site, datasets, volumes, .. } => {
+                self.inspect_standby(site, datasets, volumes, context).await
             }
             Action::CatchUp { site, write_domain, datasets } => {
                 self.catch_up(site, write_domain, datasets, context).await

@@ -27,11 +27,11 @@ impl Builder<'_> {
         }
         let follows = self.service.strategy == Strategy::WarmStandby && !moment && self.can_follow(&to);
         if follows {
-            let (write_domain, datasets) = (self.domain(), self.protected());
+            let (write_domain, datasets, volumes) = (self.domain(), self.protected(), self.volumes(&to)?);
             self.then(
                 "inspect-standby",
                 format!("Look whether the standby at {to} can be promoted"),
-                Action::InspectStandby { site: to.clone(), write_domain, datasets, behind_at_most: None },
+                Action::InspectStandby { site: to.clone(), write_domain, datasets, volumes },
             );
             let when = Condition { step: "inspect-standby".into(), outcomes: vec!["unusable".into()] };
             self.restore_all(Some(when))?;
@@ -68,7 +68,7 @@ impl Builder<'_> {
                     site: to.clone(),
                     write_domain: write_domain.clone(),
                     datasets: datasets.clone(),
-                    behind_at_most: None,
+                    volumes: Vec::new(),
                 },
             );
             let inspected = self.last.clone();
