@@ -22,8 +22,19 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let wiring = Wiring::open(ui)?;
     let service = wiring.service(&args.service)?;
-    if !args.common.dry_run && wiring.arbiter.desired_writer(service.write_domain())?.is_none() {
-        wiring.first_day(service).begin(&wiring.arbiter, &*wiring.clock, "up")?;
+    match wiring.arbiter.desired_writer(service.write_domain())? {
+        // What a service writes while its host ships nothing would be in no vault.
+        Some(desired) if desired.frozen && !args.common.dry_run => {
+            return Err(CommandError::refused(format!(
+                "`{}` is frozen at {}: a run stopped it there, and nobody may write until that run has ended",
+                service.name, desired.primary
+            ))
+            .hint("`lifeboat run list` shows the run; `run resume` goes on with it, `run cancel` takes it back"));
+        }
+        None if !args.common.dry_run => {
+            wiring.first_day(service).begin(&wiring.arbiter, &*wiring.clock, "up")?;
+        }
+        _ => {}
     }
     let order = Order {
         request: request(&args.service, Purpose::Start, "site-lost"),

@@ -170,3 +170,15 @@ fn a_log_that_goes_to_a_file_has_no_colours() {
     assert!(!dns.heard.contains('\u{1b}'), "{:?}", dns.heard);
     world.power_off();
 }
+
+#[test]
+fn a_service_that_a_run_froze_is_not_brought_up_beside_it() {
+    let mut world = World::new(&Options::default());
+    world.backup();
+    world.up();
+    world.arbiter().publish_writer("pages", 2, "north", true).unwrap();
+    let said = world.ends(4, &["up", "pages", "--yes"]);
+    assert!(said.contains("`pages` is frozen at north") && said.contains("run cancel"), "{said}");
+    world.arbiter().publish_writer("pages", 2, "north", false).unwrap();
+    world.power_off();
+}
