@@ -182,6 +182,13 @@ impl<'a> Builder<'a> {
         )
     }
 
+    /// A second look at an agent in the same run-book, under an id of its own.
+    pub(super) fn ensure_agent_again(&mut self, site: &str, why: &str) {
+        let id = format!("ensure-agent-{site}-{why}");
+        self.ensure_agent(site).id = id.clone();
+        self.last = vec![id];
+    }
+
     pub(super) fn promote(&mut self) -> &mut Step {
         let (site, write_domain, datasets, epoch) = (self.to.clone(), self.domain(), self.protected(), self.epoch());
         let step = self.then(
@@ -339,6 +346,19 @@ impl<'a> Builder<'a> {
         } else {
             self.not_covered.push("that old data is served: the plan has no canary".into());
         }
+        Ok(())
+    }
+
+    /// From the commit point to the end, the same on every way: the target writes, serves, is proven and is protected.
+    /// `lost` are the sites that cannot stand by.
+    pub(super) fn take_over(&mut self, send: bool, lost: &[Name]) -> Result<(), CompileError> {
+        let to = self.to.clone();
+        self.promote();
+        self.lift_fence(&to);
+        self.start_all(&to)?;
+        self.prove(send)?;
+        self.reprotect();
+        self.restandby(lost);
         Ok(())
     }
 

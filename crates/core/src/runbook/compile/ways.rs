@@ -38,14 +38,8 @@ impl Builder<'_> {
         } else {
             self.restore_all(None)?;
         }
-        self.promote();
-        self.lift_fence(&to);
-        self.start_all(&to)?;
-        self.prove(true)?;
-        self.reprotect();
         let lost: Vec<Name> = self.lost_sites(&from);
-        self.restandby(&lost);
-        Ok(())
+        self.take_over(true, &lost)
     }
 
     /// Planned: nothing is lost. The long part, bringing the target's data near, comes before the service stops.
@@ -55,9 +49,7 @@ impl Builder<'_> {
         self.clear(&to)?;
         self.ensure_agent(&to);
         // Before the service is stopped: without the writer's own agent nothing could ship the last of it.
-        let writers_agent = format!("ensure-agent-{from}-to-freeze");
-        self.ensure_agent(&from).id = writers_agent.clone();
-        self.last = vec![writers_agent];
+        self.ensure_agent_again(&from, "to-freeze");
         let follows = self.service.strategy == Strategy::WarmStandby && self.can_follow(&to);
         if follows {
             let (write_domain, datasets, epoch) = (self.domain(), self.protected(), self.inventory.writer_epoch);
@@ -108,13 +100,7 @@ impl Builder<'_> {
         } else {
             self.restore_all(None)?;
         }
-        self.promote();
-        self.lift_fence(&to);
-        self.start_all(&to)?;
-        self.prove(true)?;
-        self.reprotect();
-        self.restandby(&[]);
-        Ok(())
+        self.take_over(true, &[])
     }
 
     /// Back to an earlier moment where the service is. What is there now becomes a recovery point first.
@@ -129,16 +115,9 @@ impl Builder<'_> {
         self.stop_and_freeze(&to)?;
         self.fence(&to, true)?;
         // A fence stops whatever holds the volumes, the site's own agent included.
-        self.ensure_agent(&to).id = format!("ensure-agent-{to}-again");
-        self.last = vec![format!("ensure-agent-{to}-again")];
+        self.ensure_agent_again(&to, "again");
         self.restore_all(None)?;
-        self.promote();
-        self.lift_fence(&to);
-        self.start_all(&to)?;
-        self.prove(false)?;
-        self.reprotect();
-        self.restandby(&[]);
-        Ok(())
+        self.take_over(false, &[])
     }
 
     /// The service where its writer is. Whoever may write stays as it is, so there is nothing to claim, fence or commit;
