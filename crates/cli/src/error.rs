@@ -6,7 +6,6 @@ use std::error::Error;
 
 /// How a command that did its work ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "the ways in which commands end; not every command needs every one")]
 pub(crate) enum Exit {
     Done,
     /// The plan is wrong, and saying so was the work.
@@ -30,14 +29,11 @@ impl Exit {
 
 /// Why a command did not do its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "the ways in which commands end; not every command needs every one")]
 pub(crate) enum Kind {
     Failed,
     Usage,
     /// The plan is wrong.
     Plan,
-    /// Done, but a finding stands, told as an error.
-    Finding,
     /// A safety rule says no.
     Refused,
     Held,
@@ -49,7 +45,6 @@ impl Kind {
         match self {
             Kind::Failed => 1,
             Kind::Usage | Kind::Plan => 2,
-            Kind::Finding => 3,
             Kind::Refused => 4,
             Kind::Held => 5,
             Kind::Interrupted => 130,
@@ -61,7 +56,6 @@ impl Kind {
             Kind::Failed => "failed",
             Kind::Usage => "usage",
             Kind::Plan => "plan",
-            Kind::Finding => "finding",
             Kind::Refused => "refused",
             Kind::Held => "held",
             Kind::Interrupted => "interrupted",
@@ -80,7 +74,6 @@ pub(crate) struct CommandError {
     pub(crate) hints: Vec<String>,
 }
 
-#[allow(dead_code, reason = "the words in which commands fail; not every command needs every one")]
 impl CommandError {
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> CommandError {
         CommandError { kind, message: message.into(), causes: Vec::new(), hints: Vec::new() }
@@ -142,7 +135,6 @@ fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
 }
 
 /// Says what a failure was about, on the way up.
-#[allow(dead_code, reason = "the words in which commands fail; not every command needs every one")]
 pub(crate) trait Explain<T> {
     /// Puts a message above the error's own.
     fn saying(self, message: impl FnOnce() -> String) -> Result<T, CommandError>;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lifeboat_vault::files::{Event, Progress};
 
-use crate::ui::{self, Ui, Unit};
+use crate::ui::{self, Ui};
 
 /// Counts bytes towards what is expected.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) struct OnScreen {
 
 impl OnScreen {
     pub(crate) fn new(ui: &Ui, title: &str) -> OnScreen {
-        OnScreen { shown: ui.progress(title, Unit::Bytes), done: AtomicU64::new(0), expected: AtomicU64::new(0) }
+        OnScreen { shown: ui.progress(title), done: AtomicU64::new(0), expected: AtomicU64::new(0) }
     }
 }
 

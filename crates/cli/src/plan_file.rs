@@ -16,7 +16,6 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// A plan as the commands use it.
 #[derive(Debug)]
-#[allow(dead_code, reason = "for the verbs that act on a plan")]
 pub(crate) struct Loaded {
     pub(crate) plan: Plan,
     pub(crate) path: PathBuf,
@@ -25,7 +24,6 @@ pub(crate) struct Loaded {
 }
 
 /// Reads the plan that the command line, the environment or the place says. A wrong plan ends in `Kind::Plan`, with its diagnostics shown.
-#[allow(dead_code, reason = "for the verbs that act on a plan")]
 pub(crate) fn load(ui: &Ui) -> Result<Loaded, CommandError> {
     let (path, mut parsed) = parse(ui)?;
     match parsed.plan.take() {
@@ -40,7 +38,6 @@ pub(crate) fn load(ui: &Ui) -> Result<Loaded, CommandError> {
 }
 
 /// Like `load`, but a missing plan is no error unless one was named: for verbs that also work without a plan.
-#[allow(dead_code, reason = "for the verbs that also work without a plan")]
 pub(crate) fn load_if_any(ui: &Ui) -> Result<Option<Loaded>, CommandError> {
     if ui.plan_argument().is_none() && find_upwards()?.is_none() {
         return Ok(None);

@@ -129,7 +129,6 @@ fn is_number(cell: &str) -> bool {
 }
 
 /// A table for people: columns as wide as their widest cell, two spaces between, numbers to the right.
-#[allow(dead_code, reason = "for the verbs that print tables")]
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let wide = |text: &str| text.chars().count();
     let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column)).map(String::as_str);

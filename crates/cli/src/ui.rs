@@ -32,7 +32,6 @@ pub(crate) struct Ui {
     closed: AtomicBool,
 }
 
-#[allow(dead_code, reason = "what commands may say; not every command says everything")]
 impl Ui {
     pub(crate) fn new(global: Global) -> Ui {
         Ui {
@@ -178,16 +177,15 @@ impl Ui {
         }
     }
 
-    /// Progress of something that takes a while: a bar on a terminal, a plain line now and then elsewhere.
-    pub(crate) fn progress(&self, title: &str, unit: Unit) -> Progress {
-        let bar = (!self.quiet && io::stderr().is_terminal()).then(|| bar(title, unit));
+    /// Progress of something that takes a while, in bytes: a bar on a terminal, a plain line now and then elsewhere.
+    pub(crate) fn progress(&self, title: &str) -> Progress {
+        let bar = (!self.quiet && io::stderr().is_terminal()).then(|| bar(title));
         Progress {
             title: title.to_owned(),
-            unit,
             silent: self.quiet,
             bar,
             total_is_known: AtomicBool::new(false),
-            said: Mutex::new((Instant::now(), 0)),
+            said: Mutex::new(Instant::now()),
         }
     }
 
@@ -218,27 +216,18 @@ impl Drop for Waiting {
     }
 }
 
-/// What a progress counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "each is for the commands that count it")]
-pub(crate) enum Unit {
-    Bytes,
-    Items,
-}
-
-fn bar(title: &str, unit: Unit) -> ProgressBar {
+fn bar(title: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(8));
-    set_template(&bar, unit, false);
+    set_template(&bar, false);
     bar.set_message(title.to_owned());
     bar
 }
 
-fn set_template(bar: &ProgressBar, unit: Unit, total_is_known: bool) {
-    let template = match (unit, total_is_known) {
-        (Unit::Bytes, true) => "{msg} {wide_bar} {decimal_bytes} of {decimal_total_bytes}  {eta}",
-        (Unit::Items, true) => "{msg} {wide_bar} {pos} of {len}  {eta}",
-        (Unit::Bytes, false) => "{msg} {spinner} {decimal_bytes}, {decimal_bytes_per_sec}  {elapsed}",
-        (Unit::Items, false) => "{msg} {spinner} {pos}  {elapsed}",
+fn set_template(bar: &ProgressBar, total_is_known: bool) {
+    let template = if total_is_known {
+        "{msg} {wide_bar} {decimal_bytes} of {decimal_total_bytes}  {eta}"
+    } else {
+        "{msg} {spinner} {decimal_bytes}, {decimal_bytes_per_sec}  {elapsed}"
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
@@ -249,24 +238,22 @@ fn set_template(bar: &ProgressBar, unit: Unit, total_is_known: bool) {
 #[derive(Debug)]
 pub(crate) struct Progress {
     title: String,
-    unit: Unit,
     silent: bool,
     bar: Option<ProgressBar>,
     total_is_known: AtomicBool,
-    /// When a plain line was last written, and how many have been.
-    said: Mutex<(Instant, u32)>,
+    /// When a plain line was last written.
+    said: Mutex<Instant>,
 }
 
 /// Between two plain lines: often enough to see life, seldom enough for a log file.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-#[allow(dead_code, reason = "not every command shows progress")]
 impl Progress {
     /// `total` may grow, and is 0 while it is unknown.
     pub(crate) fn set(&self, done: u64, total: u64) {
         if let Some(bar) = &self.bar {
             if total > 0 && !self.total_is_known.swap(true, Ordering::Relaxed) {
-                set_template(bar, self.unit, true);
+                set_template(bar, true);
             }
             bar.set_length(total.max(done));
             bar.set_position(done);
@@ -277,32 +264,16 @@ impl Progress {
 
     fn say_now_and_then(&self, done: u64, total: u64) {
         let Ok(mut said) = self.said.lock() else { return };
-        if said.0.elapsed() < LINE_EVERY {
+        if said.elapsed() < LINE_EVERY {
             return;
         }
-        *said = (Instant::now(), said.1 + 1);
-        let amount = |count: u64| match self.unit {
-            Unit::Bytes => lifeboat_core::units::Size(count).rounded(),
-            Unit::Items => count.to_string(),
-        };
+        *said = Instant::now();
+        let amount = |count: u64| lifeboat_core::units::Size(count).rounded();
         let line = match total {
             0 => format!("{}: {}\n", self.title, amount(done)),
             total => format!("{}: {} of {}\n", self.title, amount(done), amount(total)),
         };
         let _ = io::stderr().lock().write_all(line.as_bytes());
-    }
-
-    /// A line beside the bar, on stderr.
-    pub(crate) fn note(&self, text: impl Display) {
-        if self.silent {
-            return;
-        }
-        match &self.bar {
-            Some(bar) => bar.println(text.to_string()),
-            None => {
-                let _ = writeln!(io::stderr().lock(), "{text}");
-            }
-        }
     }
 }
 
