@@ -9,4 +9,5 @@ mod files_restore;
 mod files_round_trip;
 mod files_world;
 mod hostile;
+mod storage;
 mod world;
