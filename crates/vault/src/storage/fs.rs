@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use jiff::Timestamp;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
@@ -180,7 +181,8 @@ impl FsStorage {
                     Err(e) => return Err(self.explain("list", &key, e)),
                 },
                 rustix::fs::FileType::RegularFile if key.starts_with(prefix) => {
-                    found.push(Listed { key, size: u64::try_from(stat.st_size).unwrap_or(0) });
+                    let stored_at = Timestamp::new(stat.st_mtime, i32::try_from(stat.st_mtime_nsec).unwrap_or(0)).ok();
+                    found.push(Listed { key, size: u64::try_from(stat.st_size).unwrap_or(0), stored_at });
                 }
                 _ => {}
             }

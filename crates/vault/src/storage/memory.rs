@@ -79,7 +79,9 @@ impl Storage for MemoryStorage {
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
         let objects = self.lock();
         let within = objects.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
-        Ok(within.map(|(key, bytes)| Listed { key: key.clone(), size: bytes.len() as u64 }).collect())
+        let listed =
+            |(key, bytes): (&String, &Vec<u8>)| Listed { key: key.clone(), size: bytes.len() as u64, stored_at: None };
+        Ok(within.map(listed).collect())
     }
 
     fn delete(&self, key: &str) -> Result<(), StorageError> {

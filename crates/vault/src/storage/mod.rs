@@ -7,7 +7,10 @@ mod fault;
 mod fs;
 mod memory;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use jiff::Timestamp;
 
 pub use fault::{Faulty, Operation};
 pub use fs::FsStorage;
@@ -29,6 +32,8 @@ pub enum Put {
 pub struct Listed {
     pub key: String,
     pub size: u64,
+    /// When the storage took the object in, by the storage's own clock; absent where it does not say.
+    pub stored_at: Option<Timestamp>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -86,38 +91,39 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     fn location(&self) -> String;
 }
 
-/// Opens a storage by its address: a path, `file:///path`, or (in tests) `memory:NAME`. The directory must exist.
+/// Opens what an address (`SCHEME://…`) names; the flag says whether an absent place is to be made.
+pub type Opener = fn(url: &str, make: bool) -> Result<Arc<dyn Storage>, StorageError>;
+
+static OPENERS: RwLock<BTreeMap<&'static str, Opener>> = RwLock::new(BTreeMap::new());
+
+/// Lets addresses of a scheme be opened. This crate has no sockets: who has them says so once, when the process starts.
+pub fn register(scheme: &'static str, opener: Opener) {
+    OPENERS.write().unwrap_or_else(PoisonError::into_inner).insert(scheme, opener);
+}
+
+/// Opens a storage by its address: a path, `file:///path`, a registered scheme, or (in tests) `memory:NAME`. It must exist.
 pub fn open(url: &str) -> Result<Arc<dyn Storage>, StorageError> {
-    match scheme(url)? {
-        Place::Path(path) => Ok(Arc::new(FsStorage::open(path)?)),
-        Place::Memory(name) => Ok(MemoryStorage::shared(name)),
-    }
+    resolve(url, false)
 }
 
 /// As `open`, but makes the directory (and its parents) where it is absent.
 pub fn create(url: &str) -> Result<Arc<dyn Storage>, StorageError> {
-    match scheme(url)? {
-        Place::Path(path) => Ok(Arc::new(FsStorage::create(path)?)),
-        Place::Memory(name) => Ok(MemoryStorage::shared(name)),
-    }
+    resolve(url, true)
 }
 
-enum Place<'a> {
-    Path(&'a str),
-    Memory(&'a str),
-}
-
-fn scheme(url: &str) -> Result<Place<'_>, StorageError> {
-    if let Some(rest) = url.strip_prefix("file://") {
-        return Ok(Place::Path(rest));
+fn resolve(url: &str, make: bool) -> Result<Arc<dyn Storage>, StorageError> {
+    let directory = |path: &str| -> Result<Arc<dyn Storage>, StorageError> {
+        Ok(Arc::new(if make { FsStorage::create(path)? } else { FsStorage::open(path)? }))
+    };
+    if let Some(path) = url.strip_prefix("file://") {
+        return directory(path);
     }
     if let Some(name) = url.strip_prefix("memory:") {
-        return Ok(Place::Memory(name));
+        return Ok(MemoryStorage::shared(name));
     }
-    match url.split_once("://") {
-        Some((scheme, _)) => Err(StorageError::UnknownScheme { scheme: scheme.to_owned() }),
-        None => Ok(Place::Path(url)),
-    }
+    let Some((scheme, _)) = url.split_once("://") else { return directory(url) };
+    let opener = OPENERS.read().unwrap_or_else(PoisonError::into_inner).get(scheme).copied();
+    opener.ok_or_else(|| StorageError::UnknownScheme { scheme: scheme.to_owned() })?(url, make)
 }
 
 /// Refuses names that could leave the storage, collide with its own files, or be too long for a file system.
