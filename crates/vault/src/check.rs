@@ -121,6 +121,7 @@ impl Vault {
         }
         self.check_packs(&named, options, &mut report)?;
         self.check_logs(&mut report)?;
+        report.findings.extend(self.receipts()?.findings().iter().cloned());
         Ok(report)
     }
 

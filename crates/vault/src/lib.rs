@@ -17,7 +17,8 @@
 //!   `files::tree_root(&unlocked, &point) -> ChunkId`, `files::restore_tree(&source, &root, to, options, …)`, `files::Browser` for parts.
 //! * `Points` are in order, oldest first (not by time alone: clocks go back); `Points::newest(dataset, at)`, `HostVault::record_verification`, `Unlocked::inherit(&host, dataset)` (a promoted standby goes on
 //!   where the other host was), `Vault::{request_enrolment, enrolment_requests}`, `Unlocked::{approve, admit, revoke}`,
-//!   `Unlocked::{add_recipient, add_holder, remove_recipient}`, `Roster::permits(key, role)` for the arbiter's objects.
+//!   `Vault::receipts() -> Receipts`, `Receipts::received_at(&Listed, hash) -> Option<(Timestamp, TimeSource)>`: when an object came,
+//!   by the storage's clock; `Unlocked::{add_recipient, add_holder, remove_recipient}`, `Roster::permits(key, role)` for the arbiter's objects.
 
 mod check;
 mod codec;
@@ -33,6 +34,7 @@ mod name;
 mod open;
 mod pack;
 mod port;
+mod receipt;
 mod refs;
 mod roster;
 pub mod seal;
@@ -49,6 +51,7 @@ pub use host::State;
 pub use log::{LogEntry, LogPiece, LogTrail, LogWriter};
 pub use open::{HostVault, InitOptions, Initialised, Unlocked, Vault};
 pub use port::{CHUNK_BYTES_MAX, ChunkId, ChunkSink, ChunkSource, Stored};
+pub use receipt::{ReceiptBook, Receipts, TimeSource};
 pub use roster::{ChainFrom, Holder, Member, Request, Revocation, Role, Roster};
 pub use seal::{Identity, Recipient};
 pub use session::{BackupSession, SessionOptions};

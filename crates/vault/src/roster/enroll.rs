@@ -127,6 +127,13 @@ impl Unlocked {
                 );
             }
         }
+        let key = self.roster().members.iter().find(|m| m.name == member_name && m.revoked.is_none()).map(|m| m.key);
+        if let Some(key) = key {
+            let receipts = crate::receipt::chain(&key.fingerprint());
+            let listed = self.storage().list(&receipts).doing(|| format!("listing {receipts}"))?;
+            let newest = listed.iter().filter_map(|o| name::parse_number(o.key.strip_prefix(receipts.as_str())?)).max();
+            from.extend(newest.map(|n| ChainFrom { chain: receipts, number: n + 1 }));
+        }
         self.change_roster(|roster| {
             let member = roster.members.iter_mut().find(|m| m.name == member_name && m.revoked.is_none());
             let member = member.ok_or_else(|| {

@@ -77,6 +77,9 @@ pub enum Role {
     /// May leave tombstones.
     #[n(4)]
     Pruner,
+    /// Keeps a storage (`vault serve`) and signs receipts: when an object was taken in.
+    #[n(5)]
+    Keeper,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -92,6 +95,14 @@ pub struct Member {
     pub index: Option<String>,
     #[n(4)]
     pub revoked: Option<Revocation>,
+}
+
+impl Member {
+    /// Whether what it signs as number `number` of `chain` counts: all, or what came before its revocation.
+    fn counts(&self, chain: &str, number: u64) -> bool {
+        let Some(revocation) = &self.revoked else { return true };
+        revocation.from.iter().find(|f| f.chain == chain).is_some_and(|from| number < from.number)
+    }
 }
 
 /// From where on a member's signature no longer counts: per chain the first number refused; all of every other chain.
@@ -129,10 +140,21 @@ impl Roster {
                 format!("it is signed by {}, which is not host {host} on the roster", key.fingerprint()),
             ));
         };
-        let Some(revocation) = &member.revoked else { return Ok(()) };
-        match revocation.from.iter().find(|f| f.chain == chain) {
-            Some(from) if number < from.number => Ok(()),
-            _ => Err(VaultError::untrusted(object, format!("host {host} was revoked before it was written"))),
+        match member.counts(chain, number) {
+            true => Ok(()),
+            false => Err(VaultError::untrusted(object, format!("host {host} was revoked before it was written"))),
+        }
+    }
+
+    /// Whether number `number` of `chain`, signed by this key in `role`, counts.
+    pub(crate) fn check_role(&self, object: &str, key: &PublicKey, role: Role, chain: &str, number: u64) -> Result<()> {
+        let Some(member) = self.member(key).filter(|m| m.roles.contains(&role)) else {
+            let why = format!("it is signed by {}, which has no such role on the roster", key.fingerprint());
+            return Err(VaultError::untrusted(object, why));
+        };
+        match member.counts(chain, number) {
+            true => Ok(()),
+            false => Err(VaultError::untrusted(object, format!("{} was revoked before it was written", member.name))),
         }
     }
 

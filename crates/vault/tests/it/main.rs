@@ -9,5 +9,6 @@ mod files_restore;
 mod files_round_trip;
 mod files_world;
 mod hostile;
+mod receipts;
 mod storage;
 mod world;
