@@ -5,13 +5,11 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use lifeboat_engine::port::Cancel;
-use lifeboat_vault::files::{Browser, CopyError, Kind, Metadata, Node, TreeError};
-use lifeboat_vault::{ChunkId, PointInfo, Unlocked, VaultError};
+use lifeboat_vault::VaultError;
+use lifeboat_vault::files::TreeError;
 use rusqlite::{Connection, OpenFlags};
 
 use super::apply::ApplyError;
@@ -137,84 +135,6 @@ pub(super) fn open_work(path: &Path) -> Result<File, RestoreError> {
         .truncate(false)
         .open(path)
         .map_err(RestoreError::file("open", path))
-}
-
-/// Writes a snapshot's content over a file, only where it differs. Answers its size and the bytes written.
-pub(super) fn write_base(
-    vault: &Unlocked,
-    point: &PointInfo,
-    file: &File,
-    path: &Path,
-    cancel: &Cancel,
-) -> Result<(u64, u64), RestoreError> {
-    let vault_failed = |source| RestoreError::Vault { point: point.id.clone(), source };
-    let tree_failed = |source| RestoreError::Tree { point: point.id.clone(), source };
-    let root = vault.read_root(point).map_err(vault_failed)?;
-    let root = ChunkId(root.as_slice().try_into().map_err(|_| RestoreError::NotADatabase { point: point.id.clone() })?);
-    let source = vault.source(&point.dataset).map_err(vault_failed)?;
-    let browser = Browser::open(&source, &root).map_err(tree_failed)?;
-    let node = only_file(&browser).map_err(tree_failed)?;
-    let node = node.ok_or_else(|| RestoreError::NotADatabase { point: point.id.clone() })?;
-    let mut writer = Delta { file, at: 0, written: 0, there: Vec::new(), cancel };
-    let size = browser.copy(&node, &mut writer).map_err(|error| match error {
-        CopyError::Tree(source) => tree_failed(source),
-        CopyError::Write(_) if cancel.is_cancelled() => RestoreError::Cancelled,
-        CopyError::Write(source) => RestoreError::file("write", path)(source),
-    })?;
-    let written = writer.written;
-    file.set_len(size).map_err(RestoreError::file("cut", path))?;
-    if let Some(metadata) = &node.metadata {
-        take_on(file, metadata).map_err(RestoreError::file("give its owner and mode to", path))?;
-    }
-    Ok((size, written))
-}
-
-fn only_file(browser: &Browser<'_>) -> Result<Option<Node>, TreeError> {
-    let mut entries = browser.entries(&browser.root().top)?;
-    let (Some(first), None) = (entries.next().transpose()?, entries.next().transpose()?) else { return Ok(None) };
-    Ok(Some(first).filter(|node| matches!(node.kind, Kind::File { .. })))
-}
-
-fn take_on(file: &File, metadata: &Metadata) -> io::Result<()> {
-    if rustix::process::geteuid().is_root() {
-        fchown(file, Some(metadata.uid), Some(metadata.gid))?;
-    }
-    file.set_permissions(fs::Permissions::from_mode(metadata.mode & 0o777))
-}
-
-/// Writes a stream over a file, only where the file has other bytes.
-struct Delta<'a> {
-    file: &'a File,
-    at: u64,
-    written: u64,
-    there: Vec<u8>,
-    cancel: &'a Cancel,
-}
-
-impl Write for Delta<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.cancel.is_cancelled() {
-            return Err(io::Error::other("interrupted"));
-        }
-        self.there.resize(bytes.len(), 0);
-        let mut filled = 0;
-        while let Some(rest) = self.there.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, self.at + filled as u64)? {
-                0 => break,
-                count => filled += count,
-            }
-        }
-        if filled < bytes.len() || self.there != bytes {
-            self.file.write_all_at(bytes, self.at)?;
-            self.written += bytes.len() as u64;
-        }
-        self.at += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// How thoroughly SQLite looks.

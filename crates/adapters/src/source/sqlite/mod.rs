@@ -3,6 +3,7 @@
 //! ```text
 //!   wal      the log's file format            hold     the read transaction that keeps it     capture  reads it without a hole
 //!   content  what a piece holds               apply    a piece onto a file                    copy     a file on its way back
+//!   base     a snapshot into a file, on all cores   pieces   read ahead, applied in order
 //!   board    what a stream's threads share    stream   the threads                            ledger   a vault as a stream writes to it
 //!   resume   where a former process was       chain    which snapshot and pieces lead where   restore, standby
 //! ```
@@ -11,6 +12,7 @@
 //! -shm: closing either would drop SQLite's locks, and another process might then throw the log away.
 
 mod apply;
+mod base;
 mod board;
 mod capture;
 mod chain;
@@ -18,6 +20,7 @@ mod content;
 mod copy;
 mod hold;
 mod ledger;
+mod pieces;
 mod restore;
 mod resume;
 mod standby;

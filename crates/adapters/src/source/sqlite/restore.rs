@@ -3,7 +3,7 @@
 //! Invariant: the result is the source's state between two transactions and has passed SQLite's integrity check, or there
 //! is no result under the database's name.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,11 +11,11 @@ use jiff::Timestamp;
 use lifeboat_engine::port::{Cancel, RestoreRequest, Restored};
 use lifeboat_vault::{LogEntry, Position, Unlocked};
 
-use super::apply::apply;
+use super::base::write_base;
 use super::chain::{self, Way};
-use super::content::Piece;
-use super::copy::{Check, RestoreError, beside, open_work, put_in_place, remove_companions, verify, write_base};
+use super::copy::{Check, RestoreError, beside, open_work, put_in_place, remove_companions, verify};
 use super::ledger::position_text;
+use super::pieces::{self, apply_piece};
 
 pub(super) fn restore(vault: &Unlocked, request: &RestoreRequest, cancel: &Cancel) -> Result<Restored, RestoreError> {
     let began = Instant::now();
@@ -27,20 +27,17 @@ pub(super) fn restore(vault: &Unlocked, request: &RestoreRequest, cancel: &Cance
     let (_, mut bytes_written) = write_base(vault, &way.base, &file, &work_path, cancel)?;
     let mut position = way.base.position.clone();
     let (mut as_of, mut applied_to) = (way.reaches, way.base.taken_at);
-    for entry in &way.pieces {
-        let piece = read_piece(vault, entry)?;
+    pieces::for_each(vault, &way.pieces, cancel, |entry, piece| {
         if until.is_some_and(|until| piece.head.seen_at > until) {
             // What is in it may have been committed only after the wanted moment.
             as_of = applied_to;
-            break;
+            return Ok(false);
         }
         applied_to = applied_to.max(entry.source_time);
         bytes_written += apply_piece(&piece, entry, &file)?;
         advance(&mut position, entry);
-        if cancel.is_cancelled() {
-            return Err(RestoreError::Cancelled);
-        }
-    }
+        Ok(true)
+    })?;
     file.sync_all().map_err(RestoreError::file("make durable", &work_path))?;
     let bytes = file.metadata().map_err(RestoreError::file("look at", &work_path))?.len();
     drop(file);
@@ -84,16 +81,7 @@ fn prepare(to: &Path, work_path: &PathBuf, in_place: bool) -> Result<(), Restore
     }
 }
 
-pub(super) fn read_piece(vault: &Unlocked, entry: &LogEntry) -> Result<Piece, RestoreError> {
-    let payload = vault.read_log(entry).map_err(|source| RestoreError::Piece { key: entry.key.clone(), source })?;
-    Piece::decode(&payload).map_err(|source| RestoreError::Content { key: entry.key.clone(), source })
-}
-
-pub(super) fn apply_piece(piece: &Piece, entry: &LogEntry, file: &File) -> Result<u64, RestoreError> {
-    apply(piece, file).map_err(|source| RestoreError::Apply { key: entry.key.clone(), source })
-}
-
-pub(super) fn advance(position: &mut Option<Position>, entry: &LogEntry) {
+fn advance(position: &mut Option<Position>, entry: &LogEntry) {
     if let Some(position) = position {
         position.counter = entry.last;
     }

@@ -16,10 +16,11 @@ use lifeboat_vault::{LogEntry, PointInfo, Position, Unlocked};
 use serde::{Deserialize, Serialize};
 
 use super::apply::ApplyError;
+use super::base::write_base;
 use super::chain::{self, ChainError, Onward, Way};
-use super::copy::{Check, RestoreError, beside, open_work, put_in_place, remove_companions, verify, write_base};
+use super::copy::{Check, RestoreError, beside, open_work, put_in_place, remove_companions, verify};
 use super::ledger::position_text;
-use super::restore::{apply_piece, read_piece};
+use super::pieces::{self, apply_piece};
 use crate::source::{STANDBY_SUFFIX, port_error};
 
 /// The record of a standby. Lies beside the database, so that a copy of the volume is a standby, too.
@@ -186,14 +187,16 @@ impl Follower {
             let opened = File::options().read(true).write(true).open(&self.work_path);
             let file = opened.map_err(RestoreError::file("open", &self.work_path))?;
             let mut applied_to = self.record.applied_to;
-            for entry in &onward.pieces {
-                did.bytes_written += apply_piece(&read_piece(&self.vault, entry)?, entry, &file)?;
+            let applied = pieces::for_each(&self.vault, &onward.pieces, cancel, |entry, piece| {
+                did.bytes_written += apply_piece(&piece, entry, &file)?;
                 did.pieces += 1;
                 position.counter = entry.last;
                 applied_to = applied_to.max(Some(entry.source_time));
-                if cancel.is_cancelled() {
-                    break;
-                }
+                Ok(true)
+            });
+            // Who interrupts keeps what was applied; it is durable before it is said.
+            if !matches!(applied, Ok(()) | Err(RestoreError::Cancelled)) {
+                return applied;
             }
             file.sync_data().map_err(RestoreError::file("make durable", &self.work_path))?;
             (self.record.position, self.record.applied_to) = (Some(position), applied_to);
