@@ -15,7 +15,7 @@ use crate::seal::{Identity, Recipient, Unopened, seal_frame, unseal_frame};
 use crate::sign::{Signed, SigningKey};
 use crate::storage::{Put, Storage};
 
-const KIND: &str = "vault.index";
+pub(crate) const KIND: &str = "vault.index";
 const BODY_BYTES_MAX: usize = 256 << 20;
 /// How long the packs of an unfinished session are spared by a pruner.
 const LEASE_HOURS: i64 = 48;

@@ -15,8 +15,8 @@ use crate::seal::{Identity, Recipient, Unopened, seal, unseal};
 use crate::sign::{Signed, SigningKey};
 use crate::storage::{Put, Storage};
 
-const KIND: &str = "vault.key";
-const CHUNK_KIND: &str = "vault.chunk-key";
+pub(crate) const KIND: &str = "vault.key";
+pub(crate) const CHUNK_KIND: &str = "vault.chunk-key";
 
 /// Where a key pair's objects lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,7 +162,7 @@ pub(crate) fn is_in_use(storage: &dyn Storage, dataset: &str) -> Result<bool> {
     Ok(false)
 }
 
-fn open_statement(roster: &Roster, pair: Pair<'_>, number: u64, key: &str, bytes: &[u8]) -> Result<Stated> {
+pub(crate) fn open_statement(roster: &Roster, pair: Pair<'_>, number: u64, key: &str, bytes: &[u8]) -> Result<Stated> {
     let signed = Signed::open(KIND, key, bytes)?;
     let statement: Statement = codec::decode(key, &signed.payload)?;
     // A host that was revoked since may have made the pair long before; its name is still on the roster.

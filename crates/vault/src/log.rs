@@ -20,7 +20,7 @@ use crate::sign::Signed;
 use crate::snapshot::Position;
 use crate::storage::Put;
 
-const KIND: &str = "vault.log";
+pub(crate) const KIND: &str = "vault.log";
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 
 /// A writer notes its own head in the host's state after so many appends.
@@ -147,6 +147,18 @@ fn open(roster: &Roster, dataset: &str, lineage: &str, timeline: u64, number: u6
         hash: Hash(signed.hash).to_string(),
     };
     Ok(Opened { entry, previous: head.previous, sealed: head.sealed, hash: Hash(signed.hash) })
+}
+
+/// Whether these bytes are the log object that belongs at this place.
+pub(crate) fn check(
+    roster: &Roster,
+    dataset: &str,
+    lineage: &str,
+    timeline: u64,
+    number: u64,
+    bytes: &[u8],
+) -> Result<()> {
+    open(roster, dataset, lineage, timeline, number, bytes).map(|_| ())
 }
 
 /// The sealed payload of a log object, read again and checked to be the one that the entry was read from.
@@ -386,7 +398,7 @@ struct Timeline<'a> {
 }
 
 /// The number in `THOUSANDS/REST`.
-fn number_in(place: &str) -> Option<u64> {
+pub(crate) fn number_in(place: &str) -> Option<u64> {
     let (thousands, rest) = place.split_once('/')?;
     let (thousands, rest): (u64, u64) = (thousands.parse().ok()?, rest.parse().ok()?);
     Some(thousands.saturating_mul(1000).saturating_add(rest))

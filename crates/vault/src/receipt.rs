@@ -124,6 +124,11 @@ fn open(roster: &Roster, fingerprint: &str, number: u64, bytes: &[u8]) -> Result
     Ok((body, Hash(signed.hash)))
 }
 
+/// Whether these bytes are this keeper's receipt of that number.
+pub(crate) fn check(roster: &Roster, fingerprint: &str, number: u64, bytes: &[u8]) -> Result<()> {
+    open(roster, fingerprint, number, bytes).map(|_| ())
+}
+
 impl Vault {
     /// Reads every receipt. What is wrong with some is a finding; the others count.
     pub fn receipts(&self) -> Result<Receipts> {

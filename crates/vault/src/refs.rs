@@ -16,14 +16,14 @@ use crate::seal::{Identity, Recipient, Unopened, seal_frame, unseal_frame};
 use crate::sign::{Signed, SigningKey};
 use crate::storage::Storage;
 
-const KIND: &str = "vault.refs";
+pub(crate) const KIND: &str = "vault.refs";
 const BODY_BYTES_MAX: usize = 256 << 20;
 /// Pages end after an id whose first byte is this: 256 ids on average, wherever the list starts.
 const PAGE_END: u8 = 0xa5;
 const PAGE_IDS_MAX: usize = 2048;
 
 #[derive(Debug, Encode, Decode)]
-struct RefsHead {
+pub(crate) struct RefsHead {
     #[n(0)]
     vault: String,
     #[n(1)]
@@ -136,7 +136,7 @@ impl Writer<'_> {
     }
 }
 
-fn read_head(
+pub(crate) fn read_head(
     storage: &dyn Storage,
     roster: &Roster,
     host: &str,

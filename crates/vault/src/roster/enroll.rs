@@ -14,7 +14,7 @@ use crate::roster::{ChainFrom, Holder, Member, Revocation, Role, Roster};
 use crate::seal::{Identity, Recipient};
 use crate::sign::Signed;
 
-const KIND: &str = "vault.enrolment";
+pub(crate) const ENROLMENT_KIND: &str = "vault.enrolment";
 
 /// A machine's wish to be on the roster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +35,15 @@ struct RequestBody {
     member: Member,
 }
 
+/// The fingerprint of the key that a request asks for; it must have signed it.
+pub(crate) fn requested(roster: &Roster, key: &str, signed: &Signed) -> Result<String> {
+    let body: RequestBody = codec::decode(key, &signed.payload)?;
+    if body.vault != roster.vault || body.member.key != signed.signer || body.member.revoked.is_some() {
+        return Err(VaultError::untrusted(key, "it does not ask for the key that signed it"));
+    }
+    Ok(body.member.key.fingerprint())
+}
+
 impl Vault {
     /// Leaves a request that the owner approves (`Unlocked::approve`). Asking twice is asking once.
     pub fn request_enrolment(&self, state: &State, roles: &[Role]) -> Result<Request> {
@@ -44,7 +53,7 @@ impl Vault {
         let fingerprint = member.key.fingerprint();
         let key = format!("enroll/{fingerprint}");
         let body = RequestBody { vault: self.id(), member: member.clone() };
-        let bytes = Signed::seal(KIND, &codec::encode(&body)?, state.signing_key())?;
+        let bytes = Signed::seal(ENROLMENT_KIND, &codec::encode(&body)?, state.signing_key())?;
         self.storage().put_if_absent(&key, &bytes).doing(|| format!("writing {key}"))?;
         Ok(Request { name: member.name.clone(), fingerprint, roles, member, key })
     }
@@ -56,7 +65,7 @@ impl Vault {
         let mut requests = Vec::new();
         for object in self.storage().list("enroll/").doing(|| "listing requests".to_owned())? {
             let bytes = self.storage().get(&object.key).doing(|| format!("reading {}", object.key))?;
-            let Ok(signed) = Signed::open(KIND, &object.key, &bytes) else { continue };
+            let Ok(signed) = Signed::open(ENROLMENT_KIND, &object.key, &bytes) else { continue };
             let Ok(body) = codec::decode::<RequestBody>(&object.key, &signed.payload) else { continue };
             let member = body.member;
             if body.vault != roster.vault

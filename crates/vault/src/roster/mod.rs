@@ -16,8 +16,9 @@ use crate::sign::{PublicKey, Signed, SigningKey};
 use crate::storage::{Put, Storage};
 
 pub use self::enroll::Request;
+pub(crate) use self::enroll::{ENROLMENT_KIND, requested};
 
-const KIND: &str = "vault.roster";
+pub(crate) const KIND: &str = "vault.roster";
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Roster {
@@ -176,6 +177,24 @@ impl Roster {
             Put::Exists => {
                 Err(VaultError::Conflict { object: key, why: "that version of the roster exists already".to_owned() })
             }
+        }
+    }
+
+    /// Whether these bytes are a version of this vault's roster, by the same owner.
+    pub(crate) fn check_version(&self, key: &str, number: u64, bytes: &[u8]) -> Result<()> {
+        let (version, _) = Roster::open(key, number, bytes)?;
+        match version.owner == self.owner && version.vault == self.vault {
+            true => Ok(()),
+            false => Err(VaultError::untrusted(key, "it names another owner or vault")),
+        }
+    }
+
+    /// The roster that a new vault begins with: right in itself, and the expected owner's.
+    pub(crate) fn first(key: &str, number: u64, bytes: &[u8], owner: Option<&str>) -> Result<()> {
+        let (version, _) = Roster::open(key, number, bytes)?;
+        match owner.is_none_or(|expected| version.owner.fingerprint() == expected) {
+            true => Ok(()),
+            false => Err(VaultError::untrusted(key, "it is not the expected owner's")),
         }
     }
 

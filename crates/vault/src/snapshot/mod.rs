@@ -19,8 +19,8 @@ use crate::storage::Storage;
 pub use self::points::Points;
 
 pub(crate) const KIND: &str = "vault.snapshot";
-const TOMBSTONE_KIND: &str = "vault.tombstone";
-const VERIFICATION_KIND: &str = "vault.verification";
+pub(crate) const TOMBSTONE_KIND: &str = "vault.tombstone";
+pub(crate) const VERIFICATION_KIND: &str = "vault.verification";
 /// The root is a blob of the writer's choice: chunk ids, or a small tree itself.
 pub(crate) const ROOT_BYTES_MAX: usize = 8 << 20;
 
@@ -325,6 +325,18 @@ pub(crate) fn verification(
         &signer.public().fingerprint()[..8]
     );
     Ok((key, bytes))
+}
+
+/// Whether a signed verification counts, and is about this snapshot.
+pub(crate) fn check_verification(roster: &Roster, snapshot: &str, key: &str, signed: &Signed) -> Result<()> {
+    let value: Verification = codec::decode(key, &signed.payload)?;
+    if roster.member(&signed.signer).is_none_or(|m| m.revoked.is_some()) && signed.signer != roster.owner {
+        return Err(VaultError::untrusted(key, "it is signed by who is not on the roster"));
+    }
+    match value.vault == roster.vault && value.snapshot == snapshot {
+        true => Ok(()),
+        false => Err(VaultError::untrusted(key, "it belongs to another place")),
+    }
 }
 
 /// The badge that the newest verification that counts gives to a snapshot.

@@ -59,6 +59,18 @@ pub enum StorageError {
     BadKey { key: String, why: &'static str },
     #[error("storage of the kind {scheme:?} is not in this version; use a directory (file:///path or a bare path)")]
     UnknownScheme { scheme: String },
+    /// A server's rule says no (`vault serve`).
+    #[error("the server at {location} does not {verb} {key}: {why}")]
+    Refused { location: String, verb: &'static str, key: String, why: String },
+    #[error("the connection to {location} failed while {doing}{}", said(words))]
+    Connection {
+        location: String,
+        doing: String,
+        /// What the way there (ssh) said itself.
+        words: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("cannot {verb} {key} at {location}")]
     Io {
         verb: &'static str,
@@ -67,6 +79,10 @@ pub enum StorageError {
         #[source]
         source: std::io::Error,
     },
+}
+
+fn said(words: &str) -> String {
+    if words.is_empty() { String::new() } else { format!(" ({words})") }
 }
 
 impl StorageError {

@@ -10,5 +10,8 @@ mod files_round_trip;
 mod files_world;
 mod hostile;
 mod receipts;
+mod serve;
+mod serve_lies;
+mod serve_world;
 mod storage;
 mod world;

@@ -1,0 +1,226 @@
+//! What an object must be to lie under its key: who guards or copies objects asks this before it takes one in.
+//!
+//! Needs no private key. Invariant: what passes has the right hash in its name, or a right signature of its kind by somebody whom the
+//! roster lets sign it there; what has neither (the text for people apart) is not taken for ours.
+
+use crate::codec;
+use crate::error::{Result, VaultError};
+use crate::keys::{self, Pair};
+use crate::name;
+use crate::roster::{self, Roster};
+use crate::sign::{PublicKey, Signed};
+use crate::storage::{Listed, Put, Storage, StorageError};
+use crate::{index, log, receipt, refs, snapshot};
+
+/// What a key says about its object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    Readme,
+    Roster(u64),
+    /// A private half as an age file; whose, and its hash.
+    KeyFile(PairOf, [u8; 32]),
+    Statement(PairOf, u64),
+    ChunkKey(String),
+    Enrolment(String),
+    Pack([u8; 32]),
+    Index(String, String, u64),
+    Refs(String, String, [u8; 32]),
+    Snapshot(String, String, u64),
+    Log {
+        dataset: String,
+        lineage: String,
+        timeline: u64,
+        number: u64,
+    },
+    Tombstone(String, String, u64),
+    Verification(String, String, u64),
+    Receipt(String, u64),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PairOf {
+    Owner,
+    Refs,
+    Content(String),
+}
+
+impl PairOf {
+    fn pair(&self) -> Pair<'_> {
+        match self {
+            PairOf::Owner => Pair::Owner,
+            PairOf::Refs => Pair::Refs,
+            PairOf::Content(dataset) => Pair::Content(dataset),
+        }
+    }
+}
+
+impl Place {
+    /// `None` for a key that nothing of this version lies under.
+    pub(crate) fn of(key: &str) -> Option<Place> {
+        let parts: Vec<&str> = key.split('/').collect();
+        let hash = crate::crypt::unhex::<32>;
+        let pair_object = |pair: PairOf, file: &str| match file.rsplit_once('.')? {
+            (number, "cert") => Some(Place::Statement(pair, name::parse_number(number)?)),
+            (digits, "age") => Some(Place::KeyFile(pair, hash(digits)?)),
+            _ => None,
+        };
+        Some(match parts[..] {
+            [name::README] => Place::Readme,
+            ["roster", number] => Place::Roster(name::parse_number(number)?),
+            ["keys", "owner", file] => pair_object(PairOf::Owner, file)?,
+            ["keys", "refs", file] => pair_object(PairOf::Refs, file)?,
+            ["keys", "content", dataset, file] => pair_object(PairOf::Content(name::decode(dataset)?), file)?,
+            ["keys", "chunk", dataset, _] => Place::ChunkKey(name::decode(dataset)?),
+            ["enroll", fingerprint] => Place::Enrolment(fingerprint.to_owned()),
+            ["pack", _, digits] => {
+                let named = hash(digits)?;
+                (name::pack(&named) == key).then_some(Place::Pack(named))?
+            }
+            ["index", host, dataset, number] => {
+                Place::Index(name::decode(host)?, name::decode(dataset)?, name::parse_number(number)?)
+            }
+            ["refs", host, dataset, digits] => Place::Refs(name::decode(host)?, name::decode(dataset)?, hash(digits)?),
+            ["snap", host, dataset, number] => {
+                Place::Snapshot(name::decode(host)?, name::decode(dataset)?, name::parse_number(number)?)
+            }
+            ["log", dataset, lineage, timeline, thousands, rest] => {
+                let (dataset, lineage) = (name::decode(dataset)?, name::decode(lineage)?);
+                let timeline = name::parse_number(timeline)?;
+                let number = log::number_in(&format!("{thousands}/{rest}"))?;
+                let is_it = name::log_object(&dataset, &lineage, timeline, number) == key;
+                is_it.then_some(Place::Log { dataset, lineage, timeline, number })?
+            }
+            ["tombstone", host, dataset, number] => {
+                Place::Tombstone(name::decode(host)?, name::decode(dataset)?, name::parse_number(number)?)
+            }
+            ["verify", host, dataset, number, _] => {
+                Place::Verification(name::decode(host)?, name::decode(dataset)?, name::parse_number(number)?)
+            }
+            ["receipt", keeper, number] => Place::Receipt(keeper.to_owned(), name::parse_number(number)?),
+            _ => return None,
+        })
+    }
+
+    /// The kind under which the object is signed; `None` where its name (or nothing) vouches for it.
+    fn kind(&self) -> Option<&'static str> {
+        Some(match self {
+            Place::Readme | Place::KeyFile(..) | Place::Pack(_) => return None,
+            Place::Roster(_) => roster::KIND,
+            Place::Statement(..) => keys::KIND,
+            Place::ChunkKey(_) => keys::CHUNK_KIND,
+            Place::Enrolment(_) => roster::ENROLMENT_KIND,
+            Place::Index(..) => index::KIND,
+            Place::Refs(..) => refs::KIND,
+            Place::Snapshot(..) => snapshot::KIND,
+            Place::Log { .. } => log::KIND,
+            Place::Tombstone(..) => snapshot::TOMBSTONE_KIND,
+            Place::Verification(..) => snapshot::VERIFICATION_KIND,
+            Place::Receipt(..) => receipt::KIND,
+        })
+    }
+
+    /// What one such object may hold at most.
+    pub(crate) fn bytes_max(&self) -> u64 {
+        match self {
+            Place::Pack(_) | Place::Index(..) | Place::Refs(..) | Place::Log { .. } => crate::storage::OBJECT_BYTES_MAX,
+            Place::Snapshot(..) => 32 << 20,
+            Place::Roster(_) | Place::Receipt(..) => 8 << 20,
+            _ => 1 << 20,
+        }
+    }
+}
+
+/// Checks an object's bytes against its key and the roster; answers who signed it, where somebody did.
+pub(crate) fn check(roster: &Roster, key: &str, place: &Place, bytes: &[u8]) -> Result<Option<PublicKey>> {
+    let Some(kind) = place.kind() else {
+        let named = match place {
+            Place::Pack(named) | Place::KeyFile(_, named) => *named,
+            _ => return Ok(None),
+        };
+        return match crate::crypt::hash(bytes) == named {
+            true => Ok(None),
+            false => Err(VaultError::damaged(key, "its bytes are not what its name says")),
+        };
+    };
+    let signed = Signed::open(kind, key, bytes)?;
+    let one = One { key, bytes };
+    match place {
+        Place::Roster(number) => roster.check_version(key, *number, bytes)?,
+        Place::Statement(pair, number) => {
+            keys::open_statement(roster, pair.pair(), *number, key, bytes)?;
+        }
+        Place::ChunkKey(dataset) => {
+            keys::open_chunk_key(roster, dataset, key, bytes, None)?;
+        }
+        Place::Enrolment(fingerprint) => {
+            if roster::requested(roster, key, &signed)? != *fingerprint {
+                return Err(VaultError::untrusted(key, "it does not ask for the key that signed it"));
+            }
+        }
+        Place::Index(host, dataset, number) => {
+            index::read(&one, roster, host, dataset, *number)?;
+        }
+        Place::Refs(host, dataset, named) => {
+            refs::read_head(&one, roster, host, dataset, &codec::Hash(*named))?;
+        }
+        Place::Snapshot(host, dataset, number) => {
+            snapshot::Snapshot::open(roster, host, dataset, *number, bytes)?;
+        }
+        Place::Log { dataset, lineage, timeline, number } => {
+            log::check(roster, dataset, lineage, *timeline, *number, bytes)?;
+        }
+        Place::Tombstone(host, dataset, number) => {
+            snapshot::read_tombstone(&one, roster, host, dataset, *number)?;
+        }
+        Place::Verification(host, dataset, number) => {
+            let snapshot = format!("{}{}", name::snapshots_of(host, dataset), name::number(*number));
+            snapshot::check_verification(roster, &snapshot, key, &signed)?;
+        }
+        Place::Receipt(keeper, number) => receipt::check(roster, keeper, *number, bytes)?,
+        Place::Readme | Place::KeyFile(..) | Place::Pack(_) => {}
+    }
+    Ok(Some(signed.signer))
+}
+
+/// One object in hand, for readers that ask a storage.
+#[derive(Debug)]
+struct One<'a> {
+    key: &'a str,
+    bytes: &'a [u8],
+}
+
+impl Storage for One<'_> {
+    fn put_if_absent(&self, _: &str, _: &[u8]) -> std::result::Result<Put, StorageError> {
+        Err(StorageError::Denied { location: self.location(), verb: "write" })
+    }
+
+    fn put(&self, _: &str, _: &[u8]) -> std::result::Result<(), StorageError> {
+        Err(StorageError::Denied { location: self.location(), verb: "write" })
+    }
+
+    fn get(&self, key: &str) -> std::result::Result<Vec<u8>, StorageError> {
+        match key == self.key {
+            true => Ok(self.bytes.to_vec()),
+            false => Err(StorageError::NotFound { key: key.to_owned() }),
+        }
+    }
+
+    fn get_range(&self, key: &str, offset: u64, length: u64) -> std::result::Result<Vec<u8>, StorageError> {
+        let bytes = self.get(key)?;
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let end = start.saturating_add(usize::try_from(length).unwrap_or(usize::MAX)).min(bytes.len());
+        Ok(bytes.get(start..end).unwrap_or_default().to_vec())
+    }
+
+    fn list(&self, _: &str) -> std::result::Result<Vec<Listed>, StorageError> {
+        Ok(vec![Listed { key: self.key.to_owned(), size: self.bytes.len() as u64, stored_at: None }])
+    }
+
+    fn delete(&self, _: &str) -> std::result::Result<(), StorageError> {
+        Err(StorageError::Denied { location: self.location(), verb: "delete" })
+    }
+
+    fn location(&self) -> String {
+        "an object in hand".to_owned()
+    }
+}

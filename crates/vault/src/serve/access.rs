@@ -1,0 +1,131 @@
+//! Who may do what through a server. Rules only: given a name, rights, an object's place and who signed it.
+//!
+//! Invariants: whoever only writes can neither read what others wrote nor open anything, and creates nothing under another's name;
+//! nobody replaces an object that is right; a point is deleted only where a tombstone stands for it.
+
+use crate::object::{PairOf, Place};
+use crate::roster::{Role, Roster};
+use crate::sign::PublicKey;
+
+/// What may be done besides writing as a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rights {
+    /// Read everything (all of it sealed): for who restores or checks.
+    pub read: bool,
+    /// Read everything, leave tombstones, delete what is no longer needed.
+    pub prune: bool,
+    /// Read everything and bring any object that is signed or named rightly: for `vault copy` and `vault heal`.
+    pub copy: bool,
+    /// All of that, a new vault, and key files.
+    pub owner: bool,
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    /// The operator of the server says so: `--host NAME` in a line of authorized_keys, or for a socket.
+    Named(String, Rights),
+    /// Whoever proves a key that stands on the roster, with the rights of its roles and these.
+    OnRoster(Rights),
+}
+
+/// Who asks, once that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asker {
+    pub(super) name: String,
+    pub(super) rights: Rights,
+}
+
+impl Asker {
+    /// A member that has proven its key.
+    pub(super) fn member(roster: &Roster, key: &PublicKey, granted: Rights) -> Option<Asker> {
+        let member = roster.member(key).filter(|m| m.revoked.is_none())?;
+        let rights = Rights { prune: granted.prune || member.roles.contains(&Role::Pruner), ..granted };
+        Some(Asker { name: member.name.clone(), rights })
+    }
+
+    fn reads_all(&self) -> bool {
+        let Rights { read, prune, copy, owner } = self.rights;
+        read || prune || copy || owner
+    }
+
+    fn is(&self, host: &str) -> bool {
+        self.name == host
+    }
+
+    pub(super) fn may_read(&self, place: &Place) -> bool {
+        self.reads_all()
+            || match place {
+                Place::Readme | Place::Roster(_) | Place::Statement(..) | Place::Enrolment(_) | Place::Receipt(..) => {
+                    true
+                }
+                // Whoever writes a log next goes on from its end; its payloads are sealed.
+                Place::Log { .. } => true,
+                Place::Index(host, ..)
+                | Place::Refs(host, ..)
+                | Place::Snapshot(host, ..)
+                | Place::Tombstone(host, ..)
+                | Place::Verification(host, ..) => self.is(host),
+                Place::Pack(_) | Place::KeyFile(..) | Place::ChunkKey(_) => false,
+            }
+    }
+
+    /// Whether a listing shows it: that a pack is there is no secret to who wrote it.
+    pub(super) fn may_see(&self, place: &Place) -> bool {
+        self.may_read(place) || matches!(place, Place::Pack(_) | Place::KeyFile(..) | Place::ChunkKey(_))
+    }
+
+    /// Whether an object that is right in itself, signed by this member, may be created; else why not.
+    pub(super) fn may_create(&self, place: &Place, signer: Option<&str>) -> Result<(), &'static str> {
+        let Rights { prune, copy, owner, .. } = self.rights;
+        if owner || copy {
+            return Ok(());
+        }
+        let own = match place {
+            Place::Pack(_) | Place::Enrolment(_) => true,
+            Place::Index(host, ..) | Place::Refs(host, ..) | Place::Snapshot(host, ..) => {
+                self.is(host) && signer.is_some_and(|name| self.is(name))
+            }
+            Place::Log { .. } | Place::ChunkKey(_) | Place::Verification(..) => {
+                signer.is_some_and(|name| self.is(name))
+            }
+            // The server looks whether the pair is new.
+            Place::Statement(PairOf::Content(_), 1) => signer.is_some_and(|name| self.is(name)),
+            Place::KeyFile(PairOf::Content(_), _) => true,
+            Place::Tombstone(..) => prune,
+            Place::Receipt(..) => return Err("receipts are the server's own"),
+            Place::Readme | Place::Roster(_) | Place::Statement(..) | Place::KeyFile(..) => {
+                return Err("only the owner creates that");
+            }
+        };
+        match own {
+            true => Ok(()),
+            false => Err("it is not this host's to create"),
+        }
+    }
+
+    /// Whether a damaged object may be replaced by a right one.
+    pub(super) fn may_repair(&self) -> bool {
+        self.rights.copy || self.rights.owner
+    }
+
+    pub(super) fn may_delete(&self, place: &Place) -> Result<(), &'static str> {
+        let Rights { prune, owner, .. } = self.rights;
+        let sweepable = matches!(
+            place,
+            Place::Pack(_)
+                | Place::Index(..)
+                | Place::Refs(..)
+                | Place::Snapshot(..)
+                | Place::Log { .. }
+                | Place::Verification(..)
+        );
+        let keys = matches!(place, Place::KeyFile(..) | Place::Enrolment(_));
+        match (owner && (keys || sweepable)) || (prune && sweepable) {
+            true => Ok(()),
+            false => {
+                Err("nothing is deleted through this server but by a pruner or the owner, and never signed history")
+            }
+        }
+    }
+}
