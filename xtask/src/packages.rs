@@ -14,12 +14,14 @@ pub(crate) const FOR_TESTS: &[(&str, &str)] = &[
     ("curl", "a real client of the example service"),
     ("e2fsprogs", "mkfs.ext4: a small file system that really runs full"),
     ("faketime", "a clock that goes back"),
+    ("librsvg2-bin", "rsvg-convert: draws the QR code of a printed key"),
     ("mount", "mounts it"),
     ("procps", "ps: what processes are left, as the system sees it"),
     ("python3", "user's commands that speak JSON, for the command site"),
     ("sqlite3", "reads restored databases without any of our code"),
     ("unbound", "a real resolver in front of the DNS authority"),
     ("util-linux", "setpriv: a user without privileges"),
+    ("zbar-tools", "zbarimg: reads a printed key's QR code without any of our code"),
 ];
 
 /// What `cargo xtask pictures` calls besides.

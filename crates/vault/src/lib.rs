@@ -34,6 +34,7 @@ mod name;
 mod object;
 mod open;
 mod pack;
+pub mod paper;
 mod port;
 mod receipt;
 mod refs;

@@ -10,6 +10,7 @@ mod joining;
 mod killed;
 mod machine;
 mod newcomer;
+mod paper;
 mod plan;
 mod runs;
 mod screens;

@@ -1,6 +1,10 @@
-//! `lifeboat key`: recovery identities, as files that plain `age` reads, too.
+//! `lifeboat key`: recovery identities, as files that plain `age` reads, too; on paper, and in shares.
 //!
 //! Invariant: a secret is written only into the file that was asked for (or, without one, to stdout); no key is ever overwritten.
+
+mod page;
+mod paper;
+mod share;
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
@@ -43,6 +47,9 @@ enum Verb {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    Paper(paper::Args),
+    Split(share::SplitArgs),
+    Combine(share::CombineArgs),
 }
 
 #[derive(Serialize)]
@@ -64,18 +71,15 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Verb::New { output: None } => new_on_stdout(ui),
         Verb::Person { output } => new_person(&output, ui),
         Verb::Inspect { file } => inspect(&file, ui),
+        Verb::Paper(args) => paper::run(&args, ui),
+        Verb::Split(args) => share::split(&args, ui),
+        Verb::Combine(args) => share::combine(&args, ui),
     }
 }
 
 fn new_in_file(path: &Path, ui: &Ui) -> Result<Exit, CommandError> {
     let identity = Identity::generate();
-    write_new(path, &text_of(&identity)).map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => {
-            CommandError::refused(format!("{} exists, and a key is never overwritten", path.display()))
-                .hint("name another file; without its key a vault cannot be opened")
-        }
-        _ => CommandError::failed(format!("the key cannot be written to {}", path.display())).because(&error),
-    })?;
+    write_key(path, &identity)?;
     let recipient = identity.recipient().to_string();
     ui.line(&recipient);
     ui.document(&Made { recipient, file: path })?;
@@ -111,6 +115,21 @@ fn new_on_stdout(ui: &Ui) -> Result<Exit, CommandError> {
 fn text_of(identity: &Identity) -> String {
     let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
     format!("# created: {now}\n# public key: {}\n{}\n", identity.recipient(), identity.expose())
+}
+
+fn write_key(path: &Path, identity: &Identity) -> Result<(), CommandError> {
+    write_secret(path, &text_of(identity), "key")
+}
+
+/// A new file of mode 0600 that holds a secret.
+fn write_secret(path: &Path, text: &str, what: &str) -> Result<(), CommandError> {
+    write_new(path, text).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => {
+            CommandError::refused(format!("{} exists, and a {what} is never overwritten", path.display()))
+                .hint("name another file; without its key a vault cannot be opened")
+        }
+        _ => CommandError::failed(format!("the {what} cannot be written to {}", path.display())).because(&error),
+    })
 }
 
 fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
