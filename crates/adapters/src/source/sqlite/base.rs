@@ -36,9 +36,9 @@ pub(super) fn write_base(
         return Err(RestoreError::NotADatabase { point: point.id.clone() });
     };
     let before = file.metadata().map_err(RestoreError::file("look at", path))?.len();
-    file.set_len(size).map_err(RestoreError::file("write", path))?;
     let over = Over { file, path, source: &source, point, there: before.min(size), written: AtomicU64::new(0) };
     over.write_all(&runs(&source, &spans), cancel)?;
+    file.set_len(size).map_err(RestoreError::file("cut", path))?;
     if let Some(metadata) = &metadata {
         take_on(file, metadata).map_err(RestoreError::file("give its owner and mode to", path))?;
     }

@@ -160,17 +160,26 @@ impl Capture {
         let commits = self.hold.commits_seen()?;
         let committed = std::mem::replace(&mut self.commits_seen, commits) != commits;
         let (to, seen) = self.hold.renew(|hold| {
-            let log = log_of(hold)?;
-            let to = Timestamp::now();
-            // Nothing but the locks keeps a log, the first one included, from starting again unread.
-            let (seen, restarted, follows) = match log {
-                // Somebody has cut it to nothing: it starts again with the next transaction.
-                Log::Empty => (Seen::Nothing, false, true),
-                Log::Frames { wal, header, frames } => {
-                    let restarted = before.is_none_or(|place| header.salts != place.salts);
-                    let follows = before.is_none_or(|place| header.follows(place.salts) || !restarted);
-                    (read_on(&wal, &header, frames, before, to, &mut moved)?, restarted, follows)
+            let mut attempts = LOG_ATTEMPTS;
+            let (to, (seen, restarted, follows)) = loop {
+                let log = log_of(hold)?;
+                let to = Timestamp::now();
+                // Nothing but the locks keeps a log, the first one included, from starting again unread.
+                let Log::Frames { wal, header, frames } = log else {
+                    // Somebody has cut it to nothing: it starts again with the next transaction.
+                    break (to, (Seen::Nothing, false, true));
+                };
+                let restarted = before.is_none_or(|place| header.salts != place.salts);
+                let follows = before.is_none_or(|place| header.follows(place.salts) || !restarted);
+                let seen = read_on(&wal, &header, frames, before, to, &mut moved)?;
+                // A log of which all is in the database file may start again while it is looked at. What was read of it is
+                // read, so this is no hole: look at the new one.
+                let overtaken = matches!(seen, Seen::Broken(_)) && Header::read(&wal).ok().flatten() != Some(header);
+                attempts = attempts.saturating_sub(1);
+                if !overtaken || attempts == 0 {
+                    break (to, (seen, restarted, follows));
                 }
+                moved = None;
             };
             let unseen = committed && matches!(seen, Seen::Nothing);
             if (restarted || unseen) && (shows_locks || !follows) && !locks_are_alive(hold.path()) {
