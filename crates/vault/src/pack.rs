@@ -12,8 +12,8 @@ use minicbor::{Decode, Encode};
 use crate::codec::{self, Hash};
 use crate::crypt::{FrameKey, TAG_BYTES, hash, random};
 use crate::error::{Result, VaultError};
-use crate::port::{CHUNK_BYTES_MAX, ChunkId};
-use crate::seal::{Identity, decompress, unseal};
+use crate::port::{CHUNK_BYTES_MAX, ChunkId, Scratch};
+use crate::seal::{Identity, unseal};
 
 const MAGIC: &[u8; 5] = b"LBPK\x01";
 const END: &[u8; 4] = b"LBPE";
@@ -102,13 +102,27 @@ pub(crate) struct FrameBuffer {
 impl FrameBuffer {
     pub(crate) fn add(&mut self, id: &ChunkId, plain: &[u8]) {
         self.plain.extend_from_slice(plain);
-        self.chunks.extend_from_slice(&id.0);
-        self.chunks.extend_from_slice(&u32::try_from(plain.len()).unwrap_or(u32::MAX).to_le_bytes());
+        push_record(&mut self.chunks, id, plain.len());
+    }
+
+    /// The chunks' records; the contents stay until they are cleared.
+    pub(crate) fn take_chunks(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.chunks)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
     }
 
     pub(crate) fn is_full(&self) -> bool {
         self.plain.len() >= FRAME_BYTES
     }
+}
+
+/// Appends what a directory says of one chunk.
+pub(crate) fn push_record(records: &mut Vec<u8>, id: &ChunkId, length: usize) {
+    records.extend_from_slice(&id.0);
+    records.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
 }
 
 /// A pack being filled.
@@ -122,7 +136,18 @@ pub(crate) struct PackBuilder {
 }
 
 impl PackBuilder {
+    #[cfg(test)]
     pub(crate) fn new(vault: &str, secret: &[u8; 32], sealed_secret: &[u8]) -> Result<PackBuilder> {
+        PackBuilder::with_buffer(vault, secret, sealed_secret, Vec::new())
+    }
+
+    /// Fills a buffer that may have been used before.
+    pub(crate) fn with_buffer(
+        vault: &str,
+        secret: &[u8; 32],
+        sealed_secret: &[u8],
+        mut bytes: Vec<u8>,
+    ) -> Result<PackBuilder> {
         let salt = Hash(random());
         let header = codec::encode(&Header {
             vault: vault.to_owned(),
@@ -130,7 +155,8 @@ impl PackBuilder {
             secret: sealed_secret.to_vec(),
             salt,
         })?;
-        let mut bytes = Vec::with_capacity(PACK_BYTES + PACK_BYTES / 4);
+        bytes.clear();
+        bytes.reserve(PACK_BYTES + PACK_BYTES / 4);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&u32::try_from(header.len()).unwrap_or(u32::MAX).to_le_bytes());
         bytes.extend_from_slice(&header);
@@ -138,16 +164,22 @@ impl PackBuilder {
     }
 
     /// Seals one frame; `body` is the buffer's contents, compressed (`codec` 1) or not (0).
+    #[cfg(test)]
     pub(crate) fn add(&mut self, buffer: &FrameBuffer, codec: u8, body: &[u8]) -> Result<()> {
+        self.add_chunks(buffer.plain.len(), buffer.chunks.clone(), codec, body)
+    }
+
+    /// Seals one frame of so many plain bytes that holds the chunks of these records.
+    pub(crate) fn add_chunks(&mut self, plain_bytes: usize, chunks: Vec<u8>, codec: u8, body: &[u8]) -> Result<()> {
         let ordinal = self.frames.len() as u64;
         let offset = self.bytes.len() as u64;
         self.key.seal_onto(ordinal, &aad(&self.vault, &self.salt, ordinal), body, &mut self.bytes)?;
         self.frames.push(FrameRecord {
             offset,
             bytes: u32::try_from(self.bytes.len() as u64 - offset).unwrap_or(u32::MAX),
-            plain_bytes: u32::try_from(buffer.plain.len()).unwrap_or(u32::MAX),
+            plain_bytes: u32::try_from(plain_bytes).unwrap_or(u32::MAX),
             codec,
-            chunks: buffer.chunks.clone(),
+            chunks,
         });
         Ok(())
     }
@@ -183,6 +215,49 @@ impl PackBuilder {
     }
 }
 
+/// Opens one frame that was read from its place, into `scratch`. `object` is the pack's name.
+pub(crate) fn open_frame_into(
+    (object, vault, salt): (&str, &str, &Hash),
+    key: &FrameKey,
+    ordinal: usize,
+    record: &FrameRecord,
+    sealed: Vec<u8>,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let damaged = |why: &str| VaultError::damaged(object, format!("frame {ordinal} {why}"));
+    let plain_bytes = record.plain_bytes as usize;
+    if plain_bytes > FRAME_BYTES_MAX {
+        return Err(damaged("claims to be larger than any frame"));
+    }
+    let number = ordinal as u64;
+    let body = key
+        .open(number, &aad(vault, salt, number), sealed)
+        .ok_or_else(|| damaged("does not open: its bytes were changed"))?;
+    match record.codec {
+        0 => scratch.plain = body,
+        1 => {
+            let claimed = zstd::bulk::Decompressor::upper_bound(&body).unwrap_or(plain_bytes);
+            if claimed > plain_bytes {
+                return Err(damaged("does not unpack"));
+            }
+            let mut decompressor = match scratch.decompressor.take() {
+                Some(kept) => kept,
+                None => zstd::bulk::Decompressor::new().map_err(|_| VaultError::crypto("unpacking"))?,
+            };
+            scratch.plain.clear();
+            scratch.plain.reserve(plain_bytes);
+            let unpacked = decompressor.decompress_to_buffer(&body, &mut scratch.plain);
+            scratch.decompressor = Some(decompressor);
+            unpacked.map_err(|_| damaged("does not unpack"))?;
+        }
+        other => return Err(damaged(&format!("is packed in a way this version does not know ({other})"))),
+    }
+    if scratch.plain.len() != plain_bytes {
+        return Err(damaged("has another length than its record says"));
+    }
+    Ok(())
+}
+
 /// Opens one frame that was read from its place. `object` is the pack's name.
 pub(crate) fn open_frame(
     object: &str,
@@ -193,23 +268,9 @@ pub(crate) fn open_frame(
     record: &FrameRecord,
     sealed: Vec<u8>,
 ) -> Result<Vec<u8>> {
-    let damaged = |why: &str| VaultError::damaged(object, format!("frame {ordinal} {why}"));
-    if record.plain_bytes as usize > FRAME_BYTES_MAX {
-        return Err(damaged("claims to be larger than any frame"));
-    }
-    let ordinal = ordinal as u64;
-    let body = key
-        .open(ordinal, &aad(vault, salt, ordinal), sealed)
-        .ok_or_else(|| damaged("does not open: its bytes were changed"))?;
-    let plain = match record.codec {
-        0 => body,
-        1 => decompress(&body, record.plain_bytes as usize).ok_or_else(|| damaged("does not unpack"))?,
-        other => return Err(damaged(&format!("is packed in a way this version does not know ({other})"))),
-    };
-    if plain.len() != record.plain_bytes as usize {
-        return Err(damaged("has another length than its record says"));
-    }
-    Ok(plain)
+    let mut scratch = Scratch::default();
+    open_frame_into((object, vault, salt), key, ordinal, record, sealed, &mut scratch)?;
+    Ok(scratch.plain)
 }
 
 /// The directory of a pack, read with the content key from nothing but the pack; also its sealed session secret.

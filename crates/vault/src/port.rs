@@ -2,8 +2,10 @@
 //!
 //! Invariant: a chunk is named by the keyed hash of its contents, so that a source never answers with other contents.
 
+use std::ops::Range;
+
 use crate::crypt::hex;
-use crate::error::Result;
+use crate::error::{Result, VaultError};
 
 /// No chunk is larger; a sink refuses it, a source does not read it.
 pub const CHUNK_BYTES_MAX: usize = 16 << 20;
@@ -42,6 +44,10 @@ pub struct Stored {
 pub trait ChunkSink: Send + Sync {
     /// Hashes, looks up, and takes in what is new. The chunk is durable after `commit` or a later `checkpoint`.
     fn put(&self, plain: &[u8]) -> Result<Stored>;
+    /// The same for pieces of one buffer, in order: what lies in a row is compressed where it lies.
+    fn put_all(&self, data: &[u8], pieces: &[Range<usize>]) -> Result<Vec<Stored>> {
+        pieces.iter().map(|piece| self.put(data.get(piece.clone()).unwrap_or_default())).collect()
+    }
     /// Whether the vault holds the chunk, or will with this session.
     fn contains(&self, id: &ChunkId) -> bool;
     /// Seed of the data set's content-defined chunker.
@@ -52,10 +58,41 @@ pub trait ChunkSink: Send + Sync {
     fn checkpoint(&self) -> Result<()>;
 }
 
+/// What one thread reads with: room for what is unpacked, kept from one call to the next.
+#[derive(Default)]
+pub struct Scratch {
+    /// Which frame is in `plain`.
+    pub(crate) at: Option<(u32, u32)>,
+    pub(crate) plain: Vec<u8>,
+    pub(crate) decompressor: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+impl std::fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scratch").field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
 /// Gives chunks, from many threads at once.
 pub trait ChunkSource: Send + Sync {
     /// The chunk's contents, verified against its id.
     fn get(&self, id: &ChunkId) -> Result<Vec<u8>>;
-    /// Where it lies (pack ordinal, offset): reading in this order touches and unpacks everything once.
+    /// Where it lies (pack ordinal, offset): reading in this order touches and unpacks everything once. Chunks of one pack whose
+    /// offsets agree in the upper 32 bits are read and unpacked together.
     fn place(&self, id: &ChunkId) -> Option<(u32, u64)>;
+    /// Hands chunks to `take` one after another, verified, with their place in `ids`; ends early where `take` says no. What lies
+    /// together is unpacked once, into `scratch`. An error comes with the place of the chunk it is about.
+    fn each(
+        &self,
+        ids: &[ChunkId],
+        _scratch: &mut Scratch,
+        take: &mut dyn FnMut(usize, &[u8]) -> bool,
+    ) -> std::result::Result<(), (usize, VaultError)> {
+        for (index, id) in ids.iter().enumerate() {
+            if !take(index, &self.get(id).map_err(|error| (index, error))?) {
+                break;
+            }
+        }
+        Ok(())
+    }
 }

@@ -15,8 +15,8 @@ use crate::index;
 use crate::keys;
 use crate::name;
 use crate::open::{HostVault, Unlocked, Vault};
-use crate::pack::{PackRecord, SEALED_BYTES_MIN, open_frame, pack_key, read_directory};
-use crate::port::{ChunkId, ChunkSource};
+use crate::pack::{PackRecord, SEALED_BYTES_MIN, open_frame_into, pack_key, read_directory};
+use crate::port::{ChunkId, ChunkSource, Scratch};
 use crate::seal::{Identity, unseal};
 use crate::session::{Inherited, inherited_path};
 use crate::snapshot::IndexSeen;
@@ -252,7 +252,7 @@ impl Source {
         Ok(pack.key.get_or_init(|| made))
     }
 
-    fn read_frame(&self, pack: &KnownPack, ordinal: usize) -> Result<Vec<u8>> {
+    fn read_frame(&self, pack: &KnownPack, ordinal: usize, scratch: &mut Scratch) -> Result<()> {
         let object = name::pack(&pack.record.hash.0);
         let damaged = |why: &str| VaultError::damaged(&object, why.to_owned());
         let record = pack.record.frames.get(ordinal).ok_or_else(|| damaged("it has no such frame"))?;
@@ -264,7 +264,40 @@ impl Source {
         if sealed.len() != record.bytes as usize {
             return Err(damaged("it was cut off"));
         }
-        open_frame(&object, &self.vault_id, &pack.record.salt, self.key_of(pack)?, ordinal, record, sealed)
+        let place = (object.as_str(), self.vault_id.as_str(), &pack.record.salt);
+        open_frame_into(place, self.key_of(pack)?, ordinal, record, sealed, scratch)
+    }
+
+    fn pack(&self, place: &Place) -> Result<&KnownPack> {
+        let pack = self.packs.get(place.pack as usize);
+        pack.ok_or_else(|| VaultError::damaged("the index", "it names no such pack"))
+    }
+
+    /// A chunk by way of `scratch`, which then holds its frame.
+    fn read_by<'s>(&self, id: &ChunkId, place: &Place, scratch: &'s mut Scratch) -> Result<&'s [u8]> {
+        let at = (place.pack, place.frame);
+        if scratch.at != Some(at) {
+            scratch.at = None;
+            self.read_frame(self.pack(place)?, place.frame as usize, scratch)?;
+            scratch.at = Some(at);
+        }
+        self.chunk_in(id, place, &scratch.plain)
+    }
+
+    /// The part of a frame that a place says, if it is what the id says.
+    fn chunk_in<'f>(&self, id: &ChunkId, place: &Place, frame: &'f [u8]) -> Result<&'f [u8]> {
+        let (start, end) = (place.start as usize, place.start as usize + place.length as usize);
+        let object = || self.packs.get(place.pack as usize).map_or_else(String::new, |p| name::pack(&p.record.hash.0));
+        let plain =
+            frame.get(start..end).ok_or_else(|| VaultError::damaged(object(), "a chunk lies outside its frame"))?;
+        if !self.is_right(id, plain) {
+            let why = match self.chunk_keys.is_empty() {
+                true => "nothing verifies its chunks: the chunk-id keys of the data set are missing".to_owned(),
+                false => format!("chunk {id} is not what its id says"),
+            };
+            return Err(VaultError::damaged(object(), why));
+        }
+        Ok(plain)
     }
 
     fn frame(&self, place: &Place) -> Result<Arc<Vec<u8>>> {
@@ -292,11 +325,9 @@ impl Source {
         if let Some(frame) = &*kept {
             return Ok(frame.clone());
         }
-        let pack = self
-            .packs
-            .get(place.pack as usize)
-            .ok_or_else(|| VaultError::damaged("the index", "it names no such pack"))?;
-        let frame = Arc::new(self.read_frame(pack, place.frame as usize)?);
+        let mut scratch = Scratch::default();
+        self.read_frame(self.pack(place)?, place.frame as usize, &mut scratch)?;
+        let frame = Arc::new(scratch.plain);
         *kept = Some(frame.clone());
         Ok(frame)
     }
@@ -307,18 +338,7 @@ impl Source {
 
     fn read(&self, id: &ChunkId, place: &Place) -> Result<Vec<u8>> {
         let frame = self.frame(place)?;
-        let (start, end) = (place.start as usize, place.start as usize + place.length as usize);
-        let object = || self.packs.get(place.pack as usize).map_or_else(String::new, |p| name::pack(&p.record.hash.0));
-        let plain =
-            frame.get(start..end).ok_or_else(|| VaultError::damaged(object(), "a chunk lies outside its frame"))?;
-        if !self.is_right(id, plain) {
-            let why = match self.chunk_keys.is_empty() {
-                true => "nothing verifies its chunks: the chunk-id keys of the data set are missing".to_owned(),
-                false => format!("chunk {id} is not what its id says"),
-            };
-            return Err(VaultError::damaged(object(), why));
-        }
-        Ok(plain.to_vec())
+        Ok(self.chunk_in(id, place, &frame)?.to_vec())
     }
 
     pub(crate) fn has(&self, id: &ChunkId) -> bool {
@@ -345,6 +365,26 @@ impl ChunkSource for Source {
             }
         }
         Err(error)
+    }
+
+    fn each(
+        &self,
+        ids: &[ChunkId],
+        scratch: &mut Scratch,
+        take: &mut dyn FnMut(usize, &[u8]) -> bool,
+    ) -> std::result::Result<(), (usize, VaultError)> {
+        for (index, id) in ids.iter().enumerate() {
+            let read = self.places.get(id).and_then(|place| self.read_by(id, place, scratch).ok());
+            let go_on = match read {
+                Some(plain) => take(index, plain),
+                // It may lie elsewhere, too; if not, this says what is wrong.
+                None => take(index, &self.get(id).map_err(|error| (index, error))?),
+            };
+            if !go_on {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn place(&self, id: &ChunkId) -> Option<(u32, u64)> {

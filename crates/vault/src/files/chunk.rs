@@ -28,7 +28,9 @@ struct Sizes {
     max: usize,
 }
 
-const CONTENT: Sizes = Sizes { min: 256 << 10, average: 1 << 20, max: Cut::LENGTH_MAX };
+const CONTENT: Sizes = Sizes { min: 768 << 10, average: 1 << 20, max: Cut::LENGTH_MAX };
+/// Rows of small files: one more file of up to 1 MiB may follow.
+const FILES: Sizes = Sizes { min: 256 << 10, average: 1 << 20, max: 3 << 20 };
 /// Listings are cut finer, so that a change in a huge directory stores little.
 const LISTING: Sizes = Sizes { min: 16 << 10, average: 64 << 10, max: 256 << 10 };
 
@@ -50,6 +52,36 @@ impl Chunker {
             Cut::Content => self.cut_by_content(&CONTENT, data, last),
             Cut::Fixed(length) => cut_fixed((length as usize).clamp(512, Cut::LENGTH_MAX), data, last),
         }
+    }
+
+    /// The pieces of a row of small files: each ends with a file. Where, the files' digests say, so that the same files are
+    /// cut alike wherever they stand, and no byte has to be looked at again. Gives the number of files in each piece.
+    pub(crate) fn cut_files(&self, files: impl Iterator<Item = (usize, [u8; 16])>) -> Vec<usize> {
+        let (mut pieces, mut count, mut length) = (Vec::new(), 0, 0usize);
+        for (size, digest) in files {
+            count += 1;
+            length += size;
+            // A file ends a piece as often as its size is a part of the average.
+            let chance = (size as u64).saturating_mul(u64::MAX / FILES.average as u64);
+            let ends = self.mix(digest) < chance && length >= FILES.min;
+            if ends || length >= FILES.max {
+                pieces.push(count);
+                (count, length) = (0, 0);
+            }
+        }
+        if count > 0 {
+            pieces.push(count);
+        }
+        pieces
+    }
+
+    /// A number that depends on the digest and the seed.
+    fn mix(&self, digest: [u8; 16]) -> u64 {
+        let [a, b] = [0, 8].map(|at| {
+            digest.get(at..at + 8).and_then(|half| half.try_into().ok()).map(u64::from_le_bytes).unwrap_or_default()
+        });
+        let product = u128::from(a ^ self.seed) * u128::from(b | 1);
+        (product >> 64) as u64 ^ product as u64
     }
 
     /// The pieces of a listing.
@@ -103,6 +135,25 @@ mod tests {
         }
         assert_eq!(whole, pieces);
         assert_ne!(whole, Chunker::new(8).cut(Cut::Content, &data, true));
+    }
+
+    #[test]
+    fn rows_of_files_are_cut_alike_wherever_they_stand() {
+        let file = |n: u64| ((n * 7919 % 90_000) as usize, blake3::hash(&n.to_le_bytes()).as_bytes()[..16].try_into());
+        let cut = |numbers: &[u64]| -> Vec<Vec<u64>> {
+            let files = numbers.iter().map(|n| (file(*n).0, file(*n).1.unwrap_or_default()));
+            let mut rest = numbers.iter().copied();
+            let counts = Chunker::new(7).cut_files(files);
+            counts.into_iter().map(|count| rest.by_ref().take(count).collect()).collect()
+        };
+        let before = cut(&(0..3000).collect::<Vec<_>>());
+        let after =
+            cut(&[&[9999, 8888], &(0..1500).collect::<Vec<_>>()[..], &(1501..3000).collect::<Vec<_>>()].concat());
+        let length = |row: &Vec<u64>| row.iter().map(|n| file(*n).0).sum::<usize>();
+        assert!(before.len() > 60 && before.iter().all(|row| length(row) < FILES.max + 90_000));
+        assert_eq!(before.iter().flatten().copied().collect::<Vec<_>>(), (0..3000).collect::<Vec<_>>());
+        // Two files before all others and one fewer in the middle change the rows they stand in, or the next.
+        assert!(after.iter().filter(|row| !before.contains(row)).count() <= 4);
     }
 
     #[test]

@@ -157,6 +157,7 @@ fn times(metadata: &Metadata) -> Timestamps {
 pub(crate) struct Own {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    pub(crate) mode: u32,
 }
 
 /// Brings an open file or directory to `metadata`, changing only what differs. What the system refuses comes back as
@@ -164,10 +165,10 @@ pub(crate) struct Own {
 pub(crate) fn apply(fd: BorrowedFd<'_>, metadata: &Metadata, owners: bool, own: Option<Own>) -> Vec<String> {
     let mut refused = Vec::new();
     let mut note = |what: &str, error: Errno| refused.push(format!("{what} could not be set: {error}"));
-    let (uid, gid, mode, present) = match (own, rustix::fs::fstat(fd)) {
-        (Some(own), _) => (own.uid, own.gid, None, Vec::new()),
-        (None, Ok(stat)) => (stat.st_uid, stat.st_gid, Some(stat.st_mode), read_xattrs(fd).unwrap_or_default()),
-        (None, Err(error)) => {
+    let (uid, gid, mode, present) = match own.map_or_else(|| rustix::fs::fstat(fd).map(Err), |own| Ok(Ok(own))) {
+        Ok(Ok(own)) => (own.uid, own.gid, own.mode, Vec::new()),
+        Ok(Err(stat)) => (stat.st_uid, stat.st_gid, stat.st_mode, read_xattrs(fd).unwrap_or_default()),
+        Err(error) => {
             note("metadata", error);
             return refused;
         }
@@ -194,7 +195,7 @@ pub(crate) fn apply(fd: BorrowedFd<'_>, metadata: &Metadata, owners: bool, own: 
             note(&format!("attribute {}", String::from_utf8_lossy(name)), error);
         }
     }
-    if (change_owner || !present.is_empty() || mode.is_none_or(|mode| mode & 0o7777 != metadata.mode))
+    if (change_owner || !present.is_empty() || mode & 0o7777 != metadata.mode)
         && let Err(error) = rustix::fs::fchmod(fd, Mode::from_raw_mode(metadata.mode))
     {
         note("the mode", error);

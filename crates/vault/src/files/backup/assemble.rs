@@ -6,6 +6,7 @@
 //! Invariant: what a folder becomes depends only on the nodes in its slots, not on the order in which they came.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -158,6 +159,20 @@ impl<'a> Assembler<'a> {
         }
         self.need([(stored.id, order)]);
         Ok(stored.id)
+    }
+
+    /// The same for pieces of one buffer.
+    pub(super) fn put_all(
+        &self,
+        data: &[u8],
+        pieces: &[Range<usize>],
+        orders: &[Order],
+    ) -> Result<Vec<ChunkId>, BackupError> {
+        let stored = self.sink.put_all(data, pieces).map_err(BackupError::Store)?;
+        let new = stored.iter().zip(pieces).filter(|(stored, _)| stored.new).map(|(_, piece)| piece.len() as u64);
+        add(&self.counts.bytes_new, new.sum());
+        self.need(stored.iter().zip(orders).map(|(stored, order)| (stored.id, *order)));
+        Ok(stored.into_iter().map(|stored| stored.id).collect())
     }
 
     /// Notes chunks as needed, where they are met first.

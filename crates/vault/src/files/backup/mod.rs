@@ -42,7 +42,7 @@ pub use self::single::backup_bytes;
 /// Files below this are chunked together with their neighbours.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
 /// A group of neighbours is cut and stored once it has gathered this much.
-const GROUP_BYTES: u64 = 16 << 20;
+const GROUP_BYTES: u64 = 8 << 20;
 /// And this many files, so that a million empty files are no burden.
 const GROUP_FILES_MAX: usize = 16 << 10;
 /// What a summary lists by name; beyond it only the number grows.

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::sync::atomic::AtomicBool;
 
-use super::assemble::{Assembler, Folder};
+use super::assemble::{Assembler, Folder, Order};
 use super::work::SEGMENT_BYTES;
 use super::{BackupError, TreeSummary, is_set};
 use crate::ChunkSink;
@@ -40,11 +40,13 @@ pub fn backup_bytes(
         progress.report(&Event::Reading { path: std::path::Path::new(name) });
         ended = read < room;
         let pieces = assembler.chunker.cut(cut, &buffer, ended);
-        for piece in &pieces {
-            let data = buffer.get(piece.clone()).unwrap_or_default();
-            let order = (0, 0, spans.len() as u32);
-            spans.push(Span::Data { id: assembler.put(data, order)?, offset: 0, length: data.len() as u32 });
-        }
+        let orders: Vec<Order> = (spans.len()..).take(pieces.len()).map(|piece| (0, 0, piece as u32)).collect();
+        let ids = assembler.put_all(&buffer, &pieces, &orders)?;
+        spans.extend(pieces.iter().zip(ids).map(|(piece, id)| Span::Data {
+            id,
+            offset: 0,
+            length: piece.len() as u32,
+        }));
         buffer.drain(..pieces.last().map_or(0, |piece| piece.end));
     }
     let size = spans.iter().map(Span::length).sum();

@@ -27,7 +27,9 @@ use crate::files::tree::{Kind, Node, Span};
 use crate::files::walk::{Base, Former, open_beneath, open_directory};
 
 /// How much of a large file is read at once.
-pub(super) const SEGMENT_BYTES: usize = 16 << 20;
+pub(super) const SEGMENT_BYTES: usize = 12 << 20;
+/// What is compressed together.
+const ROW_BYTES: usize = 4 << 20;
 /// A file whose time of change is this close to the moment it was read may change again without a new time: clocks of
 /// file systems tick every few milliseconds. It is read again by the next backup.
 const RACY: Duration = Duration::from_millis(50);
@@ -65,11 +67,13 @@ pub(super) enum Job {
     Help(Arc<Pieces>),
 }
 
-/// Pieces of one buffer that workers store together.
+/// Pieces of one buffer that workers store together, row by row.
 pub(super) struct Pieces {
     data: Vec<u8>,
     ranges: Vec<Range<usize>>,
     orders: Vec<Order>,
+    /// Pieces that are handed over together: about as much as is compressed together.
+    rows: Vec<Range<usize>>,
     next: AtomicUsize,
     stored: Mutex<Stored>,
     done: Condvar,
@@ -275,9 +279,9 @@ impl<'a> Crew<'a> {
                 }
             }
         }
-        let pieces = self.assembler.chunker.cut(Cut::Content, buffer, true);
+        let pieces = self.cut_group(&read);
         let orders = orders(&pieces, &read);
-        let ids = self.store(buffer, pieces.clone(), |piece| orders.get(piece).copied().unwrap_or_default())?;
+        let ids = self.store(buffer, pieces.clone(), orders)?;
         let mut first = 0;
         for (task, mut file, range) in read {
             while pieces.get(first).is_some_and(|piece| piece.end <= range.start) {
@@ -361,7 +365,8 @@ impl<'a> Crew<'a> {
             let pieces = self.assembler.chunker.cut(Cut::Content, buffer, left == 0);
             let end = pieces.last().map_or(0, |piece| piece.end);
             let (directory, entry, _) = task.folder.order(task.index);
-            let ids = self.store(buffer, pieces.clone(), |piece| (directory, entry, (spans.len() + piece) as u32))?;
+            let orders = (spans.len()..).take(pieces.len()).map(|piece| (directory, entry, piece as u32)).collect();
+            let ids = self.store(buffer, pieces.clone(), orders)?;
             spans.extend(pieces.iter().zip(ids).map(|(piece, id)| Span::Data {
                 id,
                 offset: 0,
@@ -398,25 +403,39 @@ impl<'a> Crew<'a> {
         }
     }
 
+    /// The pieces of a buffer of files: each ends where a file does.
+    fn cut_group(&self, read: &[(Task, Option<Known>, Range<usize>)]) -> Vec<Range<usize>> {
+        let stored = || read.iter().filter(|(.., range)| !range.is_empty());
+        let files = stored().map(|(_, file, range)| {
+            let digest = file.as_ref().and_then(|(_, memory)| memory.as_ref()?.digest);
+            (range.len(), digest.unwrap_or_default())
+        });
+        let mut ranges = stored().map(|(.., range)| range);
+        let mut piece = |count: usize| {
+            let mut files = ranges.by_ref().take(count);
+            let first = files.next()?;
+            Some(first.start..files.last().map_or(first.end, |last| last.end))
+        };
+        self.assembler.chunker.cut_files(files).into_iter().filter_map(&mut piece).collect()
+    }
+
     /// Stores the pieces of a buffer, with the help of idle workers.
     fn store(
         &self,
         buffer: &mut Vec<u8>,
         ranges: Vec<Range<usize>>,
-        order: impl Fn(usize) -> Order,
+        orders: Vec<Order>,
     ) -> Result<Vec<ChunkId>, BackupError> {
-        let helpers = if ranges.len() > 1 { lock(&self.queue).idle.min(ranges.len() - 1) } else { 0 };
+        let rows = rows(&ranges);
+        let helpers = if rows.len() > 1 { lock(&self.queue).idle.min(rows.len() - 1) } else { 0 };
         if helpers == 0 {
-            let put = |(index, range): (usize, Range<usize>)| {
-                self.assembler.put(buffer.get(range).unwrap_or_default(), order(index))
-            };
-            return ranges.into_iter().enumerate().map(put).collect();
+            return self.assembler.put_all(buffer, &ranges, &orders);
         }
-        let left = ranges.len();
-        let stored = Mutex::new(Stored { ids: vec![None; left], left });
+        let left = rows.len();
+        let stored = Mutex::new(Stored { ids: vec![None; ranges.len()], left });
         let data = std::mem::take(buffer);
-        let orders = (0..left).map(order).collect();
-        let pieces = Arc::new(Pieces { data, ranges, orders, next: AtomicUsize::new(0), stored, done: Condvar::new() });
+        let next = AtomicUsize::new(0);
+        let mut pieces = Arc::new(Pieces { data, ranges, orders, rows, next, stored, done: Condvar::new() });
         {
             let mut queue = lock(&self.queue);
             (0..helpers).for_each(|_| queue.jobs.push_front(Job::Help(Arc::clone(&pieces))));
@@ -430,22 +449,28 @@ impl<'a> Crew<'a> {
             }
             stored.ids.iter().copied().collect::<Option<Vec<_>>>()
         };
-        // Mostly nobody else holds the buffer any more.
-        *buffer = Arc::try_unwrap(pieces).map_or_else(|shared| shared.data.clone(), |own| own.data);
+        // Whoever helped lets go of the buffer at once.
+        *buffer = loop {
+            match Arc::try_unwrap(pieces) {
+                Ok(own) => break own.data,
+                Err(shared) => pieces = shared,
+            }
+            std::thread::yield_now();
+        };
         ids.ok_or(BackupError::Cancelled) // the failure itself is with the assembler
     }
 
-    /// Stores pieces until none is left to begin.
+    /// Stores rows until none is left to begin.
     fn store_some(&self, pieces: &Pieces) {
         loop {
-            let index = pieces.next.fetch_add(1, Ordering::Relaxed);
-            let Some(range) = pieces.ranges.get(index) else { return };
-            let order = pieces.orders.get(index).copied().unwrap_or_default();
-            let id = self.assembler.put(pieces.data.get(range.clone()).unwrap_or_default(), order);
-            let id = id.map_err(|error| self.give_up(error)).ok();
+            let Some(row) = pieces.rows.get(pieces.next.fetch_add(1, Ordering::Relaxed)) else { return };
+            let ranges = pieces.ranges.get(row.clone()).unwrap_or_default();
+            let orders = pieces.orders.get(row.clone()).unwrap_or_default();
+            let ids = self.assembler.put_all(&pieces.data, ranges, orders);
+            let ids = ids.map_err(|error| self.give_up(error)).unwrap_or_default();
             let mut stored = lock(&pieces.stored);
-            if let Some(place) = stored.ids.get_mut(index) {
-                *place = id;
+            if let Some(places) = stored.ids.get_mut(row.clone()) {
+                places.iter_mut().zip(ids).for_each(|(place, id)| *place = Some(id));
             }
             stored.left -= 1;
             if stored.left == 0 {
@@ -453,6 +478,19 @@ impl<'a> Crew<'a> {
             }
         }
     }
+}
+
+/// Pieces in rows of about `ROW_BYTES`.
+fn rows(ranges: &[Range<usize>]) -> Vec<Range<usize>> {
+    let (mut rows, mut first) = (Vec::new(), 0);
+    for (index, range) in ranges.iter().enumerate() {
+        let start = ranges.get(first).map_or(range.start, |first| first.start);
+        if range.end - start >= ROW_BYTES || index + 1 == ranges.len() {
+            rows.push(first..index + 1);
+            first = index + 1;
+        }
+    }
+    rows
 }
 
 /// Whether a change right after the reading could leave the times as they are.

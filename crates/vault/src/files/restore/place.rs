@@ -29,6 +29,8 @@ pub(super) struct Ground {
     fd: OwnedFd,
     path: PathBuf,
     own: Own,
+    /// What this process takes away from the mode of new files; absent where the system does not say.
+    umask: Option<u32>,
     kind: Kind,
 }
 
@@ -117,7 +119,7 @@ impl Ground {
         let plain = Metadata { mode: 0o700, uid: own.uid, gid: own.gid, ..seen.metadata(Vec::new()) };
         metadata::apply(fd.as_fd(), &plain, true, None);
         let kind = Kind::Staging { parent: parent_fd, staging, target: target.to_owned(), replaces_empty, resumed };
-        Ok(Ground { fd, path, own, kind })
+        Ok(Ground { fd, path, own, umask: umask(), kind })
     }
 
     fn in_place(fd: OwnedFd, path: PathBuf, options: &RestoreOptions) -> Result<Self, RestoreError> {
@@ -139,7 +141,7 @@ impl Ground {
         };
         rustix::fs::fsync(&fd).map_err(fail)?;
         tracing::debug!(path = %path.display(), delete_extra = options.delete_extra, "restoring in place");
-        Ok(Ground { fd, path, own: own(), kind: Kind::InPlace { resumed } })
+        Ok(Ground { fd, path, own: own(), umask: umask(), kind: Kind::InPlace { resumed } })
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
@@ -153,6 +155,10 @@ impl Ground {
     /// What new files here belong to; `None` if what is there may not be ours alone.
     pub(super) fn own(&self) -> Own {
         self.own
+    }
+
+    pub(super) fn umask(&self) -> Option<u32> {
+        self.umask
     }
 
     pub(super) fn resumed(&self) -> bool {
@@ -219,7 +225,14 @@ fn is_stood_in(fd: &OwnedFd) -> bool {
 }
 
 fn own() -> Own {
-    Own { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+    Own { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), mode: 0o600 }
+}
+
+/// Asked of the system; the call that tells it would also change it, for all threads.
+fn umask() -> Option<u32> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
+    u32::from_str_radix(value.trim(), 8).ok()
 }
 
 /// Only one restore at a time. The lock goes with the process.

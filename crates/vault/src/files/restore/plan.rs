@@ -25,6 +25,8 @@ use crate::files::walk::{open_beneath, open_directory, read_names};
 
 /// A batch is written when it has gathered so many files or pieces.
 const BATCH_FILES_MAX: usize = 32 << 10;
+/// The first batch is small, so that writing begins at once.
+const BATCH_FILES_FIRST: usize = 2 << 10;
 const BATCH_PIECES_MAX: usize = 128 << 10;
 
 /// Which parts of the tree are wanted.
@@ -97,6 +99,7 @@ pub(super) struct Planner<'a> {
     base: Option<&'a Browser<'a>>,
     sender: SyncSender<Batch>,
     batch: Batch,
+    batch_files: usize,
     /// By link group: the first name, and what stood behind it.
     firsts: HashMap<[u8; 16], (PathBuf, blake3::Hash)>,
     after: Afterwards,
@@ -110,7 +113,7 @@ impl<'a> Planner<'a> {
         sender: SyncSender<Batch>,
     ) -> Self {
         let (batch, after) = (Batch::default(), Afterwards::default());
-        Planner { job, browser, base, sender, batch, firsts: HashMap::new(), after }
+        Planner { job, browser, base, sender, batch, batch_files: BATCH_FILES_FIRST, firsts: HashMap::new(), after }
     }
 
     /// Goes through the wanted part of the tree.
@@ -136,6 +139,7 @@ impl<'a> Planner<'a> {
     }
 
     fn send(&mut self) {
+        self.batch_files = (self.batch_files * 2).min(BATCH_FILES_MAX);
         // The receiver outlives the walk.
         let _ = self.sender.send(std::mem::take(&mut self.batch));
     }
@@ -256,7 +260,7 @@ impl<'a> Planner<'a> {
         let pieces = self.batch.pieces.len() - before;
         let names = node.link.map_or(1, |link| link.names);
         self.batch.files.push(FileWork::new(Arc::clone(folder), node.name, node.metadata, size, holes, pieces, names));
-        if self.batch.files.len() >= BATCH_FILES_MAX || self.batch.pieces.len() >= BATCH_PIECES_MAX {
+        if self.batch.files.len() >= self.batch_files || self.batch.pieces.len() >= BATCH_PIECES_MAX {
             self.send();
         }
         Ok(())

@@ -22,8 +22,9 @@ use super::plan::{Batch, Piece, clear};
 use super::{Job, RestoreError, add};
 use crate::files::Event;
 use crate::files::browse::part;
-use crate::files::metadata::{self, Metadata, Seen};
+use crate::files::metadata::{self, Metadata, Own, Seen};
 use crate::files::walk::open_directory;
+use crate::{ChunkId, Scratch};
 
 /// What is compared and written at once.
 const BLOCK_BYTES: usize = 4096;
@@ -64,27 +65,36 @@ impl FileWork {
     }
 }
 
-/// The directory a worker was last in: neighbours mostly share it.
-type LastFolder = Option<(Arc<PathBuf>, OwnedFd)>;
+/// What a worker holds: the directory and the file it was last in (neighbours mostly share them), and what it reads with.
+#[derive(Default)]
+struct Hand {
+    folder: Option<(Arc<PathBuf>, OwnedFd)>,
+    /// Which file of the batch, and whether this restore made it.
+    file: Option<(u32, OwnedFd, bool)>,
+    scratch: Scratch,
+}
+
+/// All pieces of one chunk.
+type Run = Range<usize>;
 
 impl Batch {
     /// Writes everything, on several threads.
     pub(super) fn write(mut self, job: &Job<'_>, threads: usize) {
         self.pieces.sort_unstable_by_key(|piece| (piece.id, piece.file, piece.position));
-        let runs = self.runs(job);
-        let (next_run, next_file) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (runs, units) = self.runs(job);
+        let (next_unit, next_file) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
-                    let mut folder = None;
+                    let mut hand = Hand::default();
                     while let Some(file) = self.files.get(next_file.fetch_add(1, Ordering::Relaxed)) {
-                        if file.pieces == 0 && !proceed(job, self.write_empty(job, file, &mut folder)) {
+                        if file.pieces == 0 && !proceed(job, self.write_empty(job, file, &mut hand)) {
                             return;
                         }
                     }
-                    while let Some(run) = runs.get(next_run.fetch_add(1, Ordering::Relaxed)) {
-                        let pieces = self.pieces.get(run.clone()).unwrap_or_default();
-                        if !proceed(job, self.write_run(job, pieces, &mut folder)) {
+                    while let Some(unit) = units.get(next_unit.fetch_add(1, Ordering::Relaxed)) {
+                        let runs = runs.get(unit.clone()).unwrap_or_default();
+                        if !proceed(job, self.write_unit(job, runs, &mut hand)) {
                             return;
                         }
                     }
@@ -93,9 +103,9 @@ impl Batch {
         });
     }
 
-    /// The pieces of each chunk, in the order in which the chunks lie in packs.
-    fn runs(&self, job: &Job<'_>) -> Vec<Range<usize>> {
-        let mut runs: Vec<_> = Vec::new();
+    /// The pieces of each chunk, in the order in which the chunks lie in packs; and the runs that are unpacked together.
+    fn runs(&self, job: &Job<'_>) -> (Vec<Run>, Vec<Range<usize>>) {
+        let mut runs: Vec<(Option<(u32, u64)>, Run)> = Vec::new();
         let mut start = 0;
         for same in self.pieces.chunk_by(|a, b| a.id == b.id) {
             let place = same.first().and_then(|piece| job.source.place(&piece.id));
@@ -103,38 +113,65 @@ impl Batch {
             start += same.len();
         }
         runs.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.start.cmp(&b.1.start)));
-        runs.into_iter().map(|(_, run)| run).collect()
+        let frame = |place: Option<(u32, u64)>| place.map(|(pack, offset)| (pack, offset >> 32));
+        let (mut units, mut first) = (Vec::new(), 0);
+        for unit in runs.chunk_by(|a, b| a.0.is_some() && frame(a.0) == frame(b.0)) {
+            units.push(first..first + unit.len());
+            first += unit.len();
+        }
+        (runs.into_iter().map(|(_, run)| run).collect(), units)
     }
 
-    fn write_run(&self, job: &Job<'_>, pieces: &[Piece], folder: &mut LastFolder) -> Result<(), RestoreError> {
+    /// Unpacks what lies together once, and writes all that is needed of it.
+    fn write_unit(&self, job: &Job<'_>, runs: &[Run], hand: &mut Hand) -> Result<(), RestoreError> {
+        let pieces = |run: &Run| self.pieces.get(run.clone()).unwrap_or_default();
+        let ids: Vec<ChunkId> = runs.iter().filter_map(|run| Some(pieces(run).first()?.id)).collect();
+        let mut failure = None;
+        let mut scratch = std::mem::take(&mut hand.scratch);
+        let read = job.source.each(&ids, &mut scratch, &mut |index, chunk| {
+            let pieces = runs.get(index).map(pieces).unwrap_or_default();
+            failure = pieces.iter().try_for_each(|piece| self.write_piece(job, piece, chunk, hand)).err();
+            failure.is_none()
+        });
+        hand.scratch = scratch;
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        read.map_err(|(index, source)| {
+            let first = runs.get(index).and_then(|run| pieces(run).first());
+            let file = first.and_then(|piece| self.files.get(piece.file as usize));
+            RestoreError::Chunk { path: file.map(FileWork::relative).unwrap_or_default(), source }
+        })
+    }
+
+    fn write_piece(&self, job: &Job<'_>, piece: &Piece, chunk: &[u8], hand: &mut Hand) -> Result<(), RestoreError> {
         job.check()?;
-        let Some(first) = pieces.first() else { return Ok(()) };
-        let chunk = job.source.get(&first.id).map_err(|source| {
-            let path = self.files.get(first.file as usize).map(FileWork::relative).unwrap_or_default();
-            RestoreError::Chunk { path, source }
-        })?;
-        for piece in pieces {
-            let Some(file) = self.files.get(piece.file as usize) else { continue };
-            let data = part(&chunk, piece.offset, piece.length).map_err(RestoreError::Tree)?;
-            let (fd, new) = make_ready(job, file, folder)?;
-            let fail = |source| job.write_error(&file.relative())(source);
-            let written = if new && !job.ground.compares() {
-                write_all(&fd, data, piece.position).map(|()| data.len() as u64)
-            } else {
-                write_different(&fd, data, piece.position)
-            };
-            add(&job.written_bytes, written.map_err(fail)?);
-            job.progress.report(&Event::Bytes(data.len() as u64));
-            if file.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                conclude(job, file, &fd, new)?;
-            }
+        let Some(file) = self.files.get(piece.file as usize) else { return Ok(()) };
+        let data = part(chunk, piece.offset, piece.length).map_err(RestoreError::Tree)?;
+        if hand.file.as_ref().is_none_or(|(kept, ..)| *kept != piece.file) {
+            hand.file = None;
+            let (fd, new) = make_ready(job, file, &mut hand.folder)?;
+            hand.file = Some((piece.file, fd, new));
+        }
+        let Some((_, fd, new)) = &hand.file else { return Ok(()) };
+        let fail = |source| job.write_error(&file.relative())(source);
+        let written = if *new && !job.ground.compares() {
+            write_all(fd, data, piece.position).map(|()| data.len() as u64)
+        } else {
+            write_different(fd, data, piece.position)
+        };
+        add(&job.written_bytes, written.map_err(fail)?);
+        job.progress.report(&Event::Bytes(data.len() as u64));
+        if file.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            conclude(job, file, fd, *new)?;
+            hand.file = None;
         }
         Ok(())
     }
 
-    fn write_empty(&self, job: &Job<'_>, file: &FileWork, folder: &mut LastFolder) -> Result<(), RestoreError> {
+    fn write_empty(&self, job: &Job<'_>, file: &FileWork, hand: &mut Hand) -> Result<(), RestoreError> {
         job.check()?;
-        let (fd, new) = make_ready(job, file, folder)?;
+        let (fd, new) = make_ready(job, file, &mut hand.folder)?;
         conclude(job, file, &fd, new)
     }
 }
@@ -151,7 +188,11 @@ fn proceed(job: &Job<'_>, done: Result<(), RestoreError>) -> bool {
 }
 
 /// Opens the file for writing; the first to come makes it. Also says whether this restore made it.
-fn make_ready(job: &Job<'_>, file: &FileWork, folder: &mut LastFolder) -> Result<(OwnedFd, bool), RestoreError> {
+fn make_ready(
+    job: &Job<'_>,
+    file: &FileWork,
+    folder: &mut Option<(Arc<PathBuf>, OwnedFd)>,
+) -> Result<(OwnedFd, bool), RestoreError> {
     if folder.as_ref().is_none_or(|(last, _)| !Arc::ptr_eq(last, &file.folder)) {
         let dir = open_directory(job.ground.fd().as_fd(), &file.folder).map_err(job.write_error(&file.folder))?;
         *folder = Some((Arc::clone(&file.folder), dir));
@@ -179,10 +220,20 @@ fn open_existing(dir: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
 
 fn create(job: &Job<'_>, dir: &OwnedFd, file: &FileWork) -> Result<OwnedFd, RestoreError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, &file.name[..], flags, Mode::RUSR | Mode::WUSR).map_err(|error| match error {
-        Errno::EXIST => RestoreError::Disturbed { path: job.ground.path().join(file.relative()) },
-        other => job.write_error(&file.relative())(other),
+    rustix::fs::openat(dir, &file.name[..], flags, Mode::from_raw_mode(first_mode(job, file))).map_err(|error| {
+        match error {
+            Errno::EXIST => RestoreError::Disturbed { path: job.ground.path().join(file.relative()) },
+            other => job.write_error(&file.relative())(other),
+        }
     })
+}
+
+/// The mode a file is made with. In a place of our own, which nobody else sees, the one it shall have, if it is opened only once.
+fn first_mode(job: &Job<'_>, file: &FileWork) -> u32 {
+    match (&file.metadata, job.ground.umask()) {
+        (Some(metadata), Some(umask)) if file.pieces <= 1 && !job.ground.compares() => metadata.mode & 0o777 & !umask,
+        _ => 0o600,
+    }
 }
 
 /// Opens the file that is there if it may be changed, or makes a new one in its place.
@@ -312,13 +363,16 @@ fn conclude(job: &Job<'_>, file: &FileWork, fd: &OwnedFd, new: bool) -> Result<(
             punch(fd, *position, *length).map_err(job.write_error(&relative))?;
         }
     }
-    let length = rustix::fs::fstat(fd).map(|stat| Seen::from(&stat).size).map_err(job.write_error(&relative))?;
-    if length != file.size {
-        return Err(RestoreError::Disturbed { path: job.ground.path().join(relative) });
+    // What one write just made in a place of our own has the length of that write.
+    if !(new && file.pieces == 1 && file.holes.is_empty() && !job.ground.compares()) {
+        let length = rustix::fs::fstat(fd).map(|stat| Seen::from(&stat).size).map_err(job.write_error(&relative))?;
+        if length != file.size {
+            return Err(RestoreError::Disturbed { path: job.ground.path().join(relative) });
+        }
     }
     if let Some(metadata) = &file.metadata {
         // In an existing directory a new file may inherit an ACL or a group.
-        let own = (new && !job.ground.compares()).then(|| job.ground.own());
+        let own = (new && !job.ground.compares()).then(|| Own { mode: first_mode(job, file), ..job.ground.own() });
         job.note(&relative, metadata::apply(fd.as_fd(), metadata, job.options.owners, own));
     } else {
         rustix::fs::fchmod(fd, Mode::from_raw_mode(0o644)).map_err(job.write_error(Path::new(&relative)))?;
