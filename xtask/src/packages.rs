@@ -16,6 +16,8 @@ pub(crate) const FOR_TESTS: &[(&str, &str)] = &[
     ("faketime", "a clock that goes back"),
     ("librsvg2-bin", "rsvg-convert: draws the QR code of a printed key"),
     ("mount", "mounts it"),
+    ("openssh-client", "ssh: the way to a served vault"),
+    ("openssh-server", "sshd: a real server in front of a served vault"),
     ("procps", "ps: what processes are left, as the system sees it"),
     ("python3", "user's commands that speak JSON, for the command site"),
     ("sqlite3", "reads restored databases without any of our code"),

@@ -6,4 +6,5 @@ pub mod clock;
 pub mod probe;
 pub mod site;
 pub mod source;
+pub mod storage;
 pub mod traffic;

@@ -167,7 +167,10 @@ impl CommandError {
     pub(crate) fn of_vault(error: VaultError) -> CommandError {
         let kind = match &error {
             VaultError::VaultExists { .. } | VaultError::ForeignVault { .. } => Kind::Refused,
-            VaultError::Storage { source: StorageError::UnknownScheme { .. }, .. } => Kind::Usage,
+            VaultError::Storage {
+                source: StorageError::UnknownScheme { .. } | StorageError::BadAddress { .. },
+                ..
+            } => Kind::Usage,
             _ => Kind::Failed,
         };
         CommandError::from(error).kind(kind)
@@ -175,7 +178,7 @@ impl CommandError {
 
     pub(crate) fn of_storage(error: StorageError) -> CommandError {
         let kind = match &error {
-            StorageError::UnknownScheme { .. } => Kind::Usage,
+            StorageError::UnknownScheme { .. } | StorageError::BadAddress { .. } => Kind::Usage,
             _ => Kind::Failed,
         };
         CommandError::from(error).kind(kind)

@@ -61,6 +61,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let ui = Ui::new(cli.global);
     start_log(&ui);
+    lifeboat_adapters::storage::register();
+    if let Ok(state) = ui.state_directory() {
+        lifeboat_adapters::storage::served::keys_lie_in(&state);
+    }
     let result = commands::run(cli.command, &ui);
     finish(result, &ui)
 }

@@ -14,6 +14,7 @@ mod paper;
 mod plan;
 mod runs;
 mod screens;
+mod served;
 mod status;
 mod ways;
 mod with_plan;

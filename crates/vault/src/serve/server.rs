@@ -197,6 +197,8 @@ impl Server {
                 self.sign(false);
             }
             if reading.is_over() || writing.is_over() {
+                // Cutting may end the process.
+                self.sign(true);
                 cut();
                 return;
             }

@@ -208,7 +208,7 @@ pub(super) fn read_word<T: for<'b> Decode<'b, ()>>(reader: &mut dyn Read) -> io:
     match read_lengths(reader)? {
         Some((header, 0)) => decode(&read_exactly(reader, header)?),
         Some(_) => Err(bad("a first word has no body")),
-        None => Err(io::ErrorKind::UnexpectedEof.into()),
+        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended before a server answered")),
     }
 }
 

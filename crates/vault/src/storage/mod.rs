@@ -59,6 +59,8 @@ pub enum StorageError {
     BadKey { key: String, why: &'static str },
     #[error("storage of the kind {scheme:?} is not in this version; use a directory (file:///path or a bare path)")]
     UnknownScheme { scheme: String },
+    #[error("{address} is no address of a vault: {why}")]
+    BadAddress { address: String, why: String },
     /// A server's rule says no (`vault serve`).
     #[error("the server at {location} does not {verb} {key}: {why}")]
     Refused { location: String, verb: &'static str, key: String, why: String },

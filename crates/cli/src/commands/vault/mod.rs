@@ -6,6 +6,7 @@ mod check;
 mod enroll;
 mod init;
 mod recipients;
+mod serve;
 
 use crate::error::{CommandError, Exit};
 use crate::ui::Ui;
@@ -24,6 +25,7 @@ enum Verb {
     Check(check::Args),
     Enroll(enroll::Args),
     Recipients(recipients::Args),
+    Serve(serve::Args),
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
@@ -33,5 +35,6 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Verb::Check(args) => check::run(args, ui),
         Verb::Enroll(args) => enroll::run(args, ui),
         Verb::Recipients(args) => recipients::run(args, ui),
+        Verb::Serve(args) => serve::run(args, ui),
     }
 }
