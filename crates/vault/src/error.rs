@@ -31,6 +31,11 @@ pub enum VaultError {
     #[error("{object} is not to be trusted: {why}; find out who wrote it before you go on")]
     Untrusted { object: String, why: String },
     #[error(
+        "{from} and {to} went different ways: each holds another {object}, rightly signed; one was brought back from a copy and \
+         written to, or somebody has a host's key: find out which is right, and copy that one to a new place"
+    )]
+    Diverged { object: String, from: String, to: String },
+    #[error(
         "the vault was rolled back: {object} is at {found}, but {seen} was seen here before; bring the newer state back from a copy"
     )]
     RolledBack { object: String, found: String, seen: String },

@@ -22,6 +22,7 @@
 
 mod check;
 mod codec;
+pub mod copy;
 mod crypt;
 mod error;
 pub mod files;

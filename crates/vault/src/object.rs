@@ -10,7 +10,7 @@ use crate::name;
 use crate::roster::{self, Roster};
 use crate::sign::{PublicKey, Signed};
 use crate::storage::{Listed, Put, Storage, StorageError};
-use crate::{index, log, receipt, refs, snapshot};
+use crate::{copy, index, log, receipt, refs, snapshot};
 
 /// What a key says about its object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub(crate) enum Place {
     Tombstone(String, String, u64),
     Verification(String, String, u64),
     Receipt(String, u64),
+    /// The record of a copy, and whether it says that it is done.
+    Copy(u64, bool),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +98,10 @@ impl Place {
             ["verify", host, dataset, number, _] => {
                 Place::Verification(name::decode(host)?, name::decode(dataset)?, name::parse_number(number)?)
             }
+            ["copy", part] => {
+                let (number, done) = copy::parse_record(part)?;
+                Place::Copy(number, done)
+            }
             ["receipt", keeper, number] => Place::Receipt(keeper.to_owned(), name::parse_number(number)?),
             _ => return None,
         })
@@ -116,7 +122,39 @@ impl Place {
             Place::Tombstone(..) => snapshot::TOMBSTONE_KIND,
             Place::Verification(..) => snapshot::VERIFICATION_KIND,
             Place::Receipt(..) => receipt::KIND,
+            Place::Copy(..) => copy::RECORD_KIND,
         })
+    }
+
+    /// The data set that it is part of; `None` for what belongs to the whole vault (and for packs, which do not say).
+    pub(crate) fn dataset(&self) -> Option<&str> {
+        match self {
+            Place::KeyFile(PairOf::Content(dataset), _)
+            | Place::Statement(PairOf::Content(dataset), _)
+            | Place::ChunkKey(dataset)
+            | Place::Index(_, dataset, _)
+            | Place::Refs(_, dataset, _)
+            | Place::Snapshot(_, dataset, _)
+            | Place::Log { dataset, .. }
+            | Place::Tombstone(_, dataset, _)
+            | Place::Verification(_, dataset, _) => Some(dataset),
+            _ => None,
+        }
+    }
+
+    /// The chain that it is a link of: same number in the same chain, same object.
+    pub(crate) fn link(&self) -> Option<(String, u64)> {
+        match self {
+            Place::Roster(number) => Some((name::ROSTER.to_owned(), *number)),
+            Place::Statement(pair, number) => Some((pair.pair().prefix(), *number)),
+            Place::Index(host, dataset, number) => Some((name::indexes_of(host, dataset), *number)),
+            Place::Snapshot(host, dataset, number) => Some((name::snapshots_of(host, dataset), *number)),
+            Place::Log { dataset, lineage, timeline, number } => {
+                Some((log::chain(dataset, lineage, *timeline), *number))
+            }
+            Place::Receipt(keeper, number) => Some((receipt::chain(keeper), *number)),
+            _ => None,
+        }
     }
 
     /// What one such object may hold at most.
@@ -177,6 +215,7 @@ pub(crate) fn check(roster: &Roster, key: &str, place: &Place, bytes: &[u8]) -> 
             snapshot::check_verification(roster, &snapshot, key, &signed)?;
         }
         Place::Receipt(keeper, number) => receipt::check(roster, keeper, *number, bytes)?,
+        Place::Copy(number, done) => copy::check_record(roster, key, *number, *done, &signed)?,
         Place::Readme | Place::KeyFile(..) | Place::Pack(_) => {}
     }
     Ok(Some(signed.signer))

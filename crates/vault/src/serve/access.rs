@@ -56,9 +56,12 @@ impl Asker {
     pub(super) fn may_read(&self, place: &Place) -> bool {
         self.reads_all()
             || match place {
-                Place::Readme | Place::Roster(_) | Place::Statement(..) | Place::Enrolment(_) | Place::Receipt(..) => {
-                    true
-                }
+                Place::Readme
+                | Place::Roster(_)
+                | Place::Statement(..)
+                | Place::Enrolment(_)
+                | Place::Receipt(..)
+                | Place::Copy(..) => true,
                 // Whoever writes a log next goes on from its end; its payloads are sealed.
                 Place::Log { .. } => true,
                 Place::Index(host, ..)
@@ -94,6 +97,7 @@ impl Asker {
             Place::KeyFile(PairOf::Content(_), _) => true,
             Place::Tombstone(..) => prune,
             Place::Receipt(..) => return Err("receipts are the server's own"),
+            Place::Copy(..) => return Err("it has no right to copy"),
             Place::Readme | Place::Roster(_) | Place::Statement(..) | Place::KeyFile(..) => {
                 return Err("only the owner creates that");
             }

@@ -56,6 +56,7 @@ impl Vault {
             };
             points.push(snapshot.info(badge.unwrap_or(Badge::Suspect)));
         }
+        findings.extend(self.unfinished_copy()?);
         findings.extend(put_in_order(&mut points));
         Ok(Points { points, findings })
     }

@@ -1,6 +1,6 @@
 //! `lifeboat vault serve`: an append-only front for a directory, for hosts that must not be trusted with the directory itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lifeboat_adapters::storage::served::{Listener, serve_stdio};
@@ -93,10 +93,8 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
 
 fn server(args: &Args, ui: &Ui) -> Result<Server, CommandError> {
     let storage = storage::open(&args.directory).map_err(CommandError::of_storage)?;
-    let keeper = door::state(ui, None).map_err(|error| {
-        ui.warn(format_args!("this server gives no receipts: {}", error.message));
-        error
-    });
+    let keeper = door::state(ui, None)
+        .inspect_err(|error| ui.warn(format_args!("this server gives no receipts: {}", error.message)));
     let directory = PathBuf::from(args.directory.trim_start_matches("file://"));
     let free = move || {
         let space = rustix::fs::statvfs(&directory).ok()?;
@@ -113,7 +111,7 @@ fn server(args: &Args, ui: &Ui) -> Result<Server, CommandError> {
     Ok(Server::new(storage, options))
 }
 
-fn listen(args: &Args, path: &PathBuf, server: &Arc<Server>, who: &Who, ui: &Ui) -> Result<Exit, CommandError> {
+fn listen(args: &Args, path: &Path, server: &Arc<Server>, who: &Who, ui: &Ui) -> Result<Exit, CommandError> {
     let stop = interrupt::listen(ui)?;
     // A key decides who gets in, or else the socket's own permissions do.
     let mode = if matches!(who, Who::OnRoster(_)) { 0o666 } else { 0o600 };

@@ -1,0 +1,261 @@
+//! What a copy has to carry, in which order; and whether the two vaults are one.
+//!
+//! Invariant: nothing is carried between vaults that went different ways: the newest link that both have of every chain is the same.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::{CopyOptions, CopyReport};
+use crate::codec::Hash;
+use crate::error::{Doing, Result, VaultError};
+use crate::finding::{Finding, Severity, note};
+use crate::index;
+use crate::name;
+use crate::object::Place;
+use crate::open::Vault;
+use crate::snapshot::tombstone_key;
+use crate::storage::{Listed, Storage};
+
+/// One object to carry.
+#[derive(Debug, Clone)]
+pub(super) struct Load {
+    pub(super) key: String,
+    pub(super) place: Place,
+    pub(super) size: u64,
+}
+
+/// Rows of one phase: the objects of a row in order, rows beside each other.
+pub(super) type Phase = Vec<Vec<Load>>;
+
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub(super) phases: Vec<Phase>,
+    pub(super) bytes: u64,
+    /// The newest link of each chain at the source.
+    pub(super) heads: Vec<(String, u64, Hash)>,
+}
+
+/// When an object's turn is; `None` for what belongs to one place only.
+fn phase(place: &Place) -> Option<usize> {
+    Some(match place {
+        Place::Roster(_) => 0,
+        Place::Readme | Place::KeyFile(..) | Place::ChunkKey(_) => 1,
+        Place::Statement(..) => 2,
+        Place::Pack(_) => 3,
+        Place::Index(..) => 4,
+        Place::Refs(..) => 5,
+        Place::Log { .. } => 6,
+        Place::Tombstone(..) => 7,
+        Place::Snapshot(..) => 8,
+        Place::Verification(..) | Place::Receipt(..) => 9,
+        Place::Enrolment(_) | Place::Copy(..) => return None,
+    })
+}
+const PHASES: usize = 10;
+
+type Chains = BTreeMap<String, BTreeMap<u64, String>>;
+
+pub(super) fn make(
+    source: &Vault,
+    to: &Arc<dyn Storage>,
+    target: Option<&Vault>,
+    options: &CopyOptions,
+    report: &mut CopyReport,
+) -> Result<Plan> {
+    let from = source.storage();
+    let snapshots = from.list("snap/").doing(|| "listing the source".to_owned())?;
+    let mut listed = from.list("").doing(|| "listing the source".to_owned())?;
+    // Points that were committed since rest on what this listing may lack.
+    let seen: HashSet<&str> = snapshots.iter().map(|o| o.key.as_str()).collect();
+    listed.retain(|object| !object.key.starts_with("snap/") || seen.contains(object.key.as_str()));
+    let there = to.list("").doing(|| "listing the target".to_owned())?;
+    let here = chains(&listed);
+    let beyond = chains(&there);
+    let mut plan = Plan { heads: heads(source, &here, &mut report.findings)?, ..Plan::default() };
+    if target.is_some() {
+        compare(source, to, &here, &beyond, report)?;
+    }
+    let wanted = wanted_packs(source, options, &listed, &mut report.findings)?;
+    let sizes: HashMap<&str, u64> = there.iter().map(|o| (o.key.as_str(), o.size)).collect();
+    let tombstones: HashSet<&str> =
+        listed.iter().chain(&there).map(|o| o.key.as_str()).filter(|key| key.starts_with("tombstone/")).collect();
+    let mut rows: Vec<BTreeMap<String, Vec<Load>>> = vec![BTreeMap::new(); PHASES];
+    for object in &listed {
+        let Some(place) = Place::of(&object.key) else {
+            let message = format!("{} is no object of this version's vaults, and is not copied", object.key);
+            report.findings.push(Finding::new(Severity::Warning, "unknown", &object.key, message));
+            continue;
+        };
+        let Some(phase) = phase(&place) else { continue };
+        if is_left_out(&place, options, wanted.as_ref(), &tombstones) {
+            continue;
+        }
+        match sizes.get(object.key.as_str()) {
+            Some(size) => {
+                report.objects_there += 1;
+                if *size != object.size {
+                    report.findings.push(differs(object, *size));
+                }
+            }
+            None => {
+                plan.bytes += object.size;
+                // Links of a chain go one after the other; everything else for itself.
+                let row = place.link().map_or_else(|| object.key.clone(), |(chain, _)| chain);
+                let load = Load { key: object.key.clone(), place, size: object.size };
+                if let Some(rows) = rows.get_mut(phase) {
+                    rows.entry(row).or_default().push(load);
+                }
+            }
+        }
+    }
+    plan.phases = rows.into_iter().map(|rows| rows.into_values().map(in_order).collect()).collect();
+    Ok(plan)
+}
+
+fn in_order(mut row: Vec<Load>) -> Vec<Load> {
+    row.sort_by_key(|load| load.place.link().map(|(_, number)| number));
+    row
+}
+
+fn is_left_out(
+    place: &Place,
+    options: &CopyOptions,
+    wanted: Option<&HashSet<[u8; 32]>>,
+    tombstones: &HashSet<&str>,
+) -> bool {
+    let other = options.dataset.as_deref().zip(place.dataset()).is_some_and(|(wanted, dataset)| wanted != dataset);
+    let unwanted = match (place, wanted) {
+        (Place::Pack(hash), Some(wanted)) => !wanted.contains(hash),
+        _ => false,
+    };
+    let pruned = match place {
+        Place::Snapshot(host, dataset, number) => tombstones.contains(tombstone_key(host, dataset, *number).as_str()),
+        _ => false,
+    };
+    other || unwanted || pruned
+}
+
+fn differs(object: &Listed, size: u64) -> Finding {
+    let message = format!(
+        "{} holds {size} bytes in the target and {} in the source: one of the two is damaged; run `lifeboat vault check` on both, and \
+         heal that one from the other",
+        object.key, object.size
+    );
+    Finding::new(Severity::Alarm, "differs", &object.key, message)
+}
+
+fn chains(listed: &[Listed]) -> Chains {
+    let mut chains = Chains::new();
+    for object in listed {
+        if let Some((chain, number)) = Place::of(&object.key).and_then(|place| place.link()) {
+            chains.entry(chain).or_default().insert(number, object.key.clone());
+        }
+    }
+    chains
+}
+
+/// The newest point of every chain of points at the source.
+fn heads(source: &Vault, here: &Chains, findings: &mut Vec<Finding>) -> Result<Vec<(String, u64, Hash)>> {
+    let mut heads = Vec::new();
+    for (chain, links) in here.iter().filter(|(chain, _)| chain.starts_with("snap/")) {
+        let Some((number, key)) = links.last_key_value() else { continue };
+        let read = source.storage().get(key).doing(|| format!("reading {key}"));
+        if let Some(bytes) = note(read, findings)? {
+            heads.push((chain.clone(), *number, Hash(crate::crypt::hash(&bytes))));
+        }
+    }
+    Ok(heads)
+}
+
+/// Whether both went the same way, as far as both went.
+fn compare(
+    source: &Vault,
+    to: &Arc<dyn Storage>,
+    here: &Chains,
+    beyond: &Chains,
+    report: &mut CopyReport,
+) -> Result<()> {
+    for (chain, theirs) in beyond {
+        let Some(ours) = here.get(chain) else {
+            if chain.starts_with("snap/") {
+                behind(source, chain, 0, theirs, report);
+            }
+            continue;
+        };
+        let common = theirs.keys().rev().find(|number| ours.contains_key(number));
+        if let Some(key) = common.and_then(|number| ours.get(number)) {
+            let (left, right) = (source.storage().get(key), to.get(key));
+            // What cannot be read is found damaged elsewhere, by name.
+            if let (Ok(left), Ok(right)) = (left, right)
+                && left != right
+                && both_right(source, key, &left, &right)
+            {
+                let (from, to) = (source.storage().location(), to.location());
+                return Err(VaultError::Diverged { object: key.clone(), from, to });
+            }
+        }
+        let newest = ours.last_key_value().map_or(0, |(number, _)| *number);
+        if chain.starts_with("snap/") {
+            behind(source, chain, newest, theirs, report);
+            for (number, key) in theirs.range(..newest) {
+                if !ours.contains_key(number) && !is_pruned(source, key)? {
+                    let why = "the target still has it, and no tombstone says that it was pruned";
+                    report.findings.push(Finding::missing(key, why));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Two objects that are both rightly signed for one place: the vaults went different ways. Otherwise one of them is damaged.
+fn both_right(source: &Vault, key: &str, left: &[u8], right: &[u8]) -> bool {
+    let roster = source.roster();
+    let right_one =
+        |bytes| Place::of(key).is_some_and(|place| crate::object::check(&roster, key, &place, bytes).is_ok());
+    right_one(left) && right_one(right)
+}
+
+fn is_pruned(source: &Vault, key: &str) -> Result<bool> {
+    let Some(Place::Snapshot(host, dataset, number)) = Place::of(key) else { return Ok(false) };
+    let stone = crate::snapshot::read_tombstone(&**source.storage(), &source.roster(), &host, &dataset, number);
+    Ok(note(stone, &mut Vec::new())?.flatten().is_some())
+}
+
+fn behind(source: &Vault, chain: &str, newest: u64, theirs: &BTreeMap<u64, String>, report: &mut CopyReport) {
+    let Some((number, _)) = theirs.last_key_value().filter(|(number, _)| **number > newest) else { return };
+    let message = format!(
+        "the target is ahead of the source in {chain}: it has number {number}, {} ends at {newest}; if the source is the vault that hosts \
+         write to, it was rolled back, and is healed by copying the other way",
+        source.storage().location()
+    );
+    report.findings.push(Finding::new(Severity::Warning, "source-behind", chain, message));
+}
+
+/// The packs that a data set's indexes name; `None` for all.
+fn wanted_packs(
+    source: &Vault,
+    options: &CopyOptions,
+    listed: &[Listed],
+    findings: &mut Vec<Finding>,
+) -> Result<Option<HashSet<[u8; 32]>>> {
+    let Some(dataset) = &options.dataset else { return Ok(None) };
+    name::check(dataset, "the data set's name")?;
+    let roster = source.roster();
+    let mut wanted = HashSet::new();
+    let mut known = false;
+    for object in listed {
+        if let Some(Place::Index(host, set, number)) = Place::of(&object.key)
+            && set == *dataset
+        {
+            known = true;
+            let read = index::read(&**source.storage(), &roster, &host, &set, number);
+            let packs = note(read, findings)?.map(|index| index.head.packs).unwrap_or_default();
+            wanted.extend(packs.into_iter().map(|pack| pack.hash.0));
+        }
+    }
+    match known {
+        true => Ok(Some(wanted)),
+        false => Err(VaultError::invalid(format!("data set {dataset:?}"), "the vault has nothing of it")),
+    }
+}
