@@ -1,9 +1,10 @@
-//! The project's own chores: `cargo xtask test`, `pictures`, `docs`.
+//! The project's own chores: `cargo xtask test`, `bench`, `pictures`, `docs`.
 //!
 //! Invariant: a chore that could not be done entirely fails. Nothing is skipped because something was not installed.
 
 #![allow(clippy::print_stdout)] // A chore's output is for the person who started it.
 
+mod bench;
 mod docs;
 #[cfg(test)]
 mod house;
@@ -19,6 +20,7 @@ const USAGE: &str = "\
 usage: cargo xtask CHORE
 
   test       installs what the tests need, then checks formatting, lints, and runs every test
+  bench      measures lifeboat beside its peers: `bench vault`, `bench sqlite`; writes docs/benchmarks.md
   pictures   makes the README's pictures anew: runs the demo, then photographs its screen and its evidence page
   docs       makes the generated documents anew; `docs --check` only compares";
 
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         ["test"] => tests::run(),
+        ["bench", rest @ ..] => bench::run(rest),
         ["pictures"] => pictures::make(),
         ["docs"] => docs::make(),
         ["docs", "--check"] => docs::check(),

@@ -26,6 +26,18 @@ pub(crate) const FOR_TESTS: &[(&str, &str)] = &[
     ("zbar-tools", "zbarimg: reads a printed key's QR code without any of our code"),
 ];
 
+/// What `cargo xtask bench` calls.
+pub(crate) const FOR_BENCHMARKS: &[(&str, &str)] = &[
+    ("diffutils", "diff: every restore is compared with its source"),
+    ("libsodium-dev", "bupstash is built against it"),
+    ("pkg-config", "and finds it so"),
+    ("python3-venv", "borgbackup and Litestream come from PyPI"),
+    ("restic", "a peer"),
+    ("sqlite3", "the writer whose database is streamed"),
+    ("time", "GNU time: what a command took"),
+    ("zstd", "a floor"),
+];
+
 /// What `cargo xtask pictures` calls besides.
 pub(crate) const FOR_PICTURES: &[(&str, &str)] = &[
     ("chromium", "photographs pages"),

@@ -1,0 +1,87 @@
+//! Runs a command and says what it took.
+//!
+//! Invariant: a command that failed has no figures.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// What a command took, its children included; memory is that of its largest process.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Took {
+    pub(super) seconds: f64,
+    pub(super) cpu_seconds: f64,
+    pub(super) memory_mb: f64,
+}
+
+/// A command, its environment and where it runs.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) words: Vec<String>,
+    pub(super) environment: Vec<(String, String)>,
+    pub(super) directory: Option<std::path::PathBuf>,
+}
+
+impl Call {
+    pub(super) fn new(words: &[&str]) -> Call {
+        Call { words: words.iter().map(ToString::to_string).collect(), environment: Vec::new(), directory: None }
+    }
+
+    pub(super) fn with(mut self, environment: &[(String, String)]) -> Call {
+        self.environment.extend_from_slice(environment);
+        self
+    }
+
+    pub(super) fn inside(mut self, directory: &Path) -> Call {
+        self.directory = Some(directory.to_owned());
+        self
+    }
+
+    fn command(&self, program: &[&str]) -> Command {
+        let mut words = program.iter().copied().chain(self.words.iter().map(String::as_str));
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words).envs(self.environment.iter().cloned()).stdin(Stdio::null());
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        command
+    }
+
+    /// Runs it; what it printed.
+    pub(super) fn run(&self) -> Result<String, String> {
+        let output =
+            self.command(&[]).output().map_err(|error| format!("cannot run {} ({error})", self.words.join(" ")))?;
+        self.ended(output.status.success(), &output.stderr)?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs it under GNU time; what it printed, and what it took.
+    pub(super) fn measure(&self) -> Result<(String, Took), String> {
+        let note = std::env::temp_dir().join(format!("lifeboat-bench-{}.time", std::process::id()));
+        let note_text = note.to_string_lossy().into_owned();
+        let began = Instant::now();
+        let output = self
+            .command(&["/usr/bin/time", "-f", "%U %S %M", "-o", &note_text, "--"])
+            .output()
+            .map_err(|error| format!("cannot run /usr/bin/time ({error})"))?;
+        let seconds = began.elapsed().as_secs_f64();
+        self.ended(output.status.success(), &output.stderr)?;
+        let text = std::fs::read_to_string(&note).map_err(|error| format!("GNU time left no note ({error})"))?;
+        let _ = std::fs::remove_file(&note);
+        let numbers: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let [user, system, kib] = numbers[..] else { return Err(format!("GNU time wrote {text:?}")) };
+        let took = Took { seconds, cpu_seconds: user + system, memory_mb: kib * 1024.0 / 1e6 };
+        Ok((String::from_utf8_lossy(&output.stdout).into_owned(), took))
+    }
+
+    fn ended(&self, well: bool, complaint: &[u8]) -> Result<(), String> {
+        let complaint = String::from_utf8_lossy(complaint);
+        if well { Ok(()) } else { Err(format!("{} failed: {}", self.words.join(" "), complaint.trim())) }
+    }
+}
+
+/// Bytes of all files below a directory, as long as they say they are.
+pub(super) fn bytes_below(path: &Path) -> Result<u64, String> {
+    let text = Call::new(&["du", "-s", "--apparent-size", "--block-size=1", &path.to_string_lossy()]).run()?;
+    text.split_whitespace().next().and_then(|word| word.parse().ok()).ok_or_else(|| format!("du wrote {text:?}"))
+}

@@ -1,0 +1,202 @@
+//! `docs/benchmarks.md`, from the results that lie in the bench's home.
+//!
+//! Invariant: the page says nothing that is not in the results, names the goal beside each figure, and says where it is missed.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use super::figures::{against_best, median, spread};
+use super::home;
+use super::measure::Call;
+use crate::root;
+
+/// What the machine is, for who reads the figures elsewhere.
+pub(super) fn machine() -> Result<Value, String> {
+    let say = |words: &[&str]| Call::new(words).run().map(|text| text.trim().to_owned());
+    let cpu = say(&["sh", "-c", "grep -m1 'model name' /proc/cpuinfo | cut -d: -f2"])?;
+    let memory = say(&["sh", "-c", "awk '/MemTotal/ {printf \"%.0f GB\", $2/1e6}' /proc/meminfo"])?;
+    Ok(json!({
+        "cpu": format!("{} × {cpu}", say(&["nproc"])?), "memory": memory, "kernel": say(&["uname", "-sr"])?,
+        "date": say(&["date", "-u", "+%Y-%m-%d"])?, "commit": say(&["git", "rev-parse", "--short", "HEAD"])?,
+        "load": say(&["cut", "-d ", "-f1", "/proc/loadavg"])?,
+    }))
+}
+
+/// A phase that is shown: its name in the results, its head on the page.
+type Column = (&'static str, &'static str);
+
+const PHASES: [Column; 9] = [
+    ("first", "first backup, s"),
+    ("again", "unchanged again, s"),
+    ("clustered", "2 % changed, clustered, s"),
+    ("scattered", "2 % changed, scattered, s"),
+    ("restore", "restore, s"),
+    ("stored", "stored, MB"),
+    ("clustered-stored", "added clustered, MB"),
+    ("scattered-stored", "added scattered, MB"),
+    ("backup-memory", "memory, MB"),
+];
+
+/// Our tool, the phase, and how many times as good as the best peer it must be (less is better in all of them).
+const GOALS: [(&str, &str, f64); 8] = [
+    ("lifeboat", "first", 1.5),
+    ("lifeboat", "stored", 1.0),
+    ("lifeboat", "again", 1.0),
+    ("lifeboat", "restore", 2.0),
+    ("lifeboat --fast", "first", 2.0),
+    ("lifeboat --fast", "stored", 1.0 / 1.15),
+    ("lifeboat --fast", "again", 1.0),
+    ("lifeboat --fast", "restore", 2.0),
+];
+const MEMORY_MB_MAX: f64 = 150.0;
+
+pub(super) fn write() -> Result<(), String> {
+    let mut text = String::from(
+        "# Benchmarks\n\nlifeboat beside its peers, each as this page says, all in turn on one machine, in memory (`/dev/shm`), so that the tools are \
+         compared and not a disk. Every restore was compared with its source. Figures are medians over the rounds, with the least and the \
+         most; ratios are made round by round against the best peer of that round, and above 1 lifeboat is the better. `cp -a` and `tar | zstd` \
+         are floors and no peers: they do not encrypt or deduplicate. Memory is that of a tool's largest process. A goal that is missed says so.\n\n\
+         This page is written by `cargo xtask bench vault` and `cargo xtask bench sqlite`, which install the peers, make the data, and take \
+         hours; `--runs 1 --data tree` takes minutes.\n",
+    );
+    for (name, title) in [
+        ("tree", "A Rust toolchain"),
+        ("database", "A database file"),
+        ("small", "One million small files"),
+        ("sqlite", "A SQLite database, streamed"),
+    ] {
+        let path = home().join("results").join(format!("{name}.json"));
+        if let Ok(json) = std::fs::read_to_string(&path) {
+            let results: Value =
+                serde_json::from_str(&json).map_err(|error| format!("{} is no result ({error})", path.display()))?;
+            let _ = write!(text, "\n## {title}\n\n{}\n\n", about(name));
+            section(&mut text, &results);
+        }
+    }
+    let path = root().join("docs/benchmarks.md");
+    std::fs::write(&path, text).map_err(|error| format!("cannot write {} ({error})", path.display()))?;
+    println!("wrote {}", path.display());
+    Ok(())
+}
+
+fn about(name: &str) -> &'static str {
+    match name {
+        "tree" => {
+            "The toolchain that builds lifeboat (`rustc --print sysroot`): programs, libraries and documentation."
+        }
+        "database" => {
+            "One file of 4 GiB in pages of 8 KiB, half of each page random and half words, so that it compresses to about half. Then 2 % of its \
+             pages are changed in one stretch, then 2 % here and there."
+        }
+        "small" => "A thousand directories of a thousand files, 200 to 1,223 bytes each, half random and half words.",
+        _ => {
+            "1 GB, most of it hard to compress. `first` is the first copy, `restore` brings it back at once. Then a writer commits 100 times a \
+             second; stream and writer are killed (`kill -9`) and the database is restored again. `lost` is how long before the last \
+             acknowledged commit the last one was acknowledged that came back."
+        }
+    }
+}
+
+fn values(tool: &Value, phase: &str) -> Vec<f64> {
+    let list = tool["figures"][phase].as_array();
+    list.map(|list| list.iter().filter_map(Value::as_f64).collect()).unwrap_or_default()
+}
+
+fn section(text: &mut String, results: &Value) {
+    let machine = |name: &str| results["machine"][name].as_str().unwrap_or("?").to_owned();
+    let _ = writeln!(
+        text,
+        "{} rounds, {}, {} {}, {}, commit {} (load when it ended: {}).\n",
+        results["runs"],
+        machine("date"),
+        machine("cpu"),
+        machine("memory"),
+        machine("kernel"),
+        machine("commit"),
+        machine("load")
+    );
+    let none = Vec::new();
+    let tools = results["tools"].as_array().unwrap_or(&none);
+    let columns: Vec<Column> = if results["what"] == "sqlite" {
+        vec![
+            ("first", "first copy, s"),
+            ("restore", "restore, s"),
+            ("restore-after-writes", "restore after writes, s"),
+            ("restore-memory", "restore memory, MB"),
+            ("lost-seconds", "lost by kill -9, s"),
+        ]
+    } else {
+        let there = |(phase, _): &Column| tools.iter().any(|tool| !values(tool, phase).is_empty());
+        PHASES.into_iter().filter(there).collect()
+    };
+    let _ = writeln!(text, "| | {} |", columns.iter().map(|(_, head)| *head).collect::<Vec<_>>().join(" | "));
+    let _ = writeln!(text, "|---|{}", "---|".repeat(columns.len()));
+    for tool in tools {
+        let cells: Vec<String> = columns.iter().map(|(phase, _)| cell(&values(tool, phase))).collect();
+        let _ = writeln!(text, "| {} | {} |", tool["tool"].as_str().unwrap_or("?"), cells.join(" | "));
+    }
+    text.push('\n');
+    goals(text, results, tools);
+    let _ = writeln!(text, "\nSettings and versions:\n");
+    for tool in tools {
+        let say = |name: &str| tool[name].as_str().unwrap_or_default().to_owned();
+        let version = Some(say("version")).filter(|text| !text.is_empty()).map(|text| format!(" ({text})"));
+        let _ = writeln!(text, "- **{}**{}: {}", say("tool"), version.unwrap_or_default(), say("settings"));
+    }
+}
+
+fn cell(values: &[f64]) -> String {
+    let places = |value: f64| if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") };
+    match (median(values), spread(values)) {
+        (Some(middle), Some((least, most))) if values.len() > 1 => {
+            format!("**{}** ({}–{})", places(middle), places(least), places(most))
+        }
+        (Some(middle), _) => format!("**{}**", places(middle)),
+        _ => "–".to_owned(),
+    }
+}
+
+fn goals(text: &mut String, results: &Value, tools: &[Value]) {
+    let peers = || tools.iter().filter(|tool| tool["ours"] != true && tool["floor"] != true);
+    let find = |name: &str| tools.iter().find(|tool| tool["tool"] == name);
+    let mut rows = Vec::new();
+    if results["what"] == "sqlite" {
+        if let (Some(ours), Some(peer)) = (find("lifeboat"), find("litestream")) {
+            let ratios = against_best(&values(ours, "restore"), &[values(peer, "restore")]);
+            rows.push(row("lifeboat", "restore", &ratios, 4.0));
+            let lost = spread(&values(ours, "lost-seconds")).map_or(f64::INFINITY, |(_, most)| most);
+            let said = if lost <= 0.2 { "reached" } else { "**missed**" };
+            rows.push(format!("| lifeboat | lost, the most | {lost:.2} s | at most 0.2 s | {said} |"));
+        }
+    } else {
+        for (tool, phase, goal) in GOALS {
+            let Some(ours) = find(tool) else { continue };
+            let others: Vec<Vec<f64>> = peers().map(|peer| values(peer, phase)).filter(|v| !v.is_empty()).collect();
+            rows.push(row(tool, phase, &against_best(&values(ours, phase), &others), goal));
+        }
+        for ours in tools.iter().filter(|tool| tool["ours"] == true) {
+            let all: Vec<f64> = [values(ours, "backup-memory"), values(ours, "restore-memory")].concat();
+            let most = spread(&all).map_or(f64::INFINITY, |(_, most)| most);
+            let said = if most < MEMORY_MB_MAX { "reached" } else { "**missed**" };
+            let name = ours["tool"].as_str().unwrap_or("?");
+            rows.push(format!("| {name} | memory, the most | {most:.0} MB | below {MEMORY_MB_MAX} MB | {said} |"));
+        }
+    }
+    if !rows.is_empty() {
+        let _ = writeln!(
+            text,
+            "| | | times as good as the best peer | goal | |\n|---|---|---|---|---|\n{}",
+            rows.join("\n")
+        );
+    }
+}
+
+fn row(tool: &str, phase: &str, ratios: &[f64], goal: f64) -> String {
+    let said = match median(ratios) {
+        Some(ratio) if ratio >= goal => "reached",
+        Some(_) => "**missed**",
+        None => "not measured",
+    };
+    format!("| {tool} | {phase} | {} | {goal:.2} | {said} |", cell(ratios))
+}

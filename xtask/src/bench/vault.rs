@@ -1,0 +1,116 @@
+//! `bench vault`: first backup, unchanged again, changed, restored; every tool in turn, round after round.
+//!
+//! Invariant: a tool whose restore differs from the source has no results at all.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::data::{self, Change, Data};
+use super::measure::{Took, bytes_below};
+use super::peers::{self, Repository, Tool};
+use super::{Asked, home, make_directory, place, remove};
+
+/// Figures of one tool, by name, a value a round.
+pub(super) type Figures = BTreeMap<String, Vec<f64>>;
+
+pub(super) fn run(asked: &Asked) -> Result<(), String> {
+    let tools: Vec<Tool> = peers::ALL.into_iter().filter(|tool| Asked::wants(&asked.tools, tool.name())).collect();
+    let wanted: Vec<Data> = data::ALL.into_iter().filter(|data| Asked::wants(&asked.data, data.name())).collect();
+    if tools.is_empty() || wanted.is_empty() {
+        return Err("there is no such tool, or no such data".to_owned());
+    }
+    peers::prepare(&tools)?;
+    for data in wanted {
+        let results = measure(data, &tools, asked.runs)?;
+        keep(data, &tools, asked.runs, &results)?;
+        if data != Data::Tree {
+            remove(&place().join("data").join(data.name()))?;
+        }
+    }
+    Ok(())
+}
+
+fn measure(data: Data, tools: &[Tool], runs: usize) -> Result<Vec<Figures>, String> {
+    let source = data.prepare()?;
+    let mut results = vec![Figures::new(); tools.len()];
+    for round in 0..runs {
+        // Each round begins with another tool, so that none always comes after the same.
+        for turn in 0..tools.len() {
+            let index = (turn + round) % tools.len();
+            let (Some(tool), Some(figures)) = (tools.get(index), results.get_mut(index)) else { continue };
+            take_turn(data, *tool, &source, figures)
+                .map_err(|error| format!("{}, {}: {error}", tool.name(), data.name()))?;
+            println!("{} round {} of {runs}: {} {}", data.name(), round + 1, tool.name(), shown(figures));
+        }
+    }
+    Ok(results)
+}
+
+fn shown(figures: &Figures) -> String {
+    figures
+        .iter()
+        .filter_map(|(name, values)| values.last().map(|value| format!("{name} {value:.2}")))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn take_turn(data: Data, tool: Tool, source: &std::path::Path, figures: &mut Figures) -> Result<(), String> {
+    let mut note = |name: &str, value: f64| figures.entry(name.to_owned()).or_default().push(value);
+    let mut repository = Repository::make(tool, &place().join("repository"))?;
+    let mut memory: f64 = 0.0;
+    let mut took = |name: &str, took: Took, note: &mut dyn FnMut(&str, f64)| {
+        note(name, took.seconds);
+        note(&format!("{name}-cpu"), took.cpu_seconds);
+        memory = memory.max(took.memory_mb);
+    };
+    took("first", repository.backup(source, 1)?, &mut note);
+    let mut stored = bytes_below(&repository.stored())?;
+    note("stored", stored as f64 / 1e6);
+    if !tool.is_floor() {
+        took("again", repository.backup(source, 2)?, &mut note);
+        note("again-stored", (bytes_below(&repository.stored())?.saturating_sub(stored)) as f64 / 1e6);
+    }
+    if data == Data::Database && !tool.is_floor() {
+        for (change, name) in [(Change::Clustered, "clustered"), (Change::Scattered, "scattered")] {
+            stored = bytes_below(&repository.stored())?;
+            data::change(source, change, false)?;
+            took(name, repository.backup(source, 3 + change as usize)?, &mut note);
+            note(&format!("{name}-stored"), (bytes_below(&repository.stored())?.saturating_sub(stored)) as f64 / 1e6);
+        }
+    }
+    let to = place().join("restored");
+    let (restored, restore_took) = repository.restore(source, &to)?;
+    note("restore", restore_took.seconds);
+    note("restore-cpu", restore_took.cpu_seconds);
+    note("restore-memory", restore_took.memory_mb);
+    note("backup-memory", memory);
+    let same = data::compare(source, &restored);
+    if data == Data::Database && !tool.is_floor() {
+        data::change(source, Change::Scattered, true)?;
+        data::change(source, Change::Clustered, true)?;
+    }
+    remove(&to)?;
+    remove(&place().join("repository"))?;
+    same
+}
+
+/// Results are kept as they were measured; the page is made from them.
+fn keep(data: Data, tools: &[Tool], runs: usize, results: &[Figures]) -> Result<(), String> {
+    let mut entries = Vec::new();
+    for (tool, figures) in tools.iter().zip(results) {
+        entries.push(json!({
+            "tool": tool.name(), "version": tool.version()?, "settings": tool.settings(),
+            "ours": tool.is_ours(), "floor": tool.is_floor(), "figures": figures,
+        }));
+    }
+    let value = json!({ "what": data.name(), "runs": runs, "machine": super::page::machine()?, "tools": entries });
+    save(data.name(), &value)
+}
+
+pub(super) fn save(name: &str, value: &Value) -> Result<(), String> {
+    let results = home().join("results");
+    make_directory(&results)?;
+    let path = results.join(format!("{name}.json"));
+    std::fs::write(&path, format!("{value:#}\n")).map_err(|error| format!("cannot write {} ({error})", path.display()))
+}
