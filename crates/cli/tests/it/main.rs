@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bad_days;
+mod copies;
 mod damage;
 mod demo;
 mod documents;

@@ -132,7 +132,9 @@ impl Work<'_> {
             }
             // Pruned while it was copied, or a bad place on a disk: what is left out is said.
             Err(error) => {
-                return Ok(self.leave_out(load, &VaultError::Storage { doing: format!("reading {key}"), source: error }));
+                return Ok(
+                    self.leave_out(load, &VaultError::Storage { doing: format!("reading {key}"), source: error })
+                );
             }
         };
         let checked = match &load.place {

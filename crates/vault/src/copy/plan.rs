@@ -154,7 +154,7 @@ fn chains(listed: &[Listed]) -> Chains {
     chains
 }
 
-/// The newest point of every chain of points at the source.
+/// The newest point of every chain of points at the source, held against what this machine saw there before.
 fn heads(source: &Vault, here: &Chains, findings: &mut Vec<Finding>) -> Result<Vec<(String, u64, Hash)>> {
     let mut heads = Vec::new();
     for (chain, links) in here.iter().filter(|(chain, _)| chain.starts_with("snap/")) {
@@ -163,6 +163,16 @@ fn heads(source: &Vault, here: &Chains, findings: &mut Vec<Finding>) -> Result<V
         if let Some(bytes) = note(read, findings)? {
             heads.push((chain.clone(), *number, Hash(crate::crypt::hash(&bytes))));
         }
+    }
+    for (chain, seen) in source.remembered_heads("snap/")? {
+        let found = here.get(&chain).and_then(|links| links.last_key_value()).map_or(0, |(number, _)| *number);
+        if found < seen && !is_pruned(source, &format!("{chain}{}", name::number(seen)))? {
+            let (found, seen) = (format!("number {found}"), format!("number {seen}"));
+            findings.push(Finding::from(&VaultError::RolledBack { object: chain, found, seen }));
+        }
+    }
+    for (chain, number, hash) in &heads {
+        source.remember_head(chain, *number, hash.0)?;
     }
     Ok(heads)
 }

@@ -388,7 +388,10 @@ impl Server {
                     Roster::first(key, *number, body, self.options.owner.as_deref()).map_err(|e| explain(&e))?;
                     Ok(None)
                 }
-                (true, Place::Readme | Place::KeyFile(..) | Place::Statement(..) | Place::ChunkKey(_)) => Ok(None),
+                (
+                    true,
+                    Place::Readme | Place::KeyFile(..) | Place::Statement(..) | Place::ChunkKey(_) | Place::Copy(..),
+                ) => Ok(None),
                 _ => Err(Answer::refused("there is no vault here yet; its owner makes it")),
             };
         };

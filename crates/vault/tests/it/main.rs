@@ -3,6 +3,7 @@
 
 mod bad_days;
 mod basics;
+mod copy;
 mod files_backup;
 mod files_in_vault;
 mod files_restore;

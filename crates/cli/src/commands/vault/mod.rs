@@ -3,6 +3,7 @@
 //! Invariant: whatever changes the roster or the recipients is done with the owner's key, and is said.
 
 mod check;
+mod copy;
 mod enroll;
 mod init;
 mod recipients;
@@ -26,6 +27,7 @@ enum Verb {
     Enroll(enroll::Args),
     Recipients(recipients::Args),
     Serve(serve::Args),
+    Copy(copy::Args),
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
@@ -36,5 +38,6 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Verb::Enroll(args) => enroll::run(args, ui),
         Verb::Recipients(args) => recipients::run(args, ui),
         Verb::Serve(args) => serve::run(args, ui),
+        Verb::Copy(args) => copy::run(args, ui),
     }
 }

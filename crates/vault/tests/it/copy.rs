@@ -1,0 +1,238 @@
+//! Copies without keys: killed anywhere, carried on media, held against what they are copied from.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use lifeboat_vault::copy::{CopyOptions, CopyReport, copy};
+use lifeboat_vault::serve::{Rights, Who};
+use lifeboat_vault::storage::{Faulty, FsStorage, MemoryStorage, Storage};
+use lifeboat_vault::{CheckOptions, HostVault, LogPiece, Result, State, Vault, VaultError};
+
+use crate::serve_world::Near;
+use crate::world::{World, back_up, host_state, is_right, unlock};
+
+fn options(state: &State) -> CopyOptions {
+    CopyOptions { owner: None, dataset: None, parallel: 3, bytes_per_second: None, state: state.clone() }
+}
+
+fn run(from: Arc<dyn Storage>, to: Arc<dyn Storage>, options: &CopyOptions) -> Result<CopyReport> {
+    copy(&from, &to, options, &|_, _| {}, &AtomicBool::new(false))
+}
+
+/// A world with two data sets, a log, and a machine that copies and has no key.
+fn world() -> (World, State) {
+    let world = World::new();
+    for seed in 0..3 {
+        back_up(&world.vault, "app", seed, 20).unwrap();
+    }
+    back_up(&world.vault, "mail", 9, 10).unwrap();
+    let mut log = world.vault.log_writer("app", "main", 1).unwrap();
+    for number in 0..5u64 {
+        let now = jiff::Timestamp::now();
+        let piece = LogPiece { first: number, last: number, source_time: now, mark: false, final_mark: false };
+        log.append(piece, format!("change {number}").as_bytes()).unwrap();
+    }
+    let copier = host_state(&world.directory, "copier");
+    (world, copier)
+}
+
+#[track_caller]
+fn assert_whole(world: &World, copied: Arc<dyn Storage>) {
+    let unlocked = unlock(copied, &world.fingerprint, &world.paper).unwrap();
+    let report = unlocked.check(CheckOptions { read_data: true }).unwrap();
+    assert!(report.is_sound(), "{:?}", report.findings);
+    assert_eq!((report.points, report.log_objects), (4, 5));
+    let points = unlocked.points(Some("app")).unwrap().points;
+    for (seed, point) in points.iter().enumerate() {
+        assert!(is_right(&unlocked, point, seed as u64, 20).unwrap());
+    }
+}
+
+fn keys(storage: &dyn Storage) -> Vec<String> {
+    storage.list("").unwrap().into_iter().map(|o| o.key).collect()
+}
+
+#[test]
+fn a_copy_is_the_vault_and_the_next_one_carries_what_is_new() {
+    let (world, copier) = world();
+    let target = Arc::new(MemoryStorage::new());
+    let first = run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+    assert!(first.complete && first.points_copied == 4, "{first:?}");
+    assert_whole(&world, target.clone());
+    let again = run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+    assert_eq!((again.objects_copied, again.objects_there), (0, first.objects_copied));
+    let point = back_up(&world.vault, "mail", 10, 10).unwrap();
+    let third = run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+    assert_eq!(third.points_copied, 1);
+    assert!(third.objects_copied <= 6, "{third:?}");
+    let unlocked = unlock(target.clone(), &world.fingerprint, &world.owner).unwrap();
+    let copied = unlocked.points(Some("mail")).unwrap();
+    assert!(is_right(&unlocked, copied.points.last().unwrap(), 10, 10).unwrap());
+    // The copy says of itself when it was made, and what the newest points were.
+    let records = unlocked.copy_records().unwrap();
+    assert_eq!(records.iter().map(|r| r.done).collect::<Vec<_>>(), [false, true].repeat(3));
+    assert!(records[5].heads.contains(&("snap/alpha/mail/".to_owned(), 2, point.hash.clone())), "{:?}", records[5]);
+}
+
+#[test]
+fn killed_after_every_write_it_is_an_older_vault_and_goes_on() {
+    let (world, copier) = world();
+    let count = world.storage.list("").unwrap().len();
+    let mut kills = 0;
+    for operations in 0.. {
+        let target = Arc::new(MemoryStorage::new());
+        let faulty = Faulty::new(target.clone());
+        faulty.crash_after(operations, operations % 2 == 0);
+        if run(world.storage.clone(), faulty, &CopyOptions { parallel: 1, ..options(&copier) }).is_ok() {
+            break;
+        }
+        kills += 1;
+        if !target.list("roster/").unwrap().is_empty() {
+            let half = unlock(target.clone(), &world.fingerprint, &world.owner);
+            // Before the keys are there nobody opens it; whoever can sees an older vault, and that it is a half copy.
+            if let Ok(half) = half {
+                let report = half.check(CheckOptions { read_data: true }).unwrap();
+                let alarms: Vec<_> =
+                    report.findings.iter().filter(|f| f.severity == lifeboat_vault::Severity::Alarm).collect();
+                // Indexes that lie there without their points are nobody's yet.
+                assert!(alarms.iter().all(|f| f.object.starts_with("keys/")), "after {operations}: {alarms:?}");
+                let done = target.list("copy/").unwrap().iter().any(|o| o.key.ends_with("done"));
+                assert!(done || report.findings.iter().any(|f| f.code == "half-copy"), "{:?}", report.findings);
+            }
+        }
+        let finished = run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+        assert!(finished.complete && finished.findings.iter().all(|f| f.code != "half-copy"));
+        assert_whole(&world, target);
+    }
+    assert!(kills > count, "it was killed at every write: {kills} of {count}");
+}
+
+#[test]
+fn a_medium_carries_a_vault_to_a_place_that_is_never_reached_and_news_back() {
+    let (world, copier) = world();
+    let medium = tempfile::tempdir().unwrap();
+    let open = || Arc::new(FsStorage::open(medium.path()).unwrap());
+    run(world.storage.clone(), open(), &options(&copier)).unwrap();
+    let there = Arc::new(MemoryStorage::new());
+    run(open(), there.clone(), &options(&host_state(&world.directory, "there"))).unwrap();
+    assert_whole(&world, there.clone());
+    // The site is lost; a host goes on at the other place, and the medium brings it home.
+    let vault = HostVault::open(there.clone(), world.state.clone(), Some(&world.fingerprint)).unwrap();
+    back_up(&vault, "app", 3, 20).unwrap();
+    let out = run(there, open(), &options(&copier)).unwrap();
+    assert_eq!(out.points_copied, 1);
+    let home = run(open(), world.storage.clone(), &options(&copier)).unwrap();
+    assert_eq!((home.points_copied, home.complete), (1, true));
+    assert_eq!(world.vault.points(Some("app")).unwrap().points.len(), 4);
+    // The medium is pulled out in mid-copy: an error that says so, and the rest at the next time.
+    let half = tempfile::tempdir().unwrap();
+    let target = Faulty::new(Arc::new(FsStorage::open(half.path()).unwrap()));
+    target.crash_after(9, false);
+    assert!(matches!(run(world.storage.clone(), target, &options(&copier)), Err(VaultError::Storage { .. })));
+    assert!(
+        run(world.storage.clone(), Arc::new(FsStorage::open(half.path()).unwrap()), &options(&copier))
+            .unwrap()
+            .complete
+    );
+}
+
+#[test]
+fn a_damaged_object_is_left_behind_by_name_and_never_replaces_a_good_one() {
+    let (world, copier) = world();
+    let good = Arc::new(MemoryStorage::new());
+    run(world.storage.clone(), good.clone(), &options(&copier)).unwrap();
+    let everything = keys(&*world.storage);
+    for key in everything.iter().filter(|key| !key.starts_with("roster/") && *key != "README.txt") {
+        let right = world.storage.get(key).unwrap();
+        let mut wrong = right.clone();
+        let middle = wrong.len() / 2;
+        wrong[middle] ^= 1;
+        world.storage.put(key, &wrong).unwrap();
+        let target = Arc::new(MemoryStorage::new());
+        let report = run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+        assert!(report.findings.iter().any(|f| f.object == *key), "{key}: {:?}", report.findings);
+        assert!(target.get(key).is_err(), "{key} was copied damaged");
+        run(world.storage.clone(), good.clone(), &options(&copier)).unwrap();
+        assert_eq!(good.get(key).unwrap(), right);
+        world.storage.put(key, &right).unwrap();
+    }
+}
+
+#[test]
+fn foreign_and_forked_vaults_are_refused_by_name() {
+    let (world, copier) = world();
+    let other = World::new();
+    let error = run(world.storage.clone(), other.storage.clone(), &options(&copier)).unwrap_err();
+    assert!(matches!(error, VaultError::ForeignVault { .. }), "{error}");
+    let filled = Arc::new(MemoryStorage::new());
+    filled.put("holiday.jpg", b"x").unwrap();
+    let error = run(world.storage.clone(), filled, &options(&copier)).unwrap_err().to_string();
+    assert!(error.contains("neither empty nor a vault: it holds holiday.jpg"), "{error}");
+
+    // The copy was written to, and so was the vault.
+    let target = Arc::new(MemoryStorage::new());
+    run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+    let state = State::open(&world.directory.path().join("alpha"), None).unwrap();
+    let astray = HostVault::open(target.clone(), state, Some(&world.fingerprint)).unwrap();
+    let before = keys(&*target);
+    back_up(&astray, "mail", 77, 5).unwrap();
+    let ahead = run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+    assert!(ahead.findings.iter().any(|f| f.code == "source-behind"), "{:?}", ahead.findings);
+    // A host that forgot what it had written there.
+    std::fs::remove_dir_all(world.directory.path().join("alpha/vaults")).unwrap();
+    let state = State::open(&world.directory.path().join("alpha"), None).unwrap();
+    let forgot = HostVault::open(world.storage.clone(), state, Some(&world.fingerprint)).unwrap();
+    back_up(&forgot, "mail", 78, 5).unwrap();
+    let error = run(world.storage.clone(), target.clone(), &options(&copier)).unwrap_err();
+    assert!(matches!(&error, VaultError::Diverged { object, .. } if object.contains("alpha/mail")), "{error}");
+    assert!(keys(&*target).len() > before.len());
+}
+
+#[test]
+fn one_data_set_alone_a_stop_and_a_pace() {
+    let (world, copier) = world();
+    let target = Arc::new(MemoryStorage::new());
+    let only = CopyOptions { dataset: Some("mail".to_owned()), ..options(&copier) };
+    run(world.storage.clone(), target.clone(), &only).unwrap();
+    let unlocked = unlock(target.clone(), &world.fingerprint, &world.owner).unwrap();
+    assert!(unlocked.check(CheckOptions { read_data: true }).unwrap().is_sound());
+    let points = unlocked.points(None).unwrap().points;
+    assert_eq!(points.len(), 1);
+    assert!(is_right(&unlocked, &points[0], 9, 10).unwrap());
+    assert!(target.list("pack/").unwrap().len() < world.storage.list("pack/").unwrap().len());
+    let nothing = CopyOptions { dataset: Some("nothing".to_owned()), ..options(&copier) };
+    assert!(run(world.storage.clone(), target, &nothing).is_err());
+
+    let stopped = copy(
+        &(world.storage.clone() as Arc<dyn Storage>),
+        &(Arc::new(MemoryStorage::new()) as Arc<dyn Storage>),
+        &options(&copier),
+        &|_, _| {},
+        &AtomicBool::new(true),
+    );
+    assert!(!stopped.unwrap().complete);
+    let bytes: u64 = world.storage.list("").unwrap().iter().map(|o| o.size).sum();
+    let began = Instant::now();
+    let slow = CopyOptions { bytes_per_second: Some(bytes), ..options(&copier) };
+    run(world.storage.clone(), Arc::new(MemoryStorage::new()), &slow).unwrap();
+    assert!(began.elapsed() > Duration::from_millis(600), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_copy_goes_through_a_server_that_only_adds() {
+    let (world, copier) = world();
+    let place = Arc::new(MemoryStorage::new());
+    let rights = Rights { copy: true, ..Rights::default() };
+    let near = Near::new(place.clone(), Who::Named("copier".to_owned(), rights));
+    run(world.storage.clone(), Arc::new(near.connect().unwrap()), &options(&copier)).unwrap();
+    assert_whole(&world, place.clone());
+    let back = Arc::new(MemoryStorage::new());
+    run(Arc::new(near.connect().unwrap()), back.clone(), &options(&copier)).unwrap();
+    assert_whole(&world, back);
+    // A host's rights are not enough.
+    let host = Near::new(Arc::new(MemoryStorage::new()), Who::Named("alpha".to_owned(), Rights::default()));
+    assert!(run(world.storage.clone(), Arc::new(host.connect().unwrap()), &options(&copier)).is_err());
+    let vault = Vault::open(place, None, Some(&world.fingerprint)).unwrap();
+    assert_eq!(vault.points(None).unwrap().points.len(), 4);
+}
