@@ -20,6 +20,7 @@
 //!   `Vault::receipts() -> Receipts`, `Receipts::received_at(&Listed, hash) -> Option<(Timestamp, TimeSource)>`: when an object came,
 //!   by the storage's clock; `Unlocked::{add_recipient, add_holder, remove_recipient}`, `Roster::permits(key, role)` for the arbiter's objects.
 
+pub mod catalog;
 mod check;
 mod codec;
 pub mod copy;

@@ -12,6 +12,7 @@ mod evidence;
 mod explain;
 mod key;
 mod logbook;
+mod look;
 mod man;
 pub(crate) mod points;
 mod protect;
@@ -38,6 +39,9 @@ pub(crate) enum Command {
     Backup(backup::Args),
     Points(points::Args),
     Restore(restore::Args),
+    Find(look::find::Args),
+    Diff(look::diff::Args),
+    Cat(look::cat::Args),
     Protect(protect::Args),
     Dns(dns::Args),
     Canary(canary::Args),
@@ -66,6 +70,9 @@ pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
         Command::Backup(args) => backup::run(args, ui),
         Command::Points(args) => points::run(args, ui),
         Command::Restore(args) => restore::run(args, ui),
+        Command::Find(args) => look::find::run(args, ui),
+        Command::Diff(args) => look::diff::run(args, ui),
+        Command::Cat(args) => look::cat::run(args, ui),
         Command::Protect(args) => protect::run(args, ui),
         Command::Dns(args) => dns::run(args, ui),
         Command::Canary(args) => canary::run(args, ui),

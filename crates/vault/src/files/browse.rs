@@ -29,6 +29,11 @@ impl<'a> Browser<'a> {
         Ok(Browser { source, root })
     }
 
+    /// Where its chunks come from.
+    pub fn source(&self) -> &'a dyn ChunkSource {
+        self.source
+    }
+
     pub fn root(&self) -> &Root {
         &self.root
     }

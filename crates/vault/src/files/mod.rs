@@ -3,12 +3,15 @@
 //! Invariant: what is restored is what was backed up, byte for byte and attribute for attribute, or the difference is
 //! told; nothing in here panics on what a disk or a vault holds.
 
+mod author;
 mod backup;
 mod browse;
 mod cache;
 mod chunk;
+mod compare;
 mod exclude;
 mod metadata;
+mod read;
 mod restore;
 mod tree;
 mod walk;
@@ -17,11 +20,14 @@ use std::path::Path;
 
 use crate::{ChunkId, PointInfo, Result, Unlocked, VaultError};
 
+pub use author::{AuthorError, TreeWriter};
 pub use backup::{BackupError, BackupOptions, TreeSummary, backup_bytes, backup_tree};
 pub use browse::{Browser, CopyError};
 pub use chunk::Cut;
+pub use compare::{Change, GoOn, compare_nodes, compare_trees, joined};
 pub use exclude::{ExcludeError, Excludes};
 pub use metadata::{Metadata, Xattrs};
+pub use read::{FileReader, ends_of};
 pub use restore::{Note, RestoreError, RestoreOptions, Restored, restore_tree};
 pub use tree::{Entries, Kind, Link, Listing, Node, Root, Span, TreeError};
 pub use walk::Skipped;

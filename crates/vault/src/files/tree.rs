@@ -319,7 +319,7 @@ fn decode_link(d: &mut Decoder<'_>) -> Result<Link, TreeError> {
     Ok(Link { group, names: d.u64()? })
 }
 
-fn checked_name(name: &[u8], top: bool) -> Result<Vec<u8>, TreeError> {
+pub(crate) fn checked_name(name: &[u8], top: bool) -> Result<Vec<u8>, TreeError> {
     let safe = !name.is_empty()
         && name != b"."
         && name != b".."

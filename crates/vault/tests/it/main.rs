@@ -14,5 +14,6 @@ mod receipts;
 mod serve;
 mod serve_lies;
 mod serve_world;
+mod look;
 mod storage;
 mod world;

@@ -4,7 +4,7 @@
 //! never called restored.
 
 mod bring;
-mod which;
+pub(crate) mod which;
 
 use std::path::PathBuf;
 

@@ -118,7 +118,7 @@ fn only_dataset(args: &Args, points: &[PointInfo]) -> Result<String, CommandErro
     }
 }
 
-fn moment(text: &str) -> Result<Timestamp, CommandError> {
+pub(crate) fn moment(text: &str) -> Result<Timestamp, CommandError> {
     text.parse()
         .saying(|| format!("`{text}` is not a moment"))
         .kind(Kind::Usage)
@@ -126,7 +126,7 @@ fn moment(text: &str) -> Result<Timestamp, CommandError> {
 }
 
 /// Whether a point goes by this name: its id, the end of it, or its bare number.
-fn is_meant(point: &PointInfo, id: &str) -> bool {
+pub(crate) fn is_meant(point: &PointInfo, id: &str) -> bool {
     point.id == id || point.id.ends_with(&format!("/{id}")) || id.parse() == Ok(point.sequence)
 }
 

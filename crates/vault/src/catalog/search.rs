@@ -1,0 +1,373 @@
+//! Searching the catalogue: names first, at the speed of memory; then the paths of what may fit; then their versions.
+//!
+//! Invariant: a version is shown only with points that are still in the vault.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, params};
+
+use super::names::Block;
+use super::{Catalog, Pattern, Result};
+use crate::files::joined;
+
+/// Blocks that are searched by all threads at once.
+const BATCH: usize = 64;
+
+/// In which points something must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum When {
+    #[default]
+    Any,
+    /// In the newest point of its chain.
+    Newest,
+    /// In the newest point not after the moment.
+    At(Timestamp),
+    /// Not in the newest point any more.
+    Deleted,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SeenKind {
+    Directory,
+    File,
+    Symlink,
+    Fifo,
+}
+
+/// What is searched for.
+#[derive(Debug, Clone)]
+pub struct Query {
+    pub pattern: Pattern,
+    /// In this data set only.
+    pub dataset: Option<String>,
+    pub host: Option<String>,
+    pub when: When,
+    pub kind: Option<SeenKind>,
+    pub bytes_min: Option<u64>,
+    pub bytes_max: Option<u64>,
+    pub changed_after: Option<Timestamp>,
+    pub changed_before: Option<Timestamp>,
+    /// At most so many paths; 0 for all.
+    pub limit: usize,
+}
+
+/// One version of what stood at a path.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Seen {
+    pub kind: SeenKind,
+    pub bytes: u64,
+    pub changed_at: Timestamp,
+    /// The first and the last point that have it, and how many there are from one to the other.
+    pub first_point: String,
+    pub last_point: String,
+    pub first_taken_at: Timestamp,
+    pub last_taken_at: Timestamp,
+    pub points: u64,
+    /// It is in the newest point of its chain.
+    pub newest: bool,
+}
+
+/// A path, and what stood there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub dataset: String,
+    pub host: String,
+    /// From the top of the data set.
+    pub path: Vec<u8>,
+    /// Oldest first; never empty.
+    pub versions: Vec<Seen>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// By data set and path.
+    pub found: Vec<Found>,
+    /// There are more than `limit`.
+    pub more: bool,
+}
+
+struct Chain {
+    host: String,
+    dataset: String,
+    /// What stands before its paths.
+    prefix: Vec<u8>,
+    /// Points that are there, oldest first: number, time, id.
+    points: Vec<(i64, Timestamp, String)>,
+    /// The only point that counts, for `Newest` and `At`.
+    only: Option<i64>,
+    wanted: bool,
+}
+
+struct Searcher<'a> {
+    catalog: &'a Catalog,
+    query: &'a Query,
+    chains: HashMap<i64, Chain>,
+    /// Folder → the one above it, and its name.
+    folders: HashMap<i64, (Option<i64>, Vec<u8>)>,
+    answer: Answer,
+}
+
+impl Catalog {
+    /// Finds what a query asks for.
+    pub fn search(&self, query: &Query) -> Result<Answer> {
+        let chains = self.chains(query)?;
+        let mut searcher =
+            Searcher { catalog: self, query, chains, folders: HashMap::new(), answer: Answer::default() };
+        searcher.blocks()?;
+        let mut answer = searcher.answer;
+        answer.found.sort_by(|a, b| (&a.dataset, &a.path, &a.host).cmp(&(&b.dataset, &b.path, &b.host)));
+        Ok(answer)
+    }
+
+    /// The newest point that the catalogue knows of each chain: data set, host, time.
+    pub fn reaches(&self) -> Result<Vec<(String, String, Timestamp)>> {
+        let failed = || self.failed("reading its points");
+        let query = "SELECT dataset, host, max(sequence), taken FROM chain JOIN point ON point.chain = chain.id GROUP BY chain.id ORDER BY 1, 2";
+        let mut statement = self.db.prepare_cached(query).map_err(failed())?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, moment(row.get(3)?)))).map_err(failed())?;
+        rows.collect::<Result<_, _>>().map_err(failed())
+    }
+
+    fn chains(&self, query: &Query) -> Result<HashMap<i64, Chain>> {
+        let failed = || self.failed("reading its points");
+        let mut statement =
+            self.db.prepare_cached("SELECT id, host, dataset, top FROM chain").map_err(failed())?;
+        let rows = statement.query_map([], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, row.get::<_, i64>(3)?))
+        });
+        let rows: Vec<_> = rows.and_then(Iterator::collect).map_err(failed())?;
+        let mut points = self
+            .db
+            .prepare_cached("SELECT sequence, taken, id FROM point WHERE chain = ? AND gone = 0 ORDER BY sequence")
+            .map_err(failed())?;
+        let mut chains = HashMap::new();
+        for (id, host, dataset, top) in rows {
+            let there = points.query_map([id], |row| Ok((row.get(0)?, moment(row.get(1)?), row.get(2)?)));
+            let points: Vec<(i64, Timestamp, String)> = there.and_then(Iterator::collect).map_err(failed())?;
+            let only = match query.when {
+                When::Any | When::Deleted => None,
+                When::Newest => Some(points.last()),
+                When::At(at) => Some(points.iter().rfind(|(_, taken, _)| *taken <= at)),
+            };
+            let wanted = query.dataset.as_ref().is_none_or(|wanted| *wanted == dataset)
+                && query.host.as_ref().is_none_or(|wanted| *wanted == host)
+                && only != Some(None);
+            let only = only.flatten().map(|(number, ..)| *number);
+            let prefix = if dataset.starts_with('/') { dataset.clone() } else { format!("/{dataset}") };
+            let prefix = prefix.trim_end_matches('/').as_bytes().to_vec();
+            chains.insert(top, Chain { host, dataset, prefix, points, only, wanted });
+        }
+        Ok(chains)
+    }
+}
+
+fn moment(nanoseconds: i64) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default()
+}
+
+/// A name that may be what is searched for: its number, its folder, itself.
+type Candidate = (i64, i64, Vec<u8>);
+
+/// The candidates of one block.
+fn look_through(first: i64, block: &Block, pattern: &Pattern) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    let folder_of = |index: u64| {
+        let mut passed = 0;
+        block.runs.iter().find(|run| {
+            passed += u64::from(run.count);
+            index < passed
+        })
+    };
+    let mut keep = |index: u64, name: &[u8]| {
+        // The empty name is the top itself.
+        if !name.is_empty()
+            && pattern.may_be(name)
+            && let Some(run) = folder_of(index)
+        {
+            found.push((first + index as i64, run.folder, name.to_vec()));
+        }
+    };
+    let Some(needle) = pattern.needle() else {
+        let (mut runs, mut left) = (block.runs.iter(), 0);
+        let mut folder = 0;
+        for (index, name) in (0..).zip(block.names()) {
+            while left == 0 {
+                let Some(run) = runs.next() else { return found };
+                (folder, left) = (run.folder, run.count);
+            }
+            left -= 1;
+            if !name.is_empty() && pattern.may_be(name) {
+                found.push((first + index, folder, name.to_vec()));
+            }
+        }
+        return found;
+    };
+    let (mut at, mut index, mut counted) = (0, 0u64, 0);
+    while let Some(hit) = needle.find_at(&block.names, at) {
+        let name = block.name_around(hit.start());
+        let between = block.names.get(counted..name.start).unwrap_or_default();
+        index += between.iter().filter(|byte| **byte == 0).count() as u64;
+        counted = name.start;
+        keep(index, block.names.get(name.clone()).unwrap_or_default());
+        at = name.end + 1;
+        if at > block.names.len() {
+            break;
+        }
+    }
+    found
+}
+
+impl Searcher<'_> {
+    fn blocks(&mut self) -> Result<()> {
+        let failed = || self.catalog.failed("searching it");
+        let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(8));
+        let mut statement =
+            self.catalog.db.prepare_cached("SELECT first, content FROM block ORDER BY first").map_err(failed())?;
+        let mut rows = statement.query([]).map_err(failed())?;
+        loop {
+            let mut batch: Vec<(i64, Vec<u8>)> = Vec::with_capacity(BATCH);
+            while batch.len() < BATCH
+                && let Some(row) = rows.next().map_err(failed())?
+            {
+                let read = row.get(0).and_then(|first| Ok((first, row.get(1)?)));
+                batch.push(read.map_err(failed())?);
+            }
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let pattern = &self.query.pattern;
+            let each = batch.len().div_ceil(threads);
+            let look = |part: &[(i64, Vec<u8>)]| {
+                let mut found = Vec::new();
+                for (first, packed) in part {
+                    found.extend(look_through(*first, &Block::unpack(packed)?, pattern));
+                }
+                Some(found)
+            };
+            let parts: Vec<Option<Vec<Candidate>>> = std::thread::scope(|scope| {
+                let working: Vec<_> = batch.chunks(each.max(1)).map(|part| scope.spawn(move || look(part))).collect();
+                working.into_iter().map(|thread| thread.join().ok().flatten()).collect()
+            });
+            for part in parts {
+                let part = part.ok_or_else(|| self.catalog.damaged("one of its blocks"))?;
+                for candidate in part {
+                    if !self.consider(candidate)? {
+                        self.answer.more = true;
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds a candidate that fits; `false` where there is no room for it.
+    fn consider(&mut self, (file, folder, name): Candidate) -> Result<bool> {
+        let (top, mut path) = self.path_of(folder)?;
+        path = joined(&path, &name);
+        let Some(chain) = self.chains.get(&top).filter(|chain| chain.wanted) else { return Ok(true) };
+        let full = joined(&chain.prefix, &path);
+        let full = if chain.prefix.is_empty() { [b"/", &path[..]].concat() } else { full };
+        if !self.query.pattern.accepts(&name, &full) {
+            return Ok(true);
+        }
+        let versions = self.versions(file, chain)?;
+        if versions.is_empty() {
+            return Ok(true);
+        }
+        if self.query.limit > 0 && self.answer.found.len() >= self.query.limit {
+            return Ok(false);
+        }
+        let (dataset, host) = (chain.dataset.clone(), chain.host.clone());
+        self.answer.found.push(Found { dataset, host, path, versions });
+        Ok(true)
+    }
+
+    /// The top above a folder, and the way from it.
+    fn path_of(&mut self, folder: i64) -> Result<(i64, Vec<u8>)> {
+        let (mut at, mut names) = (folder, Vec::new());
+        // A damaged catalogue must not lead in circles.
+        for _ in 0..8192 {
+            let (parent, name) = match self.folders.get(&at) {
+                Some(known) => known.clone(),
+                None => {
+                    let query = "SELECT parent, name FROM folder WHERE id = ?";
+                    let failed = || self.catalog.failed("reading a path");
+                    let mut statement = self.catalog.db.prepare_cached(query).map_err(failed())?;
+                    let read = statement.query_row([at], |row| Ok((row.get(0)?, row.get(1)?))).optional();
+                    let read: (Option<i64>, Vec<u8>) =
+                        read.map_err(failed())?.ok_or_else(|| self.catalog.damaged("a folder is missing"))?;
+                    self.folders.insert(at, read.clone());
+                    read
+                }
+            };
+            let Some(parent) = parent else {
+                names.reverse();
+                return Ok((at, names.join(&b'/')));
+            };
+            names.push(name);
+            at = parent;
+        }
+        Err(self.catalog.damaged("its folders go in circles"))
+    }
+
+    /// The versions that the query wants, as far as their points are there.
+    fn versions(&self, file: i64, chain: &Chain) -> Result<Vec<Seen>> {
+        let failed = || self.catalog.failed("reading versions");
+        let query = "SELECT first, last, kind, size, mtime FROM version WHERE file = ? ORDER BY first";
+        let mut statement = self.catalog.db.prepare_cached(query).map_err(failed())?;
+        let rows = statement.query_map(params![file], |row| {
+            let last: Option<i64> = row.get(1)?;
+            Ok((row.get::<_, i64>(0)?, last.unwrap_or(i64::MAX), row.get::<_, u8>(2)?, row.get::<_, i64>(3)?, row.get::<_, i64>(4)?))
+        });
+        let rows: Vec<_> = rows.and_then(Iterator::collect).map_err(failed())?;
+        let newest = chain.points.last().map(|(number, ..)| *number);
+        let mut seen = Vec::new();
+        for (first, last, kind, bytes, mtime) in rows {
+            let start = chain.points.partition_point(|(number, ..)| *number < first);
+            let end = chain.points.partition_point(|(number, ..)| *number <= last);
+            let points = chain.points.get(start..end).unwrap_or_default();
+            let (Some(oldest), Some(latest)) = (points.first(), points.last()) else { continue };
+            if chain.only.is_some_and(|only| !(first..=last).contains(&only)) {
+                continue;
+            }
+            let version = Seen {
+                kind: match kind {
+                    0 => SeenKind::Directory,
+                    1 => SeenKind::File,
+                    2 => SeenKind::Symlink,
+                    _ => SeenKind::Fifo,
+                },
+                bytes: bytes.max(0) as u64,
+                changed_at: Timestamp::from_second(mtime).unwrap_or_default(),
+                first_point: oldest.2.clone(),
+                last_point: latest.2.clone(),
+                first_taken_at: oldest.1,
+                last_taken_at: latest.1,
+                points: points.len() as u64,
+                newest: Some(latest.0) == newest,
+            };
+            seen.push(version);
+        }
+        if self.query.when == When::Deleted && seen.iter().any(|version| version.newest) {
+            seen.clear();
+        }
+        seen.retain(|version| self.fits(version));
+        Ok(seen)
+    }
+
+    fn fits(&self, version: &Seen) -> bool {
+        let query = self.query;
+        let sized = |limit: Option<u64>, right: fn(&u64, &u64) -> bool| {
+            limit.is_none_or(|limit| version.kind == SeenKind::File && right(&version.bytes, &limit))
+        };
+        (!query.pattern.directories_only() || version.kind == SeenKind::Directory)
+            && query.kind.is_none_or(|kind| kind == version.kind)
+            && sized(query.bytes_min, |bytes, limit| bytes >= limit)
+            && sized(query.bytes_max, |bytes, limit| bytes <= limit)
+            && query.changed_after.is_none_or(|limit| version.changed_at >= limit)
+            && query.changed_before.is_none_or(|limit| version.changed_at <= limit)
+    }
+}
