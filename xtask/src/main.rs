@@ -20,7 +20,7 @@ const USAGE: &str = "\
 usage: cargo xtask CHORE
 
   test       installs what the tests need, then checks formatting, lints, and runs every test
-  bench      measures lifeboat beside its peers: `bench vault`, `bench sqlite`; writes docs/benchmarks.md
+  bench      measures lifeboat beside its peers: `bench vault`, `bench sqlite`; writes docs/benchmarks.md; `bench catalog`: searches
   pictures   makes the README's pictures anew: runs the demo, then photographs its screen and its evidence page
   docs       makes the generated documents anew; `docs --check` only compares";
 

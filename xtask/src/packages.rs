@@ -15,6 +15,7 @@ pub(crate) const FOR_TESTS: &[(&str, &str)] = &[
     ("e2fsprogs", "mkfs.ext4: a small file system that really runs full"),
     ("faketime", "a clock that goes back"),
     ("librsvg2-bin", "rsvg-convert: draws the QR code of a printed key"),
+    ("fuse3", "fusermount3: who is not root mounts with it"),
     ("mount", "mounts it"),
     ("openssh-client", "ssh: the way to a served vault"),
     ("openssh-server", "sshd: a real server in front of a served vault"),

@@ -3,6 +3,7 @@
 //! Invariant: what comes from a socket or a child process is bounded in size and time before it is looked at.
 
 pub mod clock;
+pub mod mount;
 pub mod probe;
 pub mod site;
 pub mod source;

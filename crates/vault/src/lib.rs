@@ -15,6 +15,8 @@
 //! * `Unlocked::source(dataset) -> ChunkSource`, `read_root(&PointInfo) -> Vec<u8>`, `read_log(&LogEntry) -> Vec<u8>`.
 //! * `files::backup_tree(&session, roots, options, progress, cancel) -> TreeSummary`, `TreeSummary::draft(time) -> SnapshotDraft`;
 //!   `files::tree_root(&unlocked, &point) -> ChunkId`, `files::restore_tree(&source, &root, to, options, …)`, `files::Browser` for parts.
+//! * `files::{compare_trees, FileReader, TreeWriter}`: what differs, a file's bytes anywhere, a tree without a disk;
+//!   `catalog::Catalog::{open, refresh, search}`: which path was in which points.
 //! * `Points` are in order, oldest first (not by time alone: clocks go back); `Points::newest(dataset, at)`, `HostVault::record_verification`, `Unlocked::inherit(&host, dataset)` (a promoted standby goes on
 //!   where the other host was), `Vault::{request_enrolment, enrolment_requests}`, `Unlocked::{approve, admit, revoke}`,
 //!   `Vault::receipts() -> Receipts`, `Receipts::received_at(&Listed, hash) -> Option<(Timestamp, TimeSource)>`: when an object came,

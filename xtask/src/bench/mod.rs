@@ -5,11 +5,13 @@
 //!   data     what is backed up, made from this machine     vault    first, again, changed, restored: every tool in turn
 //!   figures  medians, and ratios pair by pair              sqlite   a stream beside Litestream
 //!   page     docs/benchmarks.md, from the results of all runs
+//!   catalog  alone: searches among ten million paths, for docs/look.md
 //! ```
 //!
 //! Invariant: no figure comes from a restore that was not compared with what was backed up, and a ratio only compares what ran in the
 //! same round. A goal that was missed is said.
 
+mod catalog;
 mod data;
 mod figures;
 mod measure;
@@ -36,6 +38,9 @@ struct Asked {
 
 pub(crate) fn run(arguments: &[&str]) -> Outcome {
     let Some((what, options)) = arguments.split_first() else { return Err(usage()) };
+    if *what == "catalog" {
+        return catalog::run();
+    }
     let asked = parse(options)?;
     packages::install(packages::FOR_BENCHMARKS)?;
     match *what {
@@ -50,7 +55,7 @@ pub(crate) fn run(arguments: &[&str]) -> Outcome {
 
 fn usage() -> String {
     format!(
-        "usage: cargo xtask bench vault|sqlite|page [--runs {RUNS}] [--data tree,database,small] [--tools lifeboat,restic,…]"
+        "usage: cargo xtask bench vault|sqlite|catalog|page [--runs {RUNS}] [--data tree,database,small] [--tools lifeboat,restic,…]"
     )
 }
 

@@ -247,7 +247,7 @@ fn listing(top: &Path) -> String {
     let command = "find . -printf '%P %y %m %U:%G %T@ %l\\n' | LC_ALL=C sort";
     let output = Command::new("bash").args(["-c", command]).current_dir(top).output().unwrap();
     assert!(output.status.success());
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Waits until something is so.

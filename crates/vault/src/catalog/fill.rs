@@ -97,8 +97,7 @@ impl Catalog {
             };
             let count = chain.len() as u64;
             for (number, point) in (0..).zip(chain) {
-                let mut report =
-                    |paths| progress(&Filling { dataset, points_done: number, points: count, paths });
+                let mut report = |paths| progress(&Filling { dataset, points_done: number, points: count, paths });
                 let root = match tree_root(unlocked, point) {
                     Ok(root) => root,
                     Err(error) if error.may_pass() => return Err(CatalogError::Vault(error)),
@@ -114,7 +113,8 @@ impl Catalog {
                         done.findings.extend(findings);
                     }
                     Err(CatalogError::Tree { point, source }) => {
-                        let message = format!("the tree of {point} cannot be read: it is not in the catalogue ({source})");
+                        let message =
+                            format!("the tree of {point} cannot be read: it is not in the catalogue ({source})");
                         done.findings.push(Finding::new(Severity::Alarm, "damaged", &point, message));
                     }
                     Err(error) => return Err(error),
@@ -125,7 +125,8 @@ impl Catalog {
     }
 
     fn newest(&self, host: &str, dataset: &str) -> Result<Option<u64>> {
-        let query = "SELECT max(sequence) FROM point JOIN chain ON chain.id = point.chain WHERE host = ? AND dataset = ?";
+        let query =
+            "SELECT max(sequence) FROM point JOIN chain ON chain.id = point.chain WHERE host = ? AND dataset = ?";
         let newest: Option<i64> =
             self.db.query_row(query, [host, dataset], |row| row.get(0)).map_err(self.failed("reading its points"))?;
         Ok(newest.map(|number| number as u64))
@@ -266,13 +267,15 @@ impl<'a> Filler<'a> {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .optional()?;
-        let reopened = last.and_then(|(first, packed)| Some((first, Block::unpack(&packed)?))).filter(|(_, b)| !b.is_full());
+        let reopened =
+            last.and_then(|(first, packed)| Some((first, Block::unpack(&packed)?))).filter(|(_, b)| !b.is_full());
         let (first, block) = reopened.unwrap_or((next, Block::default()));
         let mut filler = Filler {
             tx,
             sql: Statements {
                 runs: tx.prepare_cached("SELECT first, count FROM run WHERE folder = ?")?,
-                block: tx.prepare_cached("SELECT first, content FROM block WHERE first <= ? ORDER BY first DESC LIMIT 1")?,
+                block: tx
+                    .prepare_cached("SELECT first, content FROM block WHERE first <= ? ORDER BY first DESC LIMIT 1")?,
                 open: tx.prepare_cached(
                     "SELECT file, kind, seal FROM version WHERE file BETWEEN ? AND ? AND last IS NULL",
                 )?,
@@ -340,8 +343,7 @@ impl<'a> Filler<'a> {
                 return Err(End::Cancelled);
             }
             let identity = identity(&node);
-            let known: Option<Vec<u8>> =
-                self.sql.listing.query_row([folder], |row| row.get(0)).optional()?.flatten();
+            let known: Option<Vec<u8>> = self.sql.listing.query_row([folder], |row| row.get(0)).optional()?.flatten();
             if known.as_deref() == Some(&identity[..]) {
                 continue;
             }
@@ -357,7 +359,10 @@ impl<'a> Filler<'a> {
                 Err(End::Tree(error)) if folder != self.top => {
                     self.look_again(folder)?;
                     let path = String::from_utf8_lossy(&path).into_owned();
-                    let message = format!("the directory {path:?} of {} cannot be read: names in it may be missing ({error})", self.id);
+                    let message = format!(
+                        "the directory {path:?} of {} cannot be read: names in it may be missing ({error})",
+                        self.id
+                    );
                     self.findings.push(Finding::new(Severity::Alarm, "damaged", &self.id, message));
                 }
                 Err(end) => return Err(end),
@@ -375,7 +380,11 @@ impl<'a> Filler<'a> {
         let mut at = Some(folder);
         while let Some(folder) = at {
             self.sql.set_listing.execute(params![None::<Vec<u8>>, folder])?;
-            at = self.tx.query_row("SELECT parent FROM folder WHERE id = ?", [folder], |row| row.get(0)).optional()?.flatten();
+            at = self
+                .tx
+                .query_row("SELECT parent FROM folder WHERE id = ?", [folder], |row| row.get(0))
+                .optional()?
+                .flatten();
         }
         Ok(())
     }

@@ -152,7 +152,8 @@ impl Catalog {
         let layout: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(wrap("opening it"))?;
         if layout == 0 {
             db.execute_batch(SCHEMA).map_err(wrap("making its tables"))?;
-            db.execute("INSERT OR IGNORE INTO about VALUES ('vault', ?)", [vault]).map_err(wrap("making its tables"))?;
+            db.execute("INSERT OR IGNORE INTO about VALUES ('vault', ?)", [vault])
+                .map_err(wrap("making its tables"))?;
             db.pragma_update(None, "user_version", LAYOUT).map_err(wrap("making its tables"))?;
         } else if layout != LAYOUT {
             return Ok(None);

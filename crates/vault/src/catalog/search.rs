@@ -127,14 +127,14 @@ impl Catalog {
         let failed = || self.failed("reading its points");
         let query = "SELECT dataset, host, max(sequence), taken FROM chain JOIN point ON point.chain = chain.id GROUP BY chain.id ORDER BY 1, 2";
         let mut statement = self.db.prepare_cached(query).map_err(failed())?;
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, moment(row.get(3)?)))).map_err(failed())?;
+        let rows =
+            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, moment(row.get(3)?)))).map_err(failed())?;
         rows.collect::<Result<_, _>>().map_err(failed())
     }
 
     fn chains(&self, query: &Query) -> Result<HashMap<i64, Chain>> {
         let failed = || self.failed("reading its points");
-        let mut statement =
-            self.db.prepare_cached("SELECT id, host, dataset, top FROM chain").map_err(failed())?;
+        let mut statement = self.db.prepare_cached("SELECT id, host, dataset, top FROM chain").map_err(failed())?;
         let rows = statement.query_map([], |row| {
             Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, row.get::<_, i64>(3)?))
         });
@@ -320,7 +320,13 @@ impl Searcher<'_> {
         let mut statement = self.catalog.db.prepare_cached(query).map_err(failed())?;
         let rows = statement.query_map(params![file], |row| {
             let last: Option<i64> = row.get(1)?;
-            Ok((row.get::<_, i64>(0)?, last.unwrap_or(i64::MAX), row.get::<_, u8>(2)?, row.get::<_, i64>(3)?, row.get::<_, i64>(4)?))
+            Ok((
+                row.get::<_, i64>(0)?,
+                last.unwrap_or(i64::MAX),
+                row.get::<_, u8>(2)?,
+                row.get::<_, i64>(3)?,
+                row.get::<_, i64>(4)?,
+            ))
         });
         let rows: Vec<_> = rows.and_then(Iterator::collect).map_err(failed())?;
         let newest = chain.points.last().map(|(number, ..)| *number);

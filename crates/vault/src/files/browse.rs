@@ -25,8 +25,7 @@ impl std::fmt::Debug for Browser<'_> {
 impl<'a> Browser<'a> {
     /// Opens the tree that a recovery point names as its root.
     pub fn open(source: &'a dyn ChunkSource, root: &ChunkId) -> Result<Self, TreeError> {
-        let root = Root::decode(&source.get(root).map_err(TreeError::Chunk)?)?;
-        Ok(Browser { source, root })
+        Ok(Browser { source, root: read_root(source, root)? })
     }
 
     /// Where its chunks come from.
@@ -40,29 +39,7 @@ impl<'a> Browser<'a> {
 
     /// The entries of a directory, sorted by name.
     pub fn entries(&self, directory: &Node) -> Result<Entries, TreeError> {
-        let Kind::Directory(listing) = &directory.kind else {
-            return Err(other_kind(&directory.name, "directory"));
-        };
-        match listing {
-            Listing::Inline(bytes) => Entries::new(bytes.clone()),
-            Listing::Stored(spans) => {
-                let length: u64 = spans.iter().map(Span::length).fold(0, u64::saturating_add);
-                if length > LISTING_BYTES_MAX {
-                    return Err(TreeError::Damaged { what: "a directory of more than a gigabyte of names" });
-                }
-                let mut bytes = Vec::new();
-                for span in spans {
-                    match span {
-                        Span::Data { id, offset, length } => {
-                            let chunk = self.source.get(id).map_err(TreeError::Chunk)?;
-                            bytes.extend_from_slice(part(&chunk, *offset, *length)?);
-                        }
-                        Span::Hole { .. } => return Err(TreeError::Damaged { what: "a directory with a hole" }),
-                    }
-                }
-                Entries::new(bytes)
-            }
-        }
+        read_entries(self.source, directory)
     }
 
     /// The node at a path below the top; the empty path is the top itself.
@@ -112,6 +89,38 @@ impl<'a> Browser<'a> {
             }
         }
         Ok(*size)
+    }
+}
+
+/// The root object of a tree.
+pub fn read_root(source: &dyn ChunkSource, root: &ChunkId) -> Result<Root, TreeError> {
+    Root::decode(&source.get(root).map_err(TreeError::Chunk)?)
+}
+
+/// The entries of a directory, sorted by name.
+pub fn read_entries(source: &dyn ChunkSource, directory: &Node) -> Result<Entries, TreeError> {
+    let Kind::Directory(listing) = &directory.kind else {
+        return Err(other_kind(&directory.name, "directory"));
+    };
+    match listing {
+        Listing::Inline(bytes) => Entries::new(bytes.clone()),
+        Listing::Stored(spans) => {
+            let length: u64 = spans.iter().map(Span::length).fold(0, u64::saturating_add);
+            if length > LISTING_BYTES_MAX {
+                return Err(TreeError::Damaged { what: "a directory of more than a gigabyte of names" });
+            }
+            let mut bytes = Vec::new();
+            for span in spans {
+                match span {
+                    Span::Data { id, offset, length } => {
+                        let chunk = source.get(id).map_err(TreeError::Chunk)?;
+                        bytes.extend_from_slice(part(&chunk, *offset, *length)?);
+                    }
+                    Span::Hole { .. } => return Err(TreeError::Damaged { what: "a directory with a hole" }),
+                }
+            }
+            Entries::new(bytes)
+        }
     }
 }
 

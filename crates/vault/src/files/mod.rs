@@ -22,7 +22,7 @@ use crate::{ChunkId, PointInfo, Result, Unlocked, VaultError};
 
 pub use author::{AuthorError, TreeWriter};
 pub use backup::{BackupError, BackupOptions, TreeSummary, backup_bytes, backup_tree};
-pub use browse::{Browser, CopyError};
+pub use browse::{Browser, CopyError, read_entries, read_root};
 pub use chunk::Cut;
 pub use compare::{Change, GoOn, compare_nodes, compare_trees, joined};
 pub use exclude::{ExcludeError, Excludes};

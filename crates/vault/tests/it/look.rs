@@ -122,7 +122,10 @@ fn at(catalog: &Catalog, pattern: &str, sequence: u64) -> BTreeMap<String, Optio
 }
 
 fn plain(model: &Model) -> BTreeMap<String, Option<(i64, u64)>> {
-    model.iter().map(|(path, file)| (path.clone(), file.as_ref().map(|(at, bytes)| (*at, bytes.len() as u64)))).collect()
+    model
+        .iter()
+        .map(|(path, file)| (path.clone(), file.as_ref().map(|(at, bytes)| (*at, bytes.len() as u64))))
+        .collect()
 }
 
 #[test]
@@ -191,7 +194,10 @@ fn wide(changed: Option<u64>) -> Model {
         model.insert(format!("d{directory:03}"), None);
         for file in 0..450 {
             let version = i64::from(changed == Some(directory * 1000 + file));
-            model.insert(format!("d{directory:03}/{directory:03}-file-{file:04}-with-a-long-name"), Some((version, Vec::new())));
+            model.insert(
+                format!("d{directory:03}/{directory:03}-file-{file:04}-with-a-long-name"),
+                Some((version, Vec::new())),
+            );
         }
     }
     model
@@ -223,7 +229,8 @@ fn what_did_not_change_is_not_opened() {
 
     let found = catalog.search(&query("d023/023-file-0045-with-a-long-name", When::Any)).unwrap().found;
     let [found] = &found[..] else { panic!("{found:?}") };
-    let ranges: Vec<_> = found.versions.iter().map(|v| (v.first_point.as_str(), v.last_point.as_str(), v.newest)).collect();
+    let ranges: Vec<_> =
+        found.versions.iter().map(|v| (v.first_point.as_str(), v.last_point.as_str(), v.newest)).collect();
     assert_eq!(ranges, [("alpha/app/1", "alpha/app/1", false), ("alpha/app/2", "alpha/app/2", true)]);
     let limited = catalog.search(&Query { limit: 7, ..query("file", When::Any) }).unwrap();
     assert_eq!((limited.found.len(), limited.more), (7, true));
@@ -281,7 +288,8 @@ fn a_vaults_points_come_into_the_catalogue_and_go() {
     let take = || {
         let session = world.vault.begin("home", SessionOptions::default()).unwrap();
         let options = lifeboat_vault::files::BackupOptions::default();
-        let summary = backup_tree(&session, &[home.clone()], &options, &(), &AtomicBool::new(false)).unwrap();
+        let summary =
+            backup_tree(&session, std::slice::from_ref(&home), &options, &(), &AtomicBool::new(false)).unwrap();
         session.commit(summary.draft(Timestamp::now())).unwrap()
     };
     write(home.join("one.txt"), "1");
@@ -326,7 +334,8 @@ fn a_file_is_read_at_any_place() {
     let kind = Kind::File { size: whole.len() as u64, spans };
     let node = Node { name: b"f".to_vec(), kind, metadata: None, link: None };
     let mut reader = FileReader::open(&vault, &node).unwrap();
-    for (start, length) in [(0, 10), (first - 5, 10), (first + 99_990, 20), (whole.len() - 3, 10), (whole.len() + 9, 5)] {
+    for (start, length) in [(0, 10), (first - 5, 10), (first + 99_990, 20), (whole.len() - 3, 10), (whole.len() + 9, 5)]
+    {
         let mut buffer = vec![7; length];
         let read = reader.read_at(start as u64, &mut buffer).unwrap();
         let end = (start + length).min(whole.len());

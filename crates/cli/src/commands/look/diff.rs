@@ -102,7 +102,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         return Err(error);
     }
     if cancel.is_cancelled() {
-        return Err(CommandError::interrupted("interrupted; what was shown is right, and not all").kind(Kind::Interrupted));
+        return Err(
+            CommandError::interrupted("interrupted; what was shown is right, and not all").kind(Kind::Interrupted)
+        );
     }
     sum.say((one, two), ui);
     ui.event(&Last { before: one.id.clone(), after: two.id.clone(), stat: sum })?;

@@ -5,7 +5,9 @@
 use std::time::{Duration, Instant};
 
 use lifeboat_vault::VaultError;
-use lifeboat_vault::catalog::{Answer, Catalog, CatalogError, Filling, Found, Pattern, Query, Refreshed, Seen, SeenKind, When};
+use lifeboat_vault::catalog::{
+    Answer, Catalog, CatalogError, Filling, Found, Pattern, Query, Refreshed, Seen, SeenKind, When,
+};
 use serde::Serialize;
 
 use super::{OpenArgs, moment_given, shown, size, size_given};
@@ -177,13 +179,19 @@ fn as_it_is(args: &Args, query: &mut Query, ui: &Ui) -> Result<Ready, CommandErr
     let newest_known = |dataset: &str, host: &str| {
         reaches.iter().find(|reach| reach.0 == dataset && reach.1 == host).map(|reach| reach.2)
     };
-    let newer = points.points.iter().filter(|point| newest_known(&point.dataset, &point.host).is_none_or(|known| known < point.taken_at));
+    let newer = points
+        .points
+        .iter()
+        .filter(|point| newest_known(&point.dataset, &point.host).is_none_or(|known| known < point.taken_at));
     let count = newer.count() as u64;
     if count > 0 {
-        ui.warn(format_args!("{} newer than the catalogue; --key brings it up to date", match count {
-            1 => "1 recovery point is".to_owned(),
-            _ => format!("{count} recovery points are"),
-        }));
+        ui.warn(format_args!(
+            "{} newer than the catalogue; --key brings it up to date",
+            match count {
+                1 => "1 recovery point is".to_owned(),
+                _ => format!("{count} recovery points are"),
+            }
+        ));
     }
     Ok((catalog, points.findings))
 }

@@ -5,12 +5,13 @@
 pub(crate) mod cat;
 pub(crate) mod diff;
 pub(crate) mod find;
+pub(crate) mod mount;
 
 use std::path::PathBuf;
 
 use lifeboat_core::units::Size;
 use lifeboat_vault::files::{Browser, Kind, Node, TreeError, tree_root};
-use lifeboat_vault::{Badge, Finding, PointInfo, Points, Source, Unlocked, VaultError};
+use lifeboat_vault::{Badge, Finding, PointInfo, Points, Source, Unlocked};
 use serde::Serialize;
 
 use crate::commands::points::{dataset_named, no_points, time};
@@ -78,8 +79,11 @@ impl Opened {
         hosts.sort_unstable();
         hosts.dedup();
         if hosts.len() > 1 {
-            return Err(CommandError::usage(format!("several hosts have taken points of `{dataset}`: {}", hosts.join(", ")))
-                .hint("name a point by its id; `lifeboat points` lists them"));
+            return Err(CommandError::usage(format!(
+                "several hosts have taken points of `{dataset}`: {}",
+                hosts.join(", ")
+            ))
+            .hint("name a point by its id; `lifeboat points` lists them"));
         }
         let usable = |point: &&PointInfo| point.badge != Badge::Corrupt && at.is_none_or(|at| point.taken_at <= at);
         self.points.iter().filter(of_it).rfind(usable).ok_or_else(|| {
@@ -93,7 +97,7 @@ impl Opened {
     pub(crate) fn tree(&self, point: &PointInfo) -> Result<Tree, CommandError> {
         let root = tree_root(&self.vault, point).map_err(CommandError::of_vault)?;
         let source = self.vault.source(&point.dataset).map_err(CommandError::of_vault)?;
-        Ok(Tree { source, root, point: point.clone() })
+        Ok(Tree { source, root })
     }
 }
 
@@ -102,7 +106,6 @@ impl Opened {
 pub(crate) struct Tree {
     pub(crate) source: Source,
     pub(crate) root: lifeboat_vault::ChunkId,
-    pub(crate) point: PointInfo,
 }
 
 impl Tree {
@@ -148,7 +151,8 @@ fn nearest(browser: &Browser<'_>, path: &std::path::Path) -> Vec<String> {
         let above: PathBuf = parts.iter().take(depth).collect();
         let Ok(directory) = browser.find(&above) else { continue };
         let Ok(entries) = browser.entries(&directory) else { return Vec::new() };
-        let wanted = parts.get(depth).map(|part| String::from_utf8_lossy(part.as_bytes()).into_owned()).unwrap_or_default();
+        let wanted =
+            parts.get(depth).map(|part| String::from_utf8_lossy(part.as_bytes()).into_owned()).unwrap_or_default();
         let mut near: Vec<(f64, String)> = entries
             .flatten()
             .take(100_000)
@@ -227,11 +231,6 @@ pub(crate) fn kind_word(node: &Node) -> &'static str {
 
 pub(crate) fn size(bytes: u64) -> String {
     Size(bytes).rounded()
-}
-
-/// Errors about vaults that a mount or an archive meets on its way.
-pub(crate) fn of_chunk(error: VaultError) -> CommandError {
-    CommandError::of_vault(error)
 }
 
 /// A moment given on the command line.
