@@ -24,7 +24,7 @@ fn main() {
     std::fs::create_dir_all(directory.join("vault")).unwrap();
     let storage = storage::create(&directory.join("vault").display().to_string()).unwrap();
     let (vault, _) = Vault::init(storage, &state, &options).unwrap();
-    std::fs::write(directory.join("owner.key"), format!("{}\n", *owner.expose())).unwrap();
+    std::fs::write(directory.join("owner.key"), format!("{}\n", &*owner.expose())).unwrap();
     for point in 0..3 {
         let stored = take(&vault, paths, point);
         println!("point {}: {stored} paths", point + 1);
