@@ -24,7 +24,7 @@ fn main() {
     std::fs::create_dir_all(directory.join("vault")).unwrap();
     let storage = storage::create(&directory.join("vault").display().to_string()).unwrap();
     let (vault, _) = Vault::init(storage, &state, &options).unwrap();
-    std::fs::write(directory.join("owner.key"), format!("{}\n", &*owner.expose())).unwrap();
+    std::fs::write(directory.join("owner.key"), format!("{}\n", owner.expose())).unwrap();
     for point in 0..3 {
         let stored = take(&vault, paths, point);
         println!("point {}: {stored} paths", point + 1);
@@ -59,7 +59,7 @@ fn take(vault: &HostVault, paths: u64, point: u64) -> u64 {
     let (mut stored, mut number) = (0, 0u64);
     for leaf in 0..leaves {
         for (depth, per) in [BELOW[0] * BELOW[1], BELOW[1]].into_iter().enumerate() {
-            if leaf % per == 0 {
+            if leaf.is_multiple_of(per) {
                 while writer.depth() > depth {
                     writer.leave().unwrap();
                 }
@@ -75,7 +75,7 @@ fn take(vault: &HostVault, paths: u64, point: u64) -> u64 {
         writer.enter(format!("{}-{leaf}", name(leaf + 1_000_003)).as_bytes(), Some(metadata(3))).unwrap();
         for _ in 0..FILES {
             number += 1;
-            let changed = point > 0 && (number + point) % step == 0;
+            let changed = point > 0 && (number + point).is_multiple_of(step);
             let (length, mtime) =
                 ((number % 4000) as u32 + 1, 1_600_000_000 + number as i64 + if changed { point as i64 } else { 0 });
             let spans = vec![Span::Data { id, offset: (number % 9000) as u32, length }];
