@@ -1,4 +1,4 @@
-//! The project's own chores: `cargo xtask test`, `bench`, `pictures`, `docs`.
+//! The project's own chores: `cargo xtask test`, `pypi`, `bench`, `pictures`, `docs`.
 //!
 //! Invariant: a chore that could not be done entirely fails. Nothing is skipped because something was not installed.
 
@@ -10,6 +10,7 @@ mod docs;
 mod house;
 mod packages;
 mod pictures;
+mod pypi;
 mod terminal;
 mod tests;
 
@@ -21,6 +22,7 @@ usage: cargo xtask CHORE
 
   test       installs what the tests need, then checks formatting, lints, and runs every test
   bench      measures lifeboat beside its peers: `bench vault`, `bench sqlite`; writes docs/benchmarks.md; `bench catalog`: searches
+  pypi       installs what the tests need of Python's registry, into target/pypi
   pictures   makes the README's pictures anew: runs the demo, then photographs its screen and its evidence page
   docs       makes the generated documents anew; `docs --check` only compares";
 
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["test"] => tests::run(),
         ["bench", rest @ ..] => bench::run(rest),
+        ["pypi"] => pypi::install().map(|()| ExitCode::SUCCESS),
         ["pictures"] => pictures::make(),
         ["docs"] => docs::make(),
         ["docs", "--check"] => docs::check(),

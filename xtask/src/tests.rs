@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ExitCode, Stdio};
 
-use crate::{Outcome, cargo, docs, packages};
+use crate::{Outcome, cargo, docs, packages, pypi};
 
 /// What one test binary reported.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,7 @@ struct Tally {
 
 pub(crate) fn run() -> Outcome {
     packages::install(packages::FOR_TESTS)?;
+    pypi::install()?;
     let mut complaints = Vec::new();
     let checks: [(&str, &[&str]); 2] = [
         ("the formatting is not rustfmt's: run `cargo fmt --all`", &["fmt", "--all", "--check"]),

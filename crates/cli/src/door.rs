@@ -17,7 +17,7 @@ use crate::ui::Ui;
 /// Which vault.
 #[derive(Debug, clap::Args)]
 pub(crate) struct VaultArgs {
-    /// The vault: a directory, or a vault's name in the plan
+    /// The vault: a directory, s3://bucket/prefix (or gs:, az:), or a vault's name in the plan
     #[arg(long, value_name = "URL")]
     pub(crate) vault: Option<String>,
     /// The owner's fingerprint, as `vault init` printed it [default: the plan's, else the one seen here before]

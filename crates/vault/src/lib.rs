@@ -27,6 +27,7 @@ mod check;
 mod codec;
 pub mod copy;
 mod crypt;
+pub mod doctor;
 mod error;
 pub mod files;
 mod finding;

@@ -2,9 +2,13 @@
 //!
 //! Invariant: what is said here to an address that nobody has is said before anything is written.
 
+pub mod bucket;
 pub mod served;
+
+pub use self::bucket::{BucketStorage, Environment, Patience, open_with, policy};
 
 /// Lets every address of these schemes be opened; called once, when the process starts.
 pub fn register() {
+    bucket::register();
     served::register();
 }

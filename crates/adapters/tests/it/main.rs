@@ -5,6 +5,7 @@
 mod agent;
 mod children;
 mod dns;
+mod objects;
 mod perform;
 mod probe;
 mod recovery;
@@ -15,5 +16,7 @@ mod site_local;
 mod source_files;
 mod source_sqlite;
 mod source_sqlite_days;
+#[path = "../../../vault/tests/it/storage_suite.rs"]
+mod storage_suite;
 mod vault_world;
 mod web;

@@ -115,7 +115,9 @@ fn configure(args: Args, plan: Option<&Plan>, ui: &Ui) -> Result<AuthorityConfig
         CommandError::usage("there is no arbiter").hint("give --arbiter URL, or a plan with [arbiter]")
     })?;
     match storage::open(&url) {
-        Err(error @ StorageError::UnknownScheme { .. }) => return Err(CommandError::from(error).kind(Kind::Usage)),
+        Err(error @ (StorageError::UnknownScheme { .. } | StorageError::BadAddress { .. })) => {
+            return Err(CommandError::from(error).kind(Kind::Usage));
+        }
         Err(error) => ui.warn(format_args!("the arbiter {url} is away ({error}); answering from the durable zone")),
         Ok(_) => {}
     }

@@ -37,8 +37,8 @@ fn where_there_is_no_vault() {
     error: there is no vault at /nowhere: run `lifeboat vault init` there, or correct the address
     exit 1
     "#);
-    insta::assert_snapshot!(machine.line("points --vault s3://bucket/x").screen(), @r#"
-    error: storage of the kind "s3" is not in this version; use a directory (file:///path or a bare path)
+    insta::assert_snapshot!(machine.line("points --vault ftp://bucket/x").screen(), @r#"
+    error: storage of the kind "ftp" is not in this version; use a directory (file:///path or a bare path), az://…, gs://…, s3://…
     exit 2
     "#);
     insta::assert_snapshot!(machine.line("points").screen(), @r#"
@@ -220,7 +220,7 @@ fn a_vault_within_what_goes_into_it_and_a_vault_among_other_things() {
     let recipient = machine.line("key inspect owner.key").out;
     insta::assert_snapshot!(machine.line(&format!("vault init --vault {} --recipient {recipient}", machine.at("work"))).screen(), @r#"
     error: /work is not empty: it has `owner.key`
-    help: a vault wants a directory of its own: name a new one
+    help: a vault wants a place of its own: name a new directory, or another prefix in the bucket
     exit 4
     "#);
     assert!(!machine.path("work/keys").exists());

@@ -283,7 +283,7 @@ fn is_http(text: &str) -> bool {
 }
 
 /// Schemes that mean something to lifeboat; which of them this version opens is told by `check`.
-pub(super) const STORAGE_SCHEMES: [&str; 3] = ["file", "s3", "memory"];
+pub(super) const STORAGE_SCHEMES: [&str; 5] = ["file", "s3", "gs", "az", "memory"];
 
 fn storage_url(text: &str) -> Result<(), Wrong> {
     let help = "write file:///path, a bare path, or s3://bucket";
@@ -295,7 +295,9 @@ fn storage_url(text: &str) -> Result<(), Wrong> {
             format!("`{text}` is not a path as a URL"),
             "a file URL has three slashes and a whole path: file:///srv/lifeboat",
         ),
-        Some(("s3", rest)) if rest.strip_prefix("//").is_some_and(|bucket| !bucket.is_empty()) => Ok(()),
+        Some(("s3" | "gs" | "az", rest)) if rest.strip_prefix("//").is_some_and(|bucket| !bucket.is_empty()) => {
+            bucket(text, rest.trim_start_matches('/'))
+        }
         Some((scheme, _)) if STORAGE_SCHEMES.contains(&scheme) => {
             wrong("P0118", format!("`{text}` does not say where"), help)
         }
@@ -310,6 +312,26 @@ fn storage_url(text: &str) -> Result<(), Wrong> {
         ),
         _ => Ok(()),
     }
+}
+
+/// A plan holds the place where a secret is, never the secret; and what follows a `?` would be nobody's option.
+fn bucket(text: &str, rest: &str) -> Result<(), Wrong> {
+    let authority = rest.split('/').next().unwrap_or_default();
+    if authority.split_once('@').is_some_and(|(before, _)| before.is_empty() || before.contains(':')) {
+        return wrong(
+            "P0118",
+            "what stands before the @ is not a profile's name".to_owned(),
+            "write s3://PROFILE@BUCKET; keys belong into the environment or ~/.aws/credentials",
+        );
+    }
+    if rest.contains(['?', '#']) {
+        return wrong(
+            "P0118",
+            format!("`{}` takes no options", text.split(['?', '#']).next().unwrap_or_default()),
+            "endpoint and region come from the environment or a profile (s3://PROFILE@BUCKET)",
+        );
+    }
+    Ok(())
 }
 
 const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];

@@ -175,4 +175,8 @@ impl Storage for Faulty {
     fn location(&self) -> String {
         self.inner.location()
     }
+
+    fn parallel_writes(&self) -> usize {
+        self.inner.parallel_writes()
+    }
 }

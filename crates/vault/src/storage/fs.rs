@@ -7,13 +7,14 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Listed, OBJECT_BYTES_MAX, Put, Storage, StorageError, check_key};
+use super::{Fact, Listed, OBJECT_BYTES_MAX, Put, Storage, StorageError, check_key};
 
 const TEMPORARY: &str = ".tmp";
 /// Nothing takes longer to write one object.
@@ -26,6 +27,17 @@ pub struct FsStorage {
     /// Device and inode at opening.
     identity: (u64, u64),
     counter: AtomicU64,
+    /// Only to try something out in: gone when it is let go.
+    fleeting: bool,
+}
+
+impl Drop for FsStorage {
+    fn drop(&mut self) {
+        if self.fleeting {
+            // Best effort: it lies where temporary files lie.
+            let _ = std::fs::remove_dir_all(&self.root);
+        }
+    }
 }
 
 impl FsStorage {
@@ -35,7 +47,7 @@ impl FsStorage {
         // One name for one place, however it is written: what is remembered of a vault goes by it.
         let root = given.canonicalize().or_else(|_| std::path::absolute(given));
         let root = root.unwrap_or_else(|_| given.to_path_buf());
-        let mut storage = FsStorage { root, identity: (0, 0), counter: AtomicU64::new(0) };
+        let mut storage = FsStorage { root, identity: (0, 0), counter: AtomicU64::new(0), fleeting: false };
         let directory = storage.open_root_unchecked()?;
         storage.identity = identity_of(&directory).map_err(|e| storage.explain("open", "", e))?;
         storage.sweep();
@@ -300,5 +312,16 @@ impl Storage for FsStorage {
 
     fn location(&self) -> String {
         self.root.display().to_string()
+    }
+
+    fn rehearsal(&self) -> Result<Option<Arc<dyn Storage>>, StorageError> {
+        let place = self.root.join(TEMPORARY).join(format!("doctor-{:016x}", crate::crypt::random_u64()));
+        let mut beside = FsStorage::create(place)?;
+        beside.fleeting = true;
+        Ok(Some(Arc::new(beside)))
+    }
+
+    fn facts(&self) -> Vec<Fact> {
+        super::fs_facts::facts(&self.root)
     }
 }

@@ -3,8 +3,10 @@
 //! Invariant: `put_if_absent` and `put` are atomic and durable when they return `Ok`: a reader sees the whole object or none,
 //! and of two `put_if_absent` of one key exactly one answers `Created`. An error may mean that it happened anyway.
 
+mod fact;
 mod fault;
 mod fs;
+mod fs_facts;
 mod memory;
 
 use std::collections::BTreeMap;
@@ -12,6 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 
+pub use fact::{Fact, Verdict};
 pub use fault::{Faulty, Operation};
 pub use fs::FsStorage;
 pub use memory::MemoryStorage;
@@ -44,7 +47,7 @@ pub enum StorageError {
     #[error("the storage at {location} is full; free some space, nothing that was stored is lost")]
     NoSpace { location: String },
     #[error(
-        "the storage at {location} does not let this process {verb}; check its permissions and whether it is mounted read-only"
+        "the storage at {location} does not let this process {verb}; check its permissions, and whether a directory is mounted read-only"
     )]
     Denied { location: String, verb: &'static str },
     #[error("{location} is gone or not a directory; mount it, or correct the address")]
@@ -57,10 +60,21 @@ pub enum StorageError {
     TooLarge { key: String, size: u64, limit: u64 },
     #[error("{key:?} is not a valid object name: {why}")]
     BadKey { key: String, why: &'static str },
-    #[error("storage of the kind {scheme:?} is not in this version; use a directory (file:///path or a bare path)")]
+    #[error(
+        "storage of the kind {scheme:?} is not in this version; use a directory (file:///path or a bare path){}",
+        also()
+    )]
     UnknownScheme { scheme: String },
     #[error("{address} is no address of a vault: {why}")]
     BadAddress { address: String, why: String },
+    #[error(
+        "there is no bucket at {location}, or none that these credentials may see; make it, or correct the address"
+    )]
+    NoBucket { location: String },
+    #[error("the storage at {location} does not accept this machine's credentials: {why}")]
+    Credentials { location: String, why: String },
+    #[error("the storage at {location} cannot be used: {why}")]
+    Unsuitable { location: String, why: String },
     /// A server's rule says no (`vault serve`).
     #[error("the server at {location} does not {verb} {key}: {why}")]
     Refused { location: String, verb: &'static str, key: String, why: String },
@@ -87,6 +101,12 @@ fn said(words: &str) -> String {
     if words.is_empty() { String::new() } else { format!(" ({words})") }
 }
 
+/// The registered schemes, for the message about one that is not.
+fn also() -> String {
+    let openers = OPENERS.read().unwrap_or_else(PoisonError::into_inner);
+    openers.keys().map(|scheme| format!(", {scheme}://…")).collect()
+}
+
 impl StorageError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, StorageError::NotFound { .. })
@@ -107,6 +127,22 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     fn delete(&self, key: &str) -> Result<(), StorageError>;
     /// Where this is, for messages; never holds a credential.
     fn location(&self) -> String;
+    /// How many writes at once it takes before more of them are no faster.
+    fn parallel_writes(&self) -> usize {
+        1
+    }
+    /// A place beside the objects, in no listing, to try out what is permitted.
+    fn rehearsal(&self) -> Result<Option<Arc<dyn Storage>>, StorageError> {
+        Ok(None)
+    }
+    /// What it knows about itself that its keeper should.
+    fn facts(&self) -> Vec<Fact> {
+        Vec::new()
+    }
+    /// Whether its keeper can forbid replacing and deleting to those who may create.
+    fn is_append_only_by_policy(&self) -> bool {
+        false
+    }
 }
 
 /// Opens what an address (`SCHEME://…`) names; the flag says whether an absent place is to be made.

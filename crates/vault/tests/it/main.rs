@@ -4,6 +4,7 @@
 mod bad_days;
 mod basics;
 mod copy;
+mod doctor;
 mod files_backup;
 mod files_in_vault;
 mod files_restore;
@@ -16,4 +17,5 @@ mod serve;
 mod serve_lies;
 mod serve_world;
 mod storage;
+mod storage_suite;
 mod world;

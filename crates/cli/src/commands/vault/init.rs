@@ -1,9 +1,7 @@
 //! `lifeboat vault init`.
 
-use std::path::Path;
-
 use lifeboat_core::plan::{KeyHolder, KeyPurpose};
-use lifeboat_vault::storage;
+use lifeboat_vault::storage::{self, Storage};
 use lifeboat_vault::{Finding, Holder, InitOptions, Recipient, Vault};
 use serde::Serialize;
 
@@ -66,7 +64,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let state = door::state(ui, args.host.as_deref())?;
     let storage = storage::create(&named.url).map_err(CommandError::of_storage)?;
     let location = storage.location();
-    check_empty(Path::new(&location))?;
+    check_empty(&*storage)?;
     let (host, made) = Vault::init(storage, &state, &options).map_err(CommandError::of_vault)?;
 
     ui.line(format_args!("vault {} made at {location}", made.vault));
@@ -86,16 +84,22 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     Ok(if made.findings.is_empty() { Exit::Done } else { Exit::Finding })
 }
 
-/// A vault wants a directory of its own. What a making that was cut short left there is no obstacle.
-fn check_empty(directory: &Path) -> Result<(), CommandError> {
+/// A vault wants a place of its own. What a making that was cut short left there is no obstacle.
+fn check_empty(storage: &dyn Storage) -> Result<(), CommandError> {
     const OURS: [&str; 6] = ["keys", "roster", "enroll", "README.txt", ".tmp", "lost+found"];
-    let Ok(entries) = std::fs::read_dir(directory) else { return Ok(()) };
-    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let data = ["pack", "snap", "index", "refs", "log", "verify"];
-    match names.filter(|name| !OURS.contains(&name.as_str()) && !data.contains(&name.as_str())).min() {
+    const DATA: [&str; 6] = ["pack", "snap", "index", "refs", "log", "verify"];
+    let location = storage.location();
+    let names: Vec<String> = match std::fs::read_dir(&location) {
+        Ok(entries) => entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect(),
+        Err(_) => {
+            let listed = storage.list("").map_err(CommandError::of_storage)?;
+            listed.iter().filter_map(|one| one.key.split('/').next()).map(str::to_owned).collect()
+        }
+    };
+    match names.into_iter().filter(|name| !OURS.contains(&name.as_str()) && !DATA.contains(&name.as_str())).min() {
         None => Ok(()),
-        Some(other) => Err(CommandError::refused(format!("{} is not empty: it has `{other}`", directory.display()))
-            .hint("a vault wants a directory of its own: name a new one")),
+        Some(other) => Err(CommandError::refused(format!("{location} is not empty: it has `{other}`"))
+            .hint("a vault wants a place of its own: name a new directory, or another prefix in the bucket")),
     }
 }
 

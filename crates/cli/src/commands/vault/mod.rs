@@ -4,6 +4,7 @@
 
 mod check;
 mod copy;
+mod doctor;
 mod enroll;
 mod init;
 mod recipients;
@@ -24,6 +25,7 @@ enum Verb {
     Init(init::Args),
     Stat(check::StatArgs),
     Check(check::Args),
+    Doctor(doctor::Args),
     Enroll(enroll::Args),
     Recipients(recipients::Args),
     Serve(serve::Args),
@@ -35,6 +37,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Verb::Init(args) => init::run(args, ui),
         Verb::Stat(args) => check::stat(args, ui),
         Verb::Check(args) => check::run(args, ui),
+        Verb::Doctor(args) => doctor::run(args, ui),
         Verb::Enroll(args) => enroll::run(args, ui),
         Verb::Recipients(args) => recipients::run(args, ui),
         Verb::Serve(args) => serve::run(args, ui),

@@ -13,12 +13,6 @@ pub(super) fn check(checker: &mut Checker<'_>) {
             Reach::Local { .. } | Reach::Command { .. } => {}
         }
     }
-    for (name, vault) in &checker.plan.vaults {
-        storage(checker, &["vault", name, "url"], &vault.url);
-    }
-    if let Some(arbiter) = &checker.plan.arbiter {
-        storage(checker, &["arbiter", "url"], &arbiter.url);
-    }
     for service in checker.plan.services.values() {
         let path = ["service", service.name.as_str()];
         match service.strategy {
@@ -51,12 +45,6 @@ pub(super) fn check(checker: &mut Checker<'_>) {
             OnVerdict::Ask => not_yet(checker, &["watch"], "watching by observers"),
             OnVerdict::Act { .. } => not_yet(checker, &["watch", "on-verdict"], "recovery that starts by itself"),
         }
-    }
-}
-
-fn storage(checker: &mut Checker<'_>, path: &[&str], url: &str) {
-    if url.starts_with("s3:") {
-        not_yet(checker, path, "storage of the kind s3:");
     }
 }
 

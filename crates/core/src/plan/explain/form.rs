@@ -155,7 +155,7 @@ pub(super) const ALL: &[Explanation] = &[
     explanation(
         "P0118",
         "not a URL that lifeboat can use",
-        "Vaults and the arbiter lie in storage (`file:///path`, a bare path, `s3://bucket`), and messages go to `mailto:` or `https:` addresses. Others nobody would reach.",
+        "Vaults and the arbiter lie in storage (`file:///path`, a bare path, `s3://bucket`, `gs://bucket`, `az://container`), and messages go to `mailto:` or `https:` addresses. Others nobody would reach.",
         "url = \"ftp://backups\"",
         "url = \"file:///srv/vault\"",
     ),

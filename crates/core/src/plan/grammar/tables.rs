@@ -188,7 +188,7 @@ static VAULT: Table = Table {
         required(
             "url",
             Type::Text(Kind::StorageUrl),
-            "Where it lies: `file:///srv/vault`, a bare path, `s3://bucket`.",
+            "Where it lies: `file:///srv/vault`, a bare path, `s3://bucket/prefix` (or `gs:`, `az:`).",
         ),
         optional("site", NAME, "The site that it is in; without it, it counts as outside of every site."),
         optional("organization", NAME, "Who runs the storage; without it, who runs the site that it is in."),

@@ -1,0 +1,213 @@
+//! What a failed try means: give up and say what to do, or try again.
+//!
+//! Invariant: no text of ours holds an address with a signature, a header or a body; only the storage's code and message, cut
+//! short.
+
+use std::time::Duration;
+
+use lifeboat_vault::storage::StorageError;
+use object_store::client::HttpErrorKind;
+
+use super::wire::Answer;
+
+/// What was being done, for messages.
+#[derive(Debug, Clone)]
+pub(super) struct Doing {
+    pub(super) verb: &'static str,
+    pub(super) key: String,
+    pub(super) location: String,
+}
+
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Trying again is of no use.
+    Final(StorageError),
+    /// It may pass; so long the storage wants to be left alone.
+    Passing { error: StorageError, asked: Option<Duration>, reached: bool },
+    /// Something is there already.
+    Exists,
+    /// The range lies beyond the object's end.
+    BeyondEnd,
+}
+
+impl Doing {
+    pub(super) fn io(&self, kind: std::io::ErrorKind, text: impl Into<String>) -> StorageError {
+        StorageError::Io {
+            verb: self.verb,
+            key: if self.key.is_empty() { "objects".to_owned() } else { self.key.clone() },
+            location: self.location.clone(),
+            source: std::io::Error::new(kind, text.into()),
+        }
+    }
+
+    pub(super) fn timed_out(&self, answer: &Answer) -> Failure {
+        let error = self.io(std::io::ErrorKind::TimedOut, "no answer in time");
+        Failure::Passing { error, asked: None, reached: answer.status.is_some() }
+    }
+
+    pub(super) fn torn(&self, came: usize, announced: u64) -> Failure {
+        let text = format!("{announced} bytes were announced and {came} came");
+        Failure::Passing { error: self.io(std::io::ErrorKind::UnexpectedEof, text), asked: None, reached: true }
+    }
+
+    /// Reads a failed try.
+    pub(super) fn failure(&self, error: &object_store::Error, answer: &Answer) -> Failure {
+        if let Some((kind, text)) = &answer.broken {
+            return self.broken(*kind, text, answer.about_credentials);
+        }
+        let Some(status) = answer.status else { return Failure::Final(self.not_sent(error)) };
+        if (200..300).contains(&status) {
+            // The answer began well and was cut off, or said nonsense.
+            let error = self.io(std::io::ErrorKind::UnexpectedEof, "the answer was cut off");
+            return Failure::Passing { error, asked: None, reached: true };
+        }
+        if answer.about_credentials && status < 500 {
+            return Failure::Final(self.credentials(format!("who gives them out said {}", said(status, answer))));
+        }
+        self.refused(status, answer)
+    }
+
+    fn refused(&self, status: u16, answer: &Answer) -> Failure {
+        let location = self.location.clone();
+        let passing = || Failure::Passing {
+            error: self.io(kind_of(status), said(status, answer)),
+            asked: answer.retry_after,
+            reached: true,
+        };
+        let code = answer.code.as_deref().unwrap_or_default();
+        let last = match (status, code) {
+            (_, "BlobAlreadyExists") | (304 | 412, _) => return Failure::Exists,
+            (416, _) => return Failure::BeyondEnd,
+            (_, "NoSuchBucket" | "ContainerNotFound") => StorageError::NoBucket { location },
+            (404, _) if self.key.is_empty() => StorageError::NoBucket { location },
+            (404, _) => StorageError::NotFound { key: self.key.clone() },
+            (_, "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull") | (507, _) => {
+                StorageError::NoSpace { location }
+            }
+            (_, "RequestTimeTooSkewed") => self.credentials(
+                "this machine's clock and the storage's are too far apart; set this machine's clock".to_owned(),
+            ),
+            (
+                _,
+                "InvalidAccessKeyId"
+                | "SignatureDoesNotMatch"
+                | "ExpiredToken"
+                | "InvalidToken"
+                | "TokenRefreshRequired"
+                | "InvalidSecurity"
+                | "AuthenticationFailed"
+                | "AuthorizationHeaderMalformed",
+            )
+            | (401, _) => self.credentials(said(status, answer)),
+            (403, _) => StorageError::Denied { location, verb: self.verb },
+            (301 | 307 | 308, _) => StorageError::Unsuitable {
+                location,
+                why: "the bucket is in another region; set AWS_REGION, or region in the profile".to_owned(),
+            },
+            // These are about a broken transfer or a moment's collision, not about the request.
+            (408 | 409 | 425 | 429, _)
+            | (
+                400,
+                "RequestTimeout" | "BadDigest" | "IncompleteBody" | "XAmzContentSHA256Mismatch" | "InvalidDigest",
+            ) => {
+                return passing();
+            }
+            (501 | 405, _) => StorageError::Unsuitable {
+                location,
+                why: format!("it cannot {} as a vault needs it ({})", self.verb, said(status, answer)),
+            },
+            (500.., _) => return passing(),
+            _ => self.io(std::io::ErrorKind::InvalidInput, said(status, answer)),
+        };
+        Failure::Final(last)
+    }
+
+    fn broken(&self, kind: HttpErrorKind, text: &str, about_credentials: bool) -> Failure {
+        if about_credentials {
+            return Failure::Final(self.credentials(
+                "none were found: give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the cloud's own (see docs/object-storage.md)".to_owned(),
+            ));
+        }
+        let (kind, reached) = match kind {
+            HttpErrorKind::Connect => (std::io::ErrorKind::NotConnected, false),
+            HttpErrorKind::Timeout => (std::io::ErrorKind::TimedOut, true),
+            _ => (std::io::ErrorKind::ConnectionReset, true),
+        };
+        Failure::Passing { error: self.io(kind, text), asked: None, reached }
+    }
+
+    fn credentials(&self, why: String) -> StorageError {
+        StorageError::Credentials { location: self.location.clone(), why }
+    }
+
+    /// Nothing was sent: what is wrong is on this side, and only credentials are looked for before sending.
+    fn not_sent(&self, error: &object_store::Error) -> StorageError {
+        let why = match error {
+            object_store::Error::InvalidPath { .. } => "its name is not one that the storage takes".to_owned(),
+            _ => "they cannot be read (see docs/object-storage.md for where they are looked for)".to_owned(),
+        };
+        self.credentials(why)
+    }
+}
+
+fn kind_of(status: u16) -> std::io::ErrorKind {
+    match status {
+        408 | 504 => std::io::ErrorKind::TimedOut,
+        429 | 503 => std::io::ErrorKind::ResourceBusy,
+        _ => std::io::ErrorKind::Other,
+    }
+}
+
+fn said(status: u16, answer: &Answer) -> String {
+    match (&answer.code, &answer.message) {
+        (Some(code), Some(message)) => format!("{status} {code}: {message}"),
+        (Some(code), None) => format!("{status} {code}"),
+        _ => format!("status {status}"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn judged(status: u16, code: &str) -> String {
+        let doing = Doing { verb: "write", key: "pack/x".to_owned(), location: "s3://b".to_owned() };
+        let answer =
+            Answer { status: Some(status), code: (!code.is_empty()).then(|| code.to_owned()), ..Answer::default() };
+        match doing.refused(status, &answer) {
+            Failure::Final(error) => error.to_string(),
+            Failure::Passing { error, .. } => format!("again: {error}"),
+            Failure::Exists => "exists".to_owned(),
+            Failure::BeyondEnd => "beyond".to_owned(),
+        }
+    }
+
+    #[test]
+    fn each_answer_is_one_thing_to_do() {
+        insta::assert_snapshot!(
+            [(404, "NoSuchKey"), (404, "NoSuchBucket"), (403, "AccessDenied"), (403, "InvalidAccessKeyId"),
+             (403, "RequestTimeTooSkewed"), (403, "QuotaExceeded"), (412, ""), (409, "BlobAlreadyExists"),
+             (409, "ConditionalRequestConflict"), (503, "SlowDown"), (500, ""), (501, "NotImplemented"), (400, "BadDigest"),
+             (400, "InvalidArgument"), (301, "")]
+            .map(|(status, code)| format!("{status} {code}: {}", judged(status, code)))
+            .join("\n"), @r"
+            404 NoSuchKey: there is no object pack/x
+            404 NoSuchBucket: there is no bucket at s3://b, or none that these credentials may see; make it, or correct the address
+            403 AccessDenied: the storage at s3://b does not let this process write; check its permissions, and whether a directory is mounted read-only
+            403 InvalidAccessKeyId: the storage at s3://b does not accept this machine's credentials: 403 InvalidAccessKeyId
+            403 RequestTimeTooSkewed: the storage at s3://b does not accept this machine's credentials: this machine's clock and the storage's are too far apart; set this machine's clock
+            403 QuotaExceeded: the storage at s3://b is full; free some space, nothing that was stored is lost
+            412 : exists
+            409 BlobAlreadyExists: exists
+            409 ConditionalRequestConflict: again: cannot write pack/x at s3://b
+            503 SlowDown: again: cannot write pack/x at s3://b
+            500 : again: cannot write pack/x at s3://b
+            501 NotImplemented: the storage at s3://b cannot be used: it cannot write as a vault needs it (501 NotImplemented)
+            400 BadDigest: again: cannot write pack/x at s3://b
+            400 InvalidArgument: cannot write pack/x at s3://b
+            301 : the storage at s3://b cannot be used: the bucket is in another region; set AWS_REGION, or region in the profile
+            "
+        );
+    }
+}

@@ -1,0 +1,482 @@
+//! A bucket as storage: the six verbs, each tried until it is done, refused, or patience ends.
+//!
+//! Invariants: nothing is created on the condition that it is absent before this storage has shown that it refuses a second
+//! creation; `Created` is answered by exactly one of many, also where an answer was lost: each creation carries a token
+//! of its own, and who is told "it exists" looks whose token lies there.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::TryStreamExt;
+use jiff::Timestamp;
+use lifeboat_vault::storage::{Fact, Listed, OBJECT_BYTES_MAX, Put, Storage, StorageError, check_key};
+use object_store::aws::AmazonS3;
+use object_store::path::Path;
+use object_store::{
+    Attribute, Attributes, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    PutPayload,
+};
+use tokio::runtime::Handle;
+use tokio::sync::{OnceCell, Semaphore};
+
+use super::failure::{Doing, Failure};
+use super::patience::{Patience, Tries};
+use super::setup::Client;
+use super::wire::{self, Answer};
+use super::{facts, listing};
+
+/// The object by which a storage shows that it refuses a second creation. No listing shows it.
+pub(super) const PROOF: &str = ".lifeboat/create-if-absent";
+const PROOF_TEXT: &[u8] =
+    b"lifeboat looks by this object whether the storage refuses to create what is there already.\n";
+/// Where what is permitted is tried out. No listing shows it either.
+const REHEARSAL: &str = ".lifeboat/doctor";
+/// Letters only: not every storage takes more in a name of metadata.
+const TOKEN: &str = "lifeboatwriter";
+/// Requests at once; more only queue up at the storage.
+const REQUESTS_MAX: usize = 32;
+/// Uploads at once that fill most lines.
+const PARALLEL_WRITES: usize = 4;
+/// How often a name may be taken and free again under us.
+const CREATIONS_MAX: u32 = 5;
+
+/// A bucket, or a place in one.
+#[derive(Debug, Clone)]
+pub struct BucketStorage {
+    pub(super) shared: Arc<Shared>,
+    runtime: Handle,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) store: Arc<dyn ObjectStore>,
+    prefix: String,
+    pub(super) location: String,
+    patience: Patience,
+    requests: Semaphore,
+    reached: AtomicBool,
+    proven: OnceCell<()>,
+    pub(super) split_after: usize,
+    pub(super) heard: Arc<Heard>,
+    asks: Option<Arc<AmazonS3>>,
+}
+
+/// What the storage said about itself, in passing.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    /// Its clock, and ours when it said so.
+    pub(super) clock: Mutex<Option<(Timestamp, Timestamp)>>,
+    /// It named a version of something.
+    pub(super) versions: AtomicBool,
+}
+
+impl BucketStorage {
+    pub(super) fn new(
+        Client { store, asks }: Client,
+        prefix: String,
+        location: String,
+        patience: Patience,
+        runtime: Handle,
+    ) -> BucketStorage {
+        let shared = Shared {
+            store,
+            prefix,
+            location,
+            patience,
+            requests: Semaphore::new(REQUESTS_MAX),
+            reached: AtomicBool::new(false),
+            proven: OnceCell::new(),
+            split_after: listing::SPLIT_AFTER,
+            heard: Arc::default(),
+            asks,
+        };
+        BucketStorage { shared: Arc::new(shared), runtime }
+    }
+
+    /// Runs it on the storage's own threads and waits here: from any thread, one of another runtime included.
+    pub(super) fn wait<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = Result<T, StorageError>> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.runtime.spawn(async move {
+            let _ = sender.send(task.await);
+        });
+        receiver.recv().unwrap_or_else(|_| {
+            let doing = self.shared.doing("reach", "");
+            Err(doing.io(std::io::ErrorKind::Other, "the storage's own thread has ended"))
+        })
+    }
+
+    /// Finds out whether the storage refuses a second creation, and says so if it does not.
+    pub fn prove(&self) -> Result<(), StorageError> {
+        let shared = self.shared.clone();
+        self.wait(async move { shared.prove().await })
+    }
+}
+
+impl Shared {
+    pub(super) fn doing(&self, verb: &'static str, key: &str) -> Doing {
+        Doing { verb, key: key.to_owned(), location: self.location.clone() }
+    }
+
+    pub(super) fn patience(&self) -> Patience {
+        self.patience
+    }
+
+    /// The library's path of a key of ours, or of a hidden one.
+    pub(super) fn path(&self, key: &str) -> Result<Path, StorageError> {
+        let whole = match (self.prefix.is_empty(), key.is_empty()) {
+            (true, _) => key.to_owned(),
+            (false, true) => self.prefix.clone(),
+            (false, false) => format!("{}/{key}", self.prefix),
+        };
+        Path::parse(&whole).map_err(|_| StorageError::BadKey {
+            key: key.chars().take(80).collect(),
+            why: "object storage does not take it",
+        })
+    }
+
+    /// The key that lies at this path; `None` for what is none of ours.
+    pub(super) fn key<'a>(&self, path: &'a Path) -> Option<&'a str> {
+        let whole = path.as_ref();
+        let key = match self.prefix.is_empty() {
+            true => whole,
+            false => whole.strip_prefix(self.prefix.as_str())?.strip_prefix('/')?,
+        };
+        check_key(key).ok().map(|()| key)
+    }
+
+    pub(super) fn saw(&self, answer: &Answer) {
+        if answer.status.is_none() || answer.about_credentials {
+            return;
+        }
+        self.reached.store(true, Ordering::Relaxed);
+        if answer.versioned {
+            self.heard.versions.store(true, Ordering::Relaxed);
+        }
+        if answer.date.is_some() {
+            *self.heard.clock.lock().unwrap_or_else(PoisonError::into_inner) = answer.date;
+        }
+    }
+
+    /// Who can be asked what the library does not ask: how the bucket is set up.
+    pub(super) fn asks(&self) -> Option<&AmazonS3> {
+        self.asks.as_deref()
+    }
+
+    /// Waits before the next try of what failed; gives the error back when it is final, or patience has ended.
+    pub(super) async fn bear(&self, failure: Failure, tries: &mut Tries) -> Result<(), Failure> {
+        let (error, asked, heard) = match failure {
+            Failure::Passing { error, asked, reached } => (error, asked, reached),
+            other => return Err(other),
+        };
+        let reached = heard || self.reached.load(Ordering::Relaxed);
+        match tries.next(asked, reached) {
+            Some(wait) => {
+                tracing::debug!("{error}, trying again in {wait:?}");
+                tokio::time::sleep(wait).await;
+                Ok(())
+            }
+            None => Err(Failure::Final(counted(error, tries.count))),
+        }
+    }
+
+    /// One try, within `limit`, watched.
+    async fn once<T>(
+        &self,
+        doing: &Doing,
+        limit: std::time::Duration,
+        task: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<(T, Answer), Failure> {
+        let permit = self.requests.acquire().await;
+        let (result, answer) = wire::watch(tokio::time::timeout(limit, task)).await;
+        drop(permit);
+        self.saw(&answer);
+        match result {
+            Ok(Ok(value)) => Ok((value, answer)),
+            Ok(Err(error)) => Err(doing.failure(&error, &answer)),
+            Err(_) => Err(doing.timed_out(&answer)),
+        }
+    }
+
+    /// Tries until it is done, refused, or patience ends.
+    pub(super) async fn persist<T, F>(
+        &self,
+        doing: &Doing,
+        limit: std::time::Duration,
+        mut task: impl FnMut() -> F,
+    ) -> Result<(T, Answer), Failure>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        let mut tries = Tries::new(self.patience);
+        loop {
+            match self.once(doing, limit, task()).await {
+                Ok(done) => return Ok(done),
+                Err(failure) => self.bear(failure, &mut tries).await?,
+            }
+        }
+    }
+
+    async fn prove(&self) -> Result<(), StorageError> {
+        self.proven.get_or_try_init(|| self.find_out()).await.copied()
+    }
+
+    async fn find_out(&self) -> Result<(), StorageError> {
+        // One refusal is the proof; the first ever creation needs a second one to be refused.
+        for _ in 0..2 {
+            match self.try_create(PROOF, PROOF_TEXT.to_vec().into(), &token()).await {
+                Err(Failure::Exists) => return Ok(()),
+                Ok(_) => {}
+                Err(failure) => return Err(self.settle(failure, "write", PROOF)),
+            }
+        }
+        Err(StorageError::Unsuitable {
+            location: self.location.clone(),
+            why: "it replaces an object although it was told to create it only where there is none (If-None-Match), so two \
+                  writers would both win; use a storage that honours this (see docs/object-storage.md)"
+                .to_owned(),
+        })
+    }
+
+    pub(super) async fn try_create(&self, key: &str, payload: PutPayload, token: &str) -> Result<Answer, Failure> {
+        let path = self.path(key).map_err(Failure::Final)?;
+        let doing = self.doing("write", key);
+        let limit = self.patience.for_upload(payload.content_length());
+        let options = || {
+            let mut attributes = Attributes::new();
+            attributes.insert(Attribute::Metadata(TOKEN.into()), token.to_owned().into());
+            PutOptions { mode: PutMode::Create, attributes, ..PutOptions::default() }
+        };
+        let put = || self.store.put_opts(&path, payload.clone(), options());
+        self.persist(&doing, limit, put).await.map(|(_, answer)| answer)
+    }
+
+    async fn create(&self, key: &str, payload: PutPayload) -> Result<Put, StorageError> {
+        self.prove().await?;
+        let token = token();
+        for _ in 0..CREATIONS_MAX {
+            match self.try_create(key, payload.clone(), &token).await {
+                Ok(_) => return Ok(Put::Created),
+                Err(Failure::Exists) => match self.token_of(key).await {
+                    // An earlier try of ours, or one that something on the way repeated, was the one that made it.
+                    Ok(there) if there.as_deref() == Some(token.as_str()) => return Ok(Put::Created),
+                    Ok(_) => return Ok(Put::Exists),
+                    // Whoever may write and not read is told the weaker of the two: it never claims what it has not made.
+                    Err(StorageError::Denied { .. }) => return Ok(Put::Exists),
+                    // Gone again: there is room now.
+                    Err(error) if error.is_not_found() => continue,
+                    Err(error) => return Err(error),
+                },
+                Err(failure) => return Err(self.settle(failure, "write", key)),
+            }
+        }
+        let doing = self.doing("write", key);
+        Err(doing.io(std::io::ErrorKind::Other, "it is refused as being there, and is not found there"))
+    }
+
+    /// The token of who created what lies there.
+    async fn token_of(&self, key: &str) -> Result<Option<String>, StorageError> {
+        let path = self.path(key)?;
+        let head = || self.store.get_opts(&path, GetOptions { head: true, ..GetOptions::default() });
+        let doing = self.doing("look at", key);
+        let found = self.persist(&doing, self.patience.stall, head).await;
+        let (found, _) = found.map_err(|failure| self.settle(failure, "look at", key))?;
+        Ok(found.attributes.get(&Attribute::Metadata(TOKEN.into())).map(|token| token.to_string()))
+    }
+
+    async fn replace(&self, key: &str, payload: PutPayload) -> Result<(), StorageError> {
+        let path = self.path(key)?;
+        let limit = self.patience.for_upload(payload.content_length());
+        let put = || self.store.put_opts(&path, payload.clone(), PutOptions::default());
+        let done = self.persist(&self.doing("write", key), limit, put).await;
+        done.map(|_| ()).map_err(|failure| self.settle(failure, "write", key))
+    }
+
+    async fn read(&self, key: &str, range: Option<GetRange>) -> Result<Vec<u8>, StorageError> {
+        let path = self.path(key)?;
+        let doing = self.doing("read", key);
+        let mut tries = Tries::new(self.patience);
+        loop {
+            let options = GetOptions { range: range.clone(), ..GetOptions::default() };
+            let (result, answer) = wire::watch(self.fetch(&path, options, &doing)).await;
+            self.saw(&answer);
+            let failure = match result {
+                Ok(bytes) => return Ok(bytes),
+                Err(Unread::Failed(error)) => doing.failure(&error, &answer),
+                Err(Unread::Stalled) => doing.timed_out(&answer),
+                Err(Unread::Torn(came, announced)) => doing.torn(came, announced),
+                Err(Unread::Unusable(error)) => Failure::Final(error),
+            };
+            match self.bear(failure, &mut tries).await {
+                Ok(()) => {}
+                Err(Failure::BeyondEnd) => return Ok(Vec::new()),
+                Err(failure) => return Err(self.settle(failure, "read", key)),
+            }
+        }
+    }
+
+    /// Reads an object or a part of it: never more than was asked for or allowed, never less than was announced.
+    async fn fetch(&self, path: &Path, options: GetOptions, doing: &Doing) -> Result<Vec<u8>, Unread> {
+        let stall = self.patience.stall;
+        let _permit = self.requests.acquire().await;
+        let found: GetResult = tokio::time::timeout(stall, self.store.get_opts(path, options)).await??;
+        let size = found.range.end.saturating_sub(found.range.start);
+        if size > OBJECT_BYTES_MAX {
+            let (key, limit) = (doing.key.clone(), OBJECT_BYTES_MAX);
+            return Err(Unread::Unusable(StorageError::TooLarge { key, size, limit }));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+        let mut stream = found.into_stream();
+        while let Some(chunk) = tokio::time::timeout(stall, stream.try_next()).await?? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() as u64 > size {
+                break;
+            }
+        }
+        if bytes.len() as u64 != size {
+            return Err(Unread::Torn(bytes.len(), size));
+        }
+        Ok(bytes)
+    }
+
+    async fn size_of(&self, key: &str) -> Result<u64, StorageError> {
+        let path = self.path(key)?;
+        let found = self.persist(&self.doing("look at", key), self.patience.stall, || self.store.head(&path)).await;
+        found.map(|(meta, _)| meta.size).map_err(|failure| self.settle(failure, "look at", key))
+    }
+
+    pub(super) async fn remove(&self, key: &str) -> Result<Answer, StorageError> {
+        let path = self.path(key)?;
+        let doing = self.doing("delete", key);
+        match self.persist(&doing, self.patience.stall, || self.store.delete(&path)).await {
+            Ok((_, answer)) => Ok(answer),
+            Err(Failure::Final(StorageError::NotFound { .. })) => Ok(Answer::default()),
+            Err(failure) => Err(self.settle(failure, "delete", key)),
+        }
+    }
+
+    pub(super) fn settle(&self, failure: Failure, verb: &'static str, key: &str) -> StorageError {
+        match failure {
+            Failure::Final(error) | Failure::Passing { error, .. } => error,
+            Failure::Exists => {
+                self.doing(verb, key).io(std::io::ErrorKind::AlreadyExists, "something is there already")
+            }
+            Failure::BeyondEnd => self.doing(verb, key).io(std::io::ErrorKind::InvalidInput, "it is shorter than that"),
+        }
+    }
+}
+
+enum Unread {
+    Failed(object_store::Error),
+    Stalled,
+    Torn(usize, u64),
+    Unusable(StorageError),
+}
+
+impl From<object_store::Error> for Unread {
+    fn from(error: object_store::Error) -> Unread {
+        Unread::Failed(error)
+    }
+}
+
+impl From<tokio::time::error::Elapsed> for Unread {
+    fn from(_: tokio::time::error::Elapsed) -> Unread {
+        Unread::Stalled
+    }
+}
+
+fn token() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// Says how often it was tried.
+fn counted(error: StorageError, count: u32) -> StorageError {
+    match error {
+        StorageError::Io { verb, key, location, source } if count > 1 => StorageError::Io {
+            verb,
+            key,
+            location,
+            source: std::io::Error::new(source.kind(), format!("{source} (tried {count} times)")),
+        },
+        other => other,
+    }
+}
+
+impl Storage for BucketStorage {
+    fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<Put, StorageError> {
+        check_key(key)?;
+        let (shared, key, payload) = (self.shared.clone(), key.to_owned(), PutPayload::from(bytes.to_vec()));
+        self.wait(async move { shared.create(&key, payload).await })
+    }
+
+    fn put(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        check_key(key)?;
+        let (shared, key, payload) = (self.shared.clone(), key.to_owned(), PutPayload::from(bytes.to_vec()));
+        self.wait(async move { shared.replace(&key, payload).await })
+    }
+
+    fn get(&self, key: &str) -> Result<Vec<u8>, StorageError> {
+        check_key(key)?;
+        let (shared, key) = (self.shared.clone(), key.to_owned());
+        self.wait(async move { shared.read(&key, None).await })
+    }
+
+    fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Vec<u8>, StorageError> {
+        check_key(key)?;
+        let (shared, key) = (self.shared.clone(), key.to_owned());
+        self.wait(async move {
+            if length == 0 {
+                return shared.size_of(&key).await.map(|_| Vec::new());
+            }
+            let range = GetRange::Bounded(offset..offset.saturating_add(length));
+            shared.read(&key, Some(range)).await
+        })
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
+        let (shared, prefix) = (self.shared.clone(), prefix.to_owned());
+        self.wait(async move { listing::list(shared, prefix).await })
+    }
+
+    fn delete(&self, key: &str) -> Result<(), StorageError> {
+        check_key(key)?;
+        let (shared, key) = (self.shared.clone(), key.to_owned());
+        self.wait(async move { shared.remove(&key).await.map(|_| ()) })
+    }
+
+    fn location(&self) -> String {
+        self.shared.location.clone()
+    }
+
+    fn parallel_writes(&self) -> usize {
+        PARALLEL_WRITES
+    }
+
+    fn rehearsal(&self) -> Result<Option<Arc<dyn Storage>>, StorageError> {
+        let shared = &self.shared;
+        let beside = Shared {
+            store: shared.store.clone(),
+            prefix: shared.path(REHEARSAL)?.to_string(),
+            location: format!("{}/{REHEARSAL}", shared.location),
+            patience: shared.patience,
+            requests: Semaphore::new(REQUESTS_MAX),
+            reached: AtomicBool::new(true),
+            proven: OnceCell::new(),
+            split_after: listing::SPLIT_AFTER,
+            heard: shared.heard.clone(),
+            asks: None,
+        };
+        Ok(Some(Arc::new(BucketStorage { shared: Arc::new(beside), runtime: self.runtime.clone() })))
+    }
+
+    fn facts(&self) -> Vec<Fact> {
+        let shared = self.shared.clone();
+        self.wait(async move { Ok(facts::facts(&shared).await) }).unwrap_or_default()
+    }
+
+    fn is_append_only_by_policy(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,159 @@
+//! One verb at a time, with the network or the server failing at the worst moment: right or loud, never wrong.
+
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use lifeboat_adapters::storage::{Patience, open_with};
+use lifeboat_vault::storage::{Put, Storage, StorageError};
+
+use super::proxy::{Proxy, Spoil};
+use super::servers::{self, User, environment, impatient, open_at};
+
+struct Bad {
+    proxy: Proxy,
+    bucket: String,
+    /// Through the proxy.
+    storage: Arc<dyn Storage>,
+    /// Straight at the server: what is really there.
+    truth: Arc<dyn Storage>,
+}
+
+fn bad_line() -> Bad {
+    let server = servers::radosgw();
+    let bucket = server.bucket();
+    let proxy = Proxy::before(server.port);
+    let storage: Arc<dyn Storage> = Arc::new(open_at(&proxy.endpoint(), &bucket, User::Owner));
+    let truth: Arc<dyn Storage> = Arc::new(server.open(&bucket));
+    assert_eq!(storage.put_if_absent("before", b"proven").unwrap(), Put::Created);
+    Bad { proxy, bucket, storage, truth }
+}
+
+const PASSING: [Spoil; 9] = super::proxy::CHAOS;
+
+#[test]
+fn a_creation_is_told_right_whatever_happens_to_it_on_the_way() {
+    let bad = bad_line();
+    let bytes = vec![7; 300_000];
+    for spoil in PASSING {
+        let key = format!("claims/{spoil:?}");
+        bad.proxy.spoil(&format!("PUT /{}/{key}", bad.bucket), spoil, 1);
+        assert_eq!(bad.storage.put_if_absent(&key, &bytes).unwrap(), Put::Created, "{spoil:?}: it was us");
+        assert_eq!(bad.truth.get(&key).unwrap(), bytes, "{spoil:?}");
+        // The same again by who did not make it, with the same bytes: not even a lost answer makes it theirs.
+        bad.proxy.spoil(&format!("PUT /{}/{key}", bad.bucket), spoil, 1);
+        assert_eq!(bad.storage.put_if_absent(&key, &bytes).unwrap(), Put::Exists, "{spoil:?}: it was another");
+    }
+    assert_eq!(bad.proxy.spoiled().len(), 2 * PASSING.len(), "{:?}", bad.proxy.spoiled());
+}
+
+#[test]
+fn every_other_verb_ends_well_after_a_failure_that_passes() {
+    let bad = bad_line();
+    for (round, spoil) in PASSING.into_iter().enumerate() {
+        let key = format!("objects/{round}");
+        let bytes = vec![round as u8; 50_000];
+        bad.proxy.spoil("PUT ", spoil, 1);
+        bad.storage.put(&key, &bytes).unwrap();
+        bad.proxy.spoil("GET ", spoil, 2);
+        assert_eq!(bad.storage.get(&key).unwrap(), bytes, "{spoil:?}");
+        bad.proxy.spoil("GET ", spoil, 1);
+        assert_eq!(bad.storage.get_range(&key, 1000, 5000).unwrap(), bytes[1000..6000], "{spoil:?}");
+        bad.proxy.spoil("GET ", spoil, 1);
+        assert_eq!(bad.storage.list("objects/").unwrap().len(), 1, "{spoil:?}");
+        bad.proxy.spoil("DELETE ", spoil, 1);
+        bad.storage.delete(&key).unwrap();
+        assert!(bad.truth.list("objects/").unwrap().is_empty(), "{spoil:?}");
+    }
+}
+
+#[test]
+fn the_storage_s_wish_for_time_is_granted() {
+    let bad = bad_line();
+    bad.truth.put("a", b"1").unwrap();
+    bad.proxy.spoil("GET ", Spoil::SlowDown, 2);
+    let begun = std::time::Instant::now();
+    assert_eq!(bad.storage.get("a").unwrap(), b"1");
+    assert!(begun.elapsed().as_secs_f64() >= 2.0, "Retry-After was one second, twice: {:?}", begun.elapsed());
+}
+
+#[test]
+fn what_does_not_pass_is_said_and_not_waited_for_for_ever() {
+    let bad = bad_line();
+    bad.proxy.spoil("GET ", Spoil::InternalError, usize::MAX);
+    let patience = Patience { total: Duration::from_secs(2), ..impatient() };
+    let environment = environment(&bad.proxy.endpoint(), User::Owner);
+    let storage = open_with(&format!("s3://{}", bad.bucket), &environment, patience).unwrap();
+    let begun = std::time::Instant::now();
+    let error = storage.get("before").unwrap_err();
+    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.starts_with("500 InternalError: said the proxy (tried "), "{cause}");
+    assert_eq!(error.to_string(), format!("cannot read before at s3://{}", bad.bucket));
+}
+
+#[test]
+fn a_server_that_ignores_the_condition_is_found_out_before_anything_rests_on_it() {
+    let server = servers::radosgw();
+    let bucket = server.bucket();
+    let proxy = Proxy::before(server.port);
+    proxy.spoil("PUT ", Spoil::Unconditional, usize::MAX);
+    let storage = open_at(&proxy.endpoint(), &bucket, User::Owner);
+    for _ in 0..2 {
+        let error = storage.put_if_absent("epochs/1", b"mine").unwrap_err();
+        assert!(matches!(error, StorageError::Unsuitable { .. }), "{error}");
+        assert!(error.to_string().contains("so two writers would both win"), "{error}");
+    }
+    assert!(server.open(&bucket).list("").unwrap().is_empty(), "nothing was claimed");
+    // Once it is repaired, it is proven and used.
+    proxy.calm();
+    assert_eq!(storage.put_if_absent("epochs/1", b"mine").unwrap(), Put::Created);
+}
+
+#[test]
+fn of_many_claims_over_bad_lines_exactly_one_wins() {
+    const WRITERS: usize = 6;
+    let bad = bad_line();
+    bad.proxy.chaos(11, 0.3);
+    let others: Vec<Arc<dyn Storage>> = (0..WRITERS)
+        .map(|_| Arc::new(open_at(&bad.proxy.endpoint(), &bad.bucket, User::Owner)) as Arc<dyn Storage>)
+        .collect();
+    for round in 0..4 {
+        let (key, together) = (format!("epochs/{round}"), Barrier::new(WRITERS));
+        let won: Vec<bool> = std::thread::scope(|scope| {
+            let claims: Vec<_> = others
+                .iter()
+                .map(|storage| {
+                    let (key, together) = (&key, &together);
+                    scope.spawn(move || {
+                        together.wait();
+                        storage.put_if_absent(key, b"the same claim").map(|put| put == Put::Created)
+                    })
+                })
+                .collect();
+            claims.into_iter().map(|claim| claim.join().unwrap().unwrap()).collect()
+        });
+        assert_eq!(won.iter().filter(|won| **won).count(), 1, "round {round}: {won:?} {:?}", bad.proxy.spoiled());
+    }
+    assert!(bad.proxy.spoiled().len() > 5, "{:?}", bad.proxy.spoiled());
+}
+
+#[test]
+fn a_listing_that_breaks_off_goes_on_where_it_was() {
+    let bad = bad_line();
+    // Moto's pages are as short as S3 lets them be asked for; radosgw's hold a thousand.
+    std::thread::scope(|scope| {
+        for part in 0..8 {
+            let truth = &bad.truth;
+            scope.spawn(move || (0..280).for_each(|n| truth.put(&format!("l/{part}/{n:04}"), b"x").unwrap()));
+        }
+    });
+    for spoil in [Spoil::ResetAfter, Spoil::SlowDown, Spoil::TornAnswer] {
+        let before = bad.proxy.requests().len();
+        bad.proxy.spoil("continuation-token", spoil, 1);
+        let listed = bad.storage.list("l/").unwrap();
+        assert_eq!(listed.len(), 2240, "{spoil:?}");
+        assert!(listed.is_sorted(), "{spoil:?}");
+        assert!(listed.windows(2).all(|two| two[0].key != two[1].key), "{spoil:?}");
+        assert_eq!(bad.proxy.requests().len() - before, 4, "three pages, one of them twice: {spoil:?}");
+    }
+}

@@ -1,0 +1,153 @@
+//! Two S3 servers that no one here wrote: Debian's radosgw over a small Ceph, and moto's, which only emulates.
+//!
+//! One of each for all tests of a binary. They end when the test binary does: a script waits for the end of its stdin.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use lifeboat_adapters::storage::{BucketStorage, Environment, Patience, open_with};
+
+/// Who asks, and with which keys.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum User {
+    Owner,
+    Host,
+    /// May store a quarter of a megabyte.
+    Small,
+}
+
+impl User {
+    pub(crate) fn keys(self) -> (&'static str, &'static str) {
+        match self {
+            User::Owner => ("OWNERKEY", "owner-secret"),
+            User::Host => ("HOSTKEY", "host-secret"),
+            User::Small => ("SMALLKEY", "small-secret"),
+        }
+    }
+}
+
+/// A running server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) port: u16,
+    /// Holds the server's life in its stdin.
+    _child: Child,
+}
+
+static RADOSGW: LazyLock<Server> = LazyLock::new(start_radosgw);
+static EMULATED: LazyLock<Server> = LazyLock::new(start_moto);
+static BUCKETS: AtomicU32 = AtomicU32::new(0);
+
+pub(crate) fn radosgw() -> &'static Server {
+    &RADOSGW
+}
+
+pub(crate) fn emulated() -> &'static Server {
+    &EMULATED
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn start_radosgw() -> Server {
+    // In memory: nothing that a test stores here is worth a disk's time.
+    let directory = PathBuf::from(format!("/dev/shm/lifeboat-radosgw-{}", std::process::id()));
+    let port = free_port();
+    let ports = [free_port(), free_port(), port].map(|port| port.to_string());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../adapters/tests/it/objects/radosgw.sh");
+    let mut command = Command::new("bash");
+    command.arg(script).arg(&directory).args(ports);
+    Server { port, _child: started(command) }
+}
+
+/// Starts what says `ready`, and ends when its stdin does.
+fn started(mut command: Command) -> Child {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), "ready", "the server did not start: {command:?}");
+    child
+}
+
+fn start_moto() -> Server {
+    let tools = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("pypi/bin");
+    let server = tools.join("moto_server");
+    assert!(server.exists(), "{} is missing: `cargo xtask test` installs it, or `cargo xtask pypi`", server.display());
+    let port = free_port();
+    let script = "\"$0\" -H 127.0.0.1 -p \"$1\" > /dev/null 2>&1 < /dev/null & trap 'kill $!' EXIT; \
+                  until curl --silent --output /dev/null \"http://127.0.0.1:$1/\"; do sleep 0.05; done; echo ready; cat > /dev/null";
+    let mut command = Command::new("bash");
+    command.args(["-c", script]).arg(server).arg(port.to_string());
+    Server { port, _child: started(command) }
+}
+
+impl Server {
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// A bucket that nobody else uses.
+    pub(crate) fn bucket(&self) -> String {
+        self.bucket_of(User::Owner)
+    }
+
+    pub(crate) fn bucket_of(&self, user: User) -> String {
+        let name = format!("bucket-{}", BUCKETS.fetch_add(1, Ordering::Relaxed));
+        self.ask(user, "PUT", &name, None);
+        name
+    }
+
+    /// A signed request by `curl`: what no storage of ours does, such as making buckets.
+    pub(crate) fn ask(&self, user: User, method: &str, path: &str, body: Option<&str>) -> String {
+        let (key, secret) = user.keys();
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--fail-with-body", "--aws-sigv4", "aws:amz:us-east-1:s3"]);
+        command.args(["--user", &format!("{key}:{secret}"), "--request", method]);
+        // This curl signs the hash of the body, and leaves it to us to send it.
+        command.args(["--header", &format!("x-amz-content-sha256: {}", sha256_of(body.unwrap_or_default()))]);
+        command.args(body.iter().flat_map(|body| ["--data", body, "--header", "Content-Type: application/xml"]));
+        let output = command.arg(format!("{}/{path}", self.endpoint())).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{method} {path}: {text} {}", String::from_utf8_lossy(&output.stderr));
+        text
+    }
+
+    /// The bucket as a storage, with little patience.
+    pub(crate) fn open(&self, bucket: &str) -> BucketStorage {
+        open_at(&self.endpoint(), bucket, User::Owner)
+    }
+}
+
+fn sha256_of(text: &str) -> String {
+    let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap().to_owned()
+}
+
+pub(crate) fn environment(endpoint: &str, user: User) -> Environment {
+    let (key, secret) = user.keys();
+    let pairs = [("AWS_ENDPOINT_URL", endpoint), ("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", secret)];
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+}
+
+pub(crate) fn impatient() -> Patience {
+    Patience {
+        wait_first: Duration::from_millis(20),
+        wait_max: Duration::from_millis(500),
+        total: Duration::from_secs(20),
+        total_unreached: Duration::from_millis(300),
+        stall: Duration::from_secs(1),
+        ..Patience::default()
+    }
+}
+
+pub(crate) fn open_at(endpoint: &str, place: &str, user: User) -> BucketStorage {
+    open_with(&format!("s3://{place}"), &environment(endpoint, user), impatient()).unwrap()
+}
