@@ -80,16 +80,18 @@ pub trait ChunkSource: Send + Sync {
     /// Where it lies (pack ordinal, offset): reading in this order touches and unpacks everything once. Chunks of one pack whose
     /// offsets agree in the upper 32 bits are read and unpacked together.
     fn place(&self, id: &ChunkId) -> Option<(u32, u64)>;
-    /// Hands chunks to `take` one after another, verified, with their place in `ids`; ends early where `take` says no. What lies
-    /// together is unpacked once, into `scratch`. An error comes with the place of the chunk it is about.
+    /// Hands chunks to `take` in order, verified, as many at once as lie one after another: each with its place in `ids` and where
+    /// it is in the bytes. Ends early where `take` says no. What lies together is unpacked once, into `scratch`. An error comes
+    /// with the place of the chunk it is about.
     fn each(
         &self,
         ids: &[ChunkId],
         _scratch: &mut Scratch,
-        take: &mut dyn FnMut(usize, &[u8]) -> bool,
+        take: &mut dyn FnMut(&[(usize, Range<usize>)], &[u8]) -> bool,
     ) -> std::result::Result<(), (usize, VaultError)> {
         for (index, id) in ids.iter().enumerate() {
-            if !take(index, &self.get(id).map_err(|error| (index, error))?) {
+            let chunk = self.get(id).map_err(|error| (index, error))?;
+            if !take(&[(index, 0..chunk.len())], &chunk) {
                 break;
             }
         }

@@ -4,6 +4,7 @@
 //! instead, so that a lost index costs time and never a restore.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::codec::Hash;
@@ -284,6 +285,22 @@ impl Source {
         self.chunk_in(id, place, &scratch.plain)
     }
 
+    /// Chunks from the one at `first` on that are verified and in one frame, which is then in `scratch`.
+    fn row(&self, first: usize, ids: &[ChunkId], scratch: &mut Scratch) -> Vec<(usize, Range<usize>)> {
+        let mut row = Vec::new();
+        for (index, id) in ids.iter().enumerate().skip(first) {
+            let Some(place) = self.places.get(id) else { break };
+            if !row.is_empty() && scratch.at != Some((place.pack, place.frame)) {
+                break;
+            }
+            if self.read_by(id, place, scratch).is_err() {
+                break;
+            }
+            row.push((index, place.start as usize..place.start as usize + place.length as usize));
+        }
+        row
+    }
+
     /// The part of a frame that a place says, if it is what the id says.
     fn chunk_in<'f>(&self, id: &ChunkId, place: &Place, frame: &'f [u8]) -> Result<&'f [u8]> {
         let (start, end) = (place.start as usize, place.start as usize + place.length as usize);
@@ -371,14 +388,20 @@ impl ChunkSource for Source {
         &self,
         ids: &[ChunkId],
         scratch: &mut Scratch,
-        take: &mut dyn FnMut(usize, &[u8]) -> bool,
+        take: &mut dyn FnMut(&[(usize, Range<usize>)], &[u8]) -> bool,
     ) -> std::result::Result<(), (usize, VaultError)> {
-        for (index, id) in ids.iter().enumerate() {
-            let read = self.places.get(id).and_then(|place| self.read_by(id, place, scratch).ok());
-            let go_on = match read {
-                Some(plain) => take(index, plain),
+        let mut index = 0;
+        while index < ids.len() {
+            let row = self.row(index, ids, scratch);
+            let go_on = if row.is_empty() {
                 // It may lie elsewhere, too; if not, this says what is wrong.
-                None => take(index, &self.get(id).map_err(|error| (index, error))?),
+                let Some(id) = ids.get(index) else { break };
+                let chunk = self.get(id).map_err(|error| (index, error))?;
+                index += 1;
+                take(&[(index - 1, 0..chunk.len())], &chunk)
+            } else {
+                index += row.len();
+                take(&row, &scratch.plain)
             };
             if !go_on {
                 break;

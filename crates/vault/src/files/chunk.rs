@@ -20,7 +20,18 @@ impl Cut {
     pub(crate) const LENGTH_MAX: usize = 4 << 20;
     /// 64 KiB holds whole pages of every usual database and costs little when one of them changes.
     pub const PAGES: Cut = Cut::Fixed(64 << 10);
+
+    /// How a file is cut, by its length and its first bytes (where they are data). What consists of whole 4 KiB pages is
+    /// rewritten in place: a database, a disk image. Archives, which may just happen to, grow and shift.
+    pub(crate) fn of_file(size: u64, head: Option<&[u8]>) -> Cut {
+        let starts = |magic: &[u8]| head.is_some_and(|head| head.starts_with(magic));
+        let is_archive = head.and_then(|head| head.get(257..262)) == Some(b"ustar") || starts(b"!<arch>\n");
+        let is_paged = size.is_multiple_of(PAGE_BYTES) && !is_archive && !starts(b"\x7fELF");
+        if is_paged || starts(b"SQLite format 3\0") { Cut::PAGES } else { Cut::Content }
+    }
 }
+
+const PAGE_BYTES: u64 = 4096;
 
 struct Sizes {
     min: usize,
@@ -45,12 +56,12 @@ impl Chunker {
         Chunker { seed }
     }
 
-    /// The pieces that `data` certainly begins with. Unless it is the `last` data, the end is left over: join it with
-    /// what follows and call again.
-    pub(crate) fn cut(&self, cut: Cut, data: &[u8], last: bool) -> Vec<Range<usize>> {
+    /// The pieces that `data`, which stands at `position` of its file, certainly begins with. Unless it is the `last` data,
+    /// the end is left over: join it with what follows and call again.
+    pub(crate) fn cut(&self, cut: Cut, data: &[u8], position: u64, last: bool) -> Vec<Range<usize>> {
         match cut {
             Cut::Content => self.cut_by_content(&CONTENT, data, last),
-            Cut::Fixed(length) => cut_fixed((length as usize).clamp(512, Cut::LENGTH_MAX), data, last),
+            Cut::Fixed(length) => cut_fixed((length as usize).clamp(512, Cut::LENGTH_MAX), data, position, last),
         }
     }
 
@@ -104,10 +115,15 @@ impl Chunker {
     }
 }
 
-fn cut_fixed(length: usize, data: &[u8], last: bool) -> Vec<Range<usize>> {
-    let whole = data.len() / length * length;
-    let end = if last { data.len() } else { whole };
-    (0..end).step_by(length).map(|start| start..(start + length).min(end)).collect()
+/// Blocks end at multiples of their length in the file, wherever the data begins.
+fn cut_fixed(length: usize, data: &[u8], position: u64, last: bool) -> Vec<Range<usize>> {
+    let mut pieces = Vec::with_capacity(data.len() / length + 2);
+    let (mut start, mut end) = (0, length - (position % length as u64) as usize);
+    while end <= data.len() || (last && start < data.len()) {
+        pieces.push(start..end.min(data.len()));
+        (start, end) = (end, end + length);
+    }
+    pieces
 }
 
 #[cfg(test)]
@@ -124,17 +140,17 @@ mod tests {
     fn cuts_do_not_depend_on_the_buffers() {
         let data = noise(20 << 20);
         let chunker = Chunker::new(7);
-        let whole = chunker.cut(Cut::Content, &data, true);
+        let whole = chunker.cut(Cut::Content, &data, 0, true);
         let (mut pieces, mut start) = (Vec::new(), 0);
         while start < data.len() {
             let end = (start + (5 << 20) + 12_345).min(data.len());
-            let found = chunker.cut(Cut::Content, &data[start..end], end == data.len());
+            let found = chunker.cut(Cut::Content, &data[start..end], start as u64, end == data.len());
             assert!(!found.is_empty());
             pieces.extend(found.iter().map(|piece| start + piece.start..start + piece.end));
             start = pieces.last().map_or(0, |piece: &Range<usize>| piece.end);
         }
         assert_eq!(whole, pieces);
-        assert_ne!(whole, Chunker::new(8).cut(Cut::Content, &data, true));
+        assert_ne!(whole, Chunker::new(8).cut(Cut::Content, &data, 0, true));
     }
 
     #[test]
@@ -159,8 +175,25 @@ mod tests {
     #[test]
     fn fixed_blocks_cover_everything() {
         let data = noise(200_000);
-        let pieces = Chunker::new(0).cut(Cut::PAGES, &data, true);
+        let pieces = Chunker::new(0).cut(Cut::PAGES, &data, 0, true);
         assert_eq!(pieces, [0..65536, 65536..131072, 131072..196608, 196608..200000]);
-        assert_eq!(Chunker::new(0).cut(Cut::PAGES, &data, false).len(), 3);
+        assert_eq!(Chunker::new(0).cut(Cut::PAGES, &data, 0, false).len(), 3);
+        assert_eq!(
+            Chunker::new(0).cut(Cut::PAGES, &data[..70_000], 65_000, true),
+            [0..536, 536..66_072, 66_072..70_000]
+        );
+        assert_eq!(Chunker::new(0).cut(Cut::PAGES, &data[..10], 65_530, false), [0..6]);
+    }
+
+    #[test]
+    fn what_consists_of_pages_is_cut_in_blocks() {
+        let mut tar = vec![0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        assert_eq!(Cut::of_file(8 << 20, Some(b"anything")), Cut::PAGES);
+        assert_eq!(Cut::of_file(8 << 20, None), Cut::PAGES);
+        assert_eq!(Cut::of_file((8 << 20) + 512, Some(b"SQLite format 3\0")), Cut::PAGES);
+        assert_eq!(Cut::of_file((8 << 20) + 512, Some(b"anything")), Cut::Content);
+        assert_eq!(Cut::of_file(20_480 * 512, Some(&tar)), Cut::Content);
+        assert_eq!(Cut::of_file(8 << 20, Some(b"\x7fELF")), Cut::Content);
     }
 }

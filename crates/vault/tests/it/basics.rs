@@ -49,7 +49,7 @@ fn a_second_backup_stores_only_what_is_new() {
 #[test]
 fn many_threads_fill_one_session() {
     let world = World::new();
-    let session = world.vault.begin("app", SessionOptions { level: 1 }).unwrap();
+    let session = world.vault.begin("app", SessionOptions::fast()).unwrap();
     let ids: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..4)
             .map(|t| {

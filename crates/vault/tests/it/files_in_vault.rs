@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use lifeboat_vault::files::{
-    BackupError, Browser, Cut, Event, RestoreOptions, TreeSummary, backup_bytes, backup_tree, restore_tree, tree_root,
+    BackupError, BackupOptions, Browser, Cut, Event, RestoreOptions, TreeSummary, backup_bytes, backup_tree,
+    restore_tree, tree_root,
 };
 use lifeboat_vault::{PointInfo, SessionOptions};
 
@@ -98,4 +99,53 @@ fn a_database_file_goes_through_as_a_stream() {
     let mut back = Vec::new();
     browser.copy(&browser.find(Path::new("app.db")).unwrap(), &mut back).unwrap();
     assert!(back == content);
+}
+
+#[test]
+fn a_file_that_is_written_in_place_costs_the_blocks_that_changed() {
+    let world = World::new();
+    let dir = tempfile::tempdir().unwrap();
+    let (from, cache) = (dir.path().join("from"), dir.path().join("cache"));
+    let mut database = noise(3, 45 << 20);
+    database[20 << 20..30 << 20].fill(b'x');
+    write(from.join("database"), &database);
+    for workers in [1, 4] {
+        // Pages far from each other: one of them at the edge of two segments that are read one after another.
+        for page in [0, 2047, 2048, 9999, 11_519] {
+            database[page * 4096 + workers..][..9].copy_from_slice(b"rewritten");
+        }
+        write(from.join("database"), &database);
+        let session = world.vault.begin("docs", SessionOptions::default()).unwrap();
+        let options = BackupOptions { threads: workers, ..with_cache(&cache) };
+        let cancel = AtomicBool::new(false);
+        let summary = backup_tree(&session, std::slice::from_ref(&from), &options, &(), &cancel).unwrap();
+        let point = session.commit(summary.draft(Timestamp::now())).unwrap();
+        if workers > 1 {
+            assert!(summary.bytes_new <= (5 << 16) + 50_000, "{}", summary.bytes_new);
+        }
+        let to = dir.path().join(format!("to{workers}"));
+        bring_back(&world, &point, &to, &RestoreOptions { threads: workers, ..RestoreOptions::default() });
+        assert!(fs::read(to.join("database")).unwrap() == database);
+    }
+}
+
+#[test]
+fn a_fast_backup_stores_more_and_shares_what_is_alike() {
+    let world = World::new();
+    let dir = tempfile::tempdir().unwrap();
+    let text: Vec<u8> =
+        (0..200_000u64).flat_map(|n| format!("line {} says {}\n", n, n * n % 7919).into_bytes()).collect();
+    write(dir.path().join("from/text"), &text);
+    let back_up = |dataset: &str, options| {
+        let session = world.vault.begin(dataset, options).unwrap();
+        let from = [dir.path().join("from")];
+        let summary = backup_tree(&session, &from, &BackupOptions::default(), &(), &AtomicBool::new(false)).unwrap();
+        session.commit(summary.draft(Timestamp::now())).unwrap()
+    };
+    let usual = back_up("usual", SessionOptions::default());
+    let fast = back_up("fast", SessionOptions::fast());
+    assert!(fast.bytes_stored > usual.bytes_stored, "{} {}", fast.bytes_stored, usual.bytes_stored);
+    assert_eq!(back_up("fast", SessionOptions::default()).bytes_new, 0);
+    bring_back(&world, &fast, &dir.path().join("to"), &RestoreOptions::default());
+    assert!(fs::read(dir.path().join("to/text")).unwrap() == text);
 }

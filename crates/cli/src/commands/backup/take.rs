@@ -33,15 +33,15 @@ pub(super) struct Taken {
 
 /// Backs up an item and commits it as a recovery point.
 pub(super) fn take(
-    vault_name: &str,
-    host: &HostVault,
+    (vault_name, host): (&str, &HostVault),
     item: &Item,
+    session: SessionOptions,
     cancel: &Cancel,
     ui: &Ui,
 ) -> Result<Taken, CommandError> {
     let mut taken = match &item.data {
         Data::Files { roots, excludes, one_file_system } => {
-            take_files(host, item, roots, (excludes, *one_file_system), cancel, ui)?
+            take_files((host, session), item, roots, (excludes, *one_file_system), cancel, ui)?
         }
         Data::Sqlite { path } => {
             let named = NamedVault { name: vault_name.to_owned(), vault: host.clone() };
@@ -73,7 +73,7 @@ pub(super) fn take(
 }
 
 fn take_files(
-    host: &HostVault,
+    (host, session): (&HostVault, SessionOptions),
     item: &Item,
     roots: &[PathBuf],
     (excludes, one_file_system): (&Excludes, bool),
@@ -83,7 +83,7 @@ fn take_files(
     let began = Instant::now();
     // What was written before the walk began is in it.
     let source_time = Timestamp::now();
-    let session = host.begin(&item.dataset, SessionOptions::default()).map_err(CommandError::of_vault)?;
+    let session = host.begin(&item.dataset, session).map_err(CommandError::of_vault)?;
     let directory = host.state().vault_directory(&host.id()).map_err(CommandError::of_vault)?;
     let options = BackupOptions {
         excludes: excludes.clone(),

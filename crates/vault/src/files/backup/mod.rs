@@ -12,6 +12,7 @@
 //! while it was read is in `changed`. Neither fails the backup; a vault that cannot store does.
 
 mod assemble;
+mod large;
 mod single;
 mod work;
 

@@ -27,7 +27,7 @@ pub fn backup_bytes(
 ) -> Result<TreeSummary, BackupError> {
     let assembler = Assembler::new(sink, None, progress);
     let mut buffer = Vec::with_capacity(SEGMENT_BYTES);
-    let (mut spans, mut ended) = (Vec::new(), false);
+    let (mut spans, mut position, mut ended) = (Vec::new(), 0, false);
     while !ended {
         if is_set(cancel) {
             return Err(BackupError::Cancelled);
@@ -39,7 +39,7 @@ pub fn backup_bytes(
         assembler.note_read(read);
         progress.report(&Event::Reading { path: std::path::Path::new(name) });
         ended = read < room;
-        let pieces = assembler.chunker.cut(cut, &buffer, ended);
+        let pieces = assembler.chunker.cut(cut, &buffer, position, ended);
         let orders: Vec<Order> = (spans.len()..).take(pieces.len()).map(|piece| (0, 0, piece as u32)).collect();
         let ids = assembler.put_all(&buffer, &pieces, &orders)?;
         spans.extend(pieces.iter().zip(ids).map(|(piece, id)| Span::Data {
@@ -47,7 +47,9 @@ pub fn backup_bytes(
             offset: 0,
             length: piece.len() as u32,
         }));
-        buffer.drain(..pieces.last().map_or(0, |piece| piece.end));
+        let end = pieces.last().map_or(0, |piece| piece.end);
+        buffer.drain(..end);
+        position += end as u64;
     }
     let size = spans.iter().map(Span::length).sum();
     let node = Node { name: name.as_bytes().to_vec(), kind: Kind::File { size, spans }, metadata, link: None };

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FileType, OFlags, SeekFrom};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::assemble::{Assembler, Folder, Known, LinkGroup, Order};
@@ -21,13 +21,13 @@ use super::{BackupError, GROUP_BYTES, SMALL_BYTES_MAX, explain, is_set};
 use crate::ChunkId;
 use crate::files::Event;
 use crate::files::cache::{Digest, Memory, Version, checksum};
-use crate::files::chunk::Cut;
 use crate::files::metadata::{self, Seen};
 use crate::files::tree::{Kind, Node, Span};
 use crate::files::walk::{Base, Former, open_beneath, open_directory};
 
 /// How much of a large file is read at once.
-pub(super) const SEGMENT_BYTES: usize = 12 << 20;
+pub(super) const SEGMENT_BYTES: usize = 8 << 20;
+const SEGMENTS_AHEAD_MAX: usize = 4;
 /// What is compressed together.
 const ROW_BYTES: usize = 4 << 20;
 /// A file whose time of change is this close to the moment it was read may change again without a new time: clocks of
@@ -47,7 +47,7 @@ pub(super) struct Task {
 }
 
 impl Task {
-    fn full(&self) -> PathBuf {
+    pub(super) fn full(&self) -> PathBuf {
         self.base.full(&self.relative)
     }
 
@@ -56,7 +56,7 @@ impl Task {
     }
 }
 
-fn is_sparse(seen: &Seen) -> bool {
+pub(super) fn is_sparse(seen: &Seen) -> bool {
     seen.blocks.saturating_mul(512) < seen.size
 }
 
@@ -69,7 +69,8 @@ pub(super) enum Job {
 
 /// Pieces of one buffer that workers store together, row by row.
 pub(super) struct Pieces {
-    data: Vec<u8>,
+    /// Present until all are stored.
+    data: Mutex<Option<Arc<Vec<u8>>>>,
     ranges: Vec<Range<usize>>,
     orders: Vec<Order>,
     /// Pieces that are handed over together: about as much as is compressed together.
@@ -92,13 +93,15 @@ struct Queue {
 
 /// The workers and their queue.
 pub(super) struct Crew<'a> {
-    assembler: &'a Assembler<'a>,
+    pub(super) assembler: &'a Assembler<'a>,
     cancel: &'a AtomicBool,
     stop: AtomicBool,
     queue: Mutex<Queue>,
     filled: Condvar,
     emptied: Condvar,
     jobs_max: usize,
+    /// Workers beside the one that asks.
+    helpers: usize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -110,9 +113,9 @@ fn wait<'m, T>(condition: &Condvar, guard: MutexGuard<'m, T>) -> MutexGuard<'m, 
 }
 
 /// A file that was opened for reading.
-struct Opened {
-    fd: OwnedFd,
-    seen: Seen,
+pub(super) struct Opened {
+    pub(super) fd: OwnedFd,
+    pub(super) seen: Seen,
     at: SystemTime,
 }
 
@@ -126,6 +129,7 @@ impl<'a> Crew<'a> {
             filled: Condvar::new(),
             emptied: Condvar::new(),
             jobs_max: threads * 2,
+            helpers: threads - 1,
         }
     }
 
@@ -191,7 +195,10 @@ impl<'a> Crew<'a> {
                 self.emptied.notify_one();
                 return Some(job);
             }
-            if queue.closed {
+            // As long as somebody works there may be something to help with.
+            if queue.closed && queue.idle == self.helpers {
+                queue.idle += 1;
+                self.filled.notify_all();
                 return None;
             }
             queue.idle += 1;
@@ -201,7 +208,7 @@ impl<'a> Crew<'a> {
     }
 
     /// Opens a file and looks again at what it is; tells why it cannot be read.
-    fn open(&self, task: &Task, directory: &mut Option<(PathBuf, OwnedFd)>) -> Option<Opened> {
+    pub(super) fn open(&self, task: &Task, directory: &mut Option<(PathBuf, OwnedFd)>) -> Option<Opened> {
         match self.try_open(task, directory) {
             Ok(opened) if opened.seen.file_type() == FileType::RegularFile => {
                 self.assembler.progress.report(&Event::Reading { path: &task.full() });
@@ -297,90 +304,15 @@ impl<'a> Crew<'a> {
         grown.into_iter().try_for_each(|task| self.read_single(&task, buffer))
     }
 
-    fn read_single(&self, task: &Task, buffer: &mut Vec<u8>) -> Result<(), BackupError> {
-        let file = match self.open(task, &mut None) {
-            Some(opened) => self.read_extents(task, &opened, buffer)?,
-            None => None,
-        };
-        self.hand_in(task, file);
-        Ok(())
-    }
-
-    fn read_extents(&self, task: &Task, opened: &Opened, buffer: &mut Vec<u8>) -> Result<Option<Known>, BackupError> {
-        let size = opened.seen.size;
-        let (mut spans, mut position) = (Vec::new(), 0);
-        while position < size {
-            let extent =
-                if is_sparse(&opened.seen) { next_extent(&opened.fd, position, size) } else { Ok(position..size) };
-            let read = match extent {
-                Ok(extent) => {
-                    if extent.start > position {
-                        spans.push(Span::Hole { length: extent.start - position });
-                    }
-                    position = extent.start;
-                    self.read_extent(task, opened, extent, buffer, &mut spans)?
-                }
-                Err(error) => Err(error),
-            };
-            match read {
-                Ok(0) => break, // it became shorter
-                Ok(length) => position += length,
-                Err(error) => {
-                    self.assembler.skip(task.full(), explain(error));
-                    return Ok(None);
-                }
-            }
-        }
-        let length = spans.iter().map(Span::length).sum();
-        Ok(Some(self.conclude(task, opened, length, spans, None)))
-    }
-
-    /// Reads and stores one extent of data; how far it got. The outer error is the vault's, the inner one the file's.
-    fn read_extent(
+    /// The node of what was read, and what to remember of it if it did not change meanwhile.
+    pub(super) fn conclude(
         &self,
         task: &Task,
         opened: &Opened,
-        extent: Range<u64>,
-        buffer: &mut Vec<u8>,
-        spans: &mut Vec<Span>,
-    ) -> Result<Result<u64, Errno>, BackupError> {
-        let mut left = extent.end - extent.start;
-        let mut taken = 0;
-        buffer.clear();
-        // A hole that ends the file has no data at all, but moves the position.
-        if left == 0 {
-            return Ok(Ok(0));
-        }
-        loop {
-            self.check()?;
-            let wanted = left.min((SEGMENT_BYTES - buffer.len()) as u64);
-            let before = buffer.len();
-            if let Err(error) = fill(&opened.fd, buffer, wanted as usize, extent.start + taken) {
-                return Ok(Err(error));
-            }
-            let read = (buffer.len() - before) as u64;
-            self.assembler.note_read(read);
-            taken += read;
-            left = if read < wanted { 0 } else { left - read };
-            let pieces = self.assembler.chunker.cut(Cut::Content, buffer, left == 0);
-            let end = pieces.last().map_or(0, |piece| piece.end);
-            let (directory, entry, _) = task.folder.order(task.index);
-            let orders = (spans.len()..).take(pieces.len()).map(|piece| (directory, entry, piece as u32)).collect();
-            let ids = self.store(buffer, pieces.clone(), orders)?;
-            spans.extend(pieces.iter().zip(ids).map(|(piece, id)| Span::Data {
-                id,
-                offset: 0,
-                length: piece.len() as u32,
-            }));
-            buffer.drain(..end);
-            if left == 0 {
-                return Ok(Ok(taken));
-            }
-        }
-    }
-
-    /// The node of what was read, and what to remember of it if it did not change meanwhile.
-    fn conclude(&self, task: &Task, opened: &Opened, size: u64, spans: Vec<Span>, digest: Option<Digest>) -> Known {
+        size: u64,
+        spans: Vec<Span>,
+        digest: Option<Digest>,
+    ) -> Known {
         let xattrs = metadata::read_xattrs(opened.fd.as_fd()).unwrap_or_else(|error| {
             self.assembler.skip(task.full(), format!("its extended attributes cannot be read: {error}"));
             Vec::new()
@@ -396,7 +328,7 @@ impl<'a> Crew<'a> {
         (node, steady.then(|| Memory { version: Version::from(&opened.seen), racy, digest }))
     }
 
-    fn hand_in(&self, task: &Task, file: Option<Known>) {
+    pub(super) fn hand_in(&self, task: &Task, file: Option<Known>) {
         match &task.link {
             Some(group) => self.assembler.fill_linked(group, &task.folder, task.index, file),
             None => self.assembler.fill_file(&task.folder, task.index, file),
@@ -426,22 +358,40 @@ impl<'a> Crew<'a> {
         ranges: Vec<Range<usize>>,
         orders: Vec<Order>,
     ) -> Result<Vec<ChunkId>, BackupError> {
-        let rows = rows(&ranges);
-        let helpers = if rows.len() > 1 { lock(&self.queue).idle.min(rows.len() - 1) } else { 0 };
-        if helpers == 0 {
+        let helpers = lock(&self.queue).idle;
+        if helpers == 0 || ranges.len() < 2 {
             return self.assembler.put_all(buffer, &ranges, &orders);
         }
-        let left = rows.len();
-        let stored = Mutex::new(Stored { ids: vec![None; ranges.len()], left });
-        let data = std::mem::take(buffer);
+        let pieces = self.offer(std::mem::take(buffer), ranges, orders, helpers);
+        let (data, ids) = self.complete(&pieces)?;
+        *buffer = data;
+        Ok(ids)
+    }
+
+    /// Lets up to `helpers` workers store the pieces of a buffer, from now on.
+    pub(super) fn offer(
+        &self,
+        data: Vec<u8>,
+        ranges: Vec<Range<usize>>,
+        orders: Vec<Order>,
+        helpers: usize,
+    ) -> Arc<Pieces> {
+        let rows = rows(&ranges);
+        let helpers = helpers.min(rows.len());
+        let stored = Mutex::new(Stored { ids: vec![None; ranges.len()], left: rows.len() });
+        let data = Mutex::new(Some(Arc::new(data)));
         let next = AtomicUsize::new(0);
-        let mut pieces = Arc::new(Pieces { data, ranges, orders, rows, next, stored, done: Condvar::new() });
-        {
-            let mut queue = lock(&self.queue);
-            (0..helpers).for_each(|_| queue.jobs.push_front(Job::Help(Arc::clone(&pieces))));
-        }
+        let pieces = Arc::new(Pieces { data, ranges, orders, rows, next, stored, done: Condvar::new() });
+        let mut queue = lock(&self.queue);
+        (0..helpers).for_each(|_| queue.jobs.push_front(Job::Help(Arc::clone(&pieces))));
+        drop(queue);
         self.filled.notify_all();
-        self.store_some(&pieces);
+        pieces
+    }
+
+    /// Stores what nobody has begun of an offer, waits for the rest, and takes the buffer back.
+    pub(super) fn complete(&self, pieces: &Pieces) -> Result<(Vec<u8>, Vec<ChunkId>), BackupError> {
+        self.store_some(pieces);
         let ids = {
             let mut stored = lock(&pieces.stored);
             while stored.left > 0 {
@@ -449,25 +399,20 @@ impl<'a> Crew<'a> {
             }
             stored.ids.iter().copied().collect::<Option<Vec<_>>>()
         };
-        // Whoever helped lets go of the buffer at once.
-        *buffer = loop {
-            match Arc::try_unwrap(pieces) {
-                Ok(own) => break own.data,
-                Err(shared) => pieces = shared,
-            }
-            std::thread::yield_now();
-        };
-        ids.ok_or(BackupError::Cancelled) // the failure itself is with the assembler
+        // Whoever helped has let go of it before it said so.
+        let data = lock(&pieces.data).take().and_then(Arc::into_inner).unwrap_or_default();
+        Ok((data, ids.ok_or(BackupError::Cancelled)?)) // the failure itself is with the assembler
     }
 
     /// Stores rows until none is left to begin.
     fn store_some(&self, pieces: &Pieces) {
-        loop {
-            let Some(row) = pieces.rows.get(pieces.next.fetch_add(1, Ordering::Relaxed)) else { return };
+        while let Some(row) = pieces.rows.get(pieces.next.fetch_add(1, Ordering::Relaxed)) {
             let ranges = pieces.ranges.get(row.clone()).unwrap_or_default();
             let orders = pieces.orders.get(row.clone()).unwrap_or_default();
-            let ids = self.assembler.put_all(&pieces.data, ranges, orders);
+            let data = lock(&pieces.data).clone().unwrap_or_default();
+            let ids = self.assembler.put_all(&data, ranges, orders);
             let ids = ids.map_err(|error| self.give_up(error)).unwrap_or_default();
+            drop(data);
             let mut stored = lock(&pieces.stored);
             if let Some(places) = stored.ids.get_mut(row.clone()) {
                 places.iter_mut().zip(ids).for_each(|(place, id)| *place = Some(id));
@@ -477,6 +422,13 @@ impl<'a> Crew<'a> {
                 pieces.done.notify_all();
             }
         }
+    }
+
+    /// How many segments of a large file may be under way beside the one that is read: nobody helps while there is other work.
+    pub(super) fn segments_ahead(&self) -> usize {
+        let queue = lock(&self.queue);
+        let other = queue.jobs.iter().any(|job| !matches!(job, Job::Help(_)));
+        if other { 0 } else { self.helpers.min(SEGMENTS_AHEAD_MAX) }
     }
 }
 
@@ -500,7 +452,7 @@ fn is_racy(seen: &Seen, read_at: SystemTime) -> bool {
 }
 
 /// Appends up to `length` bytes from `offset` on; fewer only at the file's end.
-fn fill(fd: &OwnedFd, buffer: &mut Vec<u8>, length: usize, offset: u64) -> Result<(), Errno> {
+pub(super) fn fill(fd: &OwnedFd, buffer: &mut Vec<u8>, length: usize, offset: u64) -> Result<(), Errno> {
     let start = buffer.len();
     buffer.reserve(length);
     while buffer.len() - start < length {
@@ -514,22 +466,6 @@ fn fill(fd: &OwnedFd, buffer: &mut Vec<u8>, length: usize, offset: u64) -> Resul
     // There may have been room, and file, for more than was asked for.
     buffer.truncate(start + length);
     Ok(())
-}
-
-/// The next extent of data at or after `position`; an empty one at `size` if only a hole is left.
-fn next_extent(fd: &OwnedFd, position: u64, size: u64) -> Result<Range<u64>, Errno> {
-    let start = match rustix::fs::seek(fd, SeekFrom::Data(position)) {
-        Ok(start) => start.min(size),
-        Err(Errno::NXIO) => return Ok(size..size),
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(position..size), // holes are not told: all is data
-        Err(error) => return Err(error),
-    };
-    let end = match rustix::fs::seek(fd, SeekFrom::Hole(start)) {
-        Ok(end) => end.min(size),
-        Err(Errno::NXIO) => size,
-        Err(error) => return Err(error),
-    };
-    Ok(start..end)
 }
 
 /// For each piece of a buffer the place of the first file in it.

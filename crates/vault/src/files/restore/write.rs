@@ -74,6 +74,22 @@ struct Hand {
     scratch: Scratch,
 }
 
+/// Pieces of one file that lie one after another, there and in what was unpacked.
+struct Stretch {
+    file: u32,
+    position: u64,
+    data: Range<usize>,
+    pieces: usize,
+}
+
+impl Stretch {
+    fn goes_on_with(&self, piece: &Piece, data: &Range<usize>) -> bool {
+        self.file == piece.file
+            && self.data.end == data.start
+            && self.position + self.data.len() as u64 == piece.position
+    }
+}
+
 /// All pieces of one chunk.
 type Run = Range<usize>;
 
@@ -128,9 +144,8 @@ impl Batch {
         let ids: Vec<ChunkId> = runs.iter().filter_map(|run| Some(pieces(run).first()?.id)).collect();
         let mut failure = None;
         let mut scratch = std::mem::take(&mut hand.scratch);
-        let read = job.source.each(&ids, &mut scratch, &mut |index, chunk| {
-            let pieces = runs.get(index).map(pieces).unwrap_or_default();
-            failure = pieces.iter().try_for_each(|piece| self.write_piece(job, piece, chunk, hand)).err();
+        let read = job.source.each(&ids, &mut scratch, &mut |row, bytes| {
+            failure = self.write_row(job, row, bytes, |index| runs.get(index).map(pieces), hand).err();
             failure.is_none()
         });
         hand.scratch = scratch;
@@ -144,25 +159,63 @@ impl Batch {
         })
     }
 
-    fn write_piece(&self, job: &Job<'_>, piece: &Piece, chunk: &[u8], hand: &mut Hand) -> Result<(), RestoreError> {
+    /// Writes what is needed of chunks that lie one after another. What goes into one file in a row is written at once.
+    fn write_row<'p>(
+        &self,
+        job: &Job<'_>,
+        row: &[(usize, Range<usize>)],
+        bytes: &[u8],
+        pieces_of: impl Fn(usize) -> Option<&'p [Piece]>,
+        hand: &mut Hand,
+    ) -> Result<(), RestoreError> {
+        let mut waiting: Option<Stretch> = None;
+        for (index, range) in row {
+            let chunk = bytes.get(range.clone()).unwrap_or_default();
+            for piece in pieces_of(*index).unwrap_or_default() {
+                part(chunk, piece.offset, piece.length).map_err(RestoreError::Tree)?;
+                let start = range.start + piece.offset as usize;
+                let data = start..start + piece.length as usize;
+                match &mut waiting {
+                    Some(before) if before.goes_on_with(piece, &data) => {
+                        before.data.end = data.end;
+                        before.pieces += 1;
+                    }
+                    _ => {
+                        let next = Stretch { file: piece.file, position: piece.position, data, pieces: 1 };
+                        self.write_stretch(job, waiting.replace(next), bytes, hand)?;
+                    }
+                }
+            }
+        }
+        self.write_stretch(job, waiting, bytes, hand)
+    }
+
+    fn write_stretch(
+        &self,
+        job: &Job<'_>,
+        stretch: Option<Stretch>,
+        bytes: &[u8],
+        hand: &mut Hand,
+    ) -> Result<(), RestoreError> {
         job.check()?;
-        let Some(file) = self.files.get(piece.file as usize) else { return Ok(()) };
-        let data = part(chunk, piece.offset, piece.length).map_err(RestoreError::Tree)?;
-        if hand.file.as_ref().is_none_or(|(kept, ..)| *kept != piece.file) {
+        let Some(stretch) = stretch else { return Ok(()) };
+        let Some(file) = self.files.get(stretch.file as usize) else { return Ok(()) };
+        let data = bytes.get(stretch.data).unwrap_or_default();
+        if hand.file.as_ref().is_none_or(|(kept, ..)| *kept != stretch.file) {
             hand.file = None;
             let (fd, new) = make_ready(job, file, &mut hand.folder)?;
-            hand.file = Some((piece.file, fd, new));
+            hand.file = Some((stretch.file, fd, new));
         }
         let Some((_, fd, new)) = &hand.file else { return Ok(()) };
         let fail = |source| job.write_error(&file.relative())(source);
         let written = if *new && !job.ground.compares() {
-            write_all(fd, data, piece.position).map(|()| data.len() as u64)
+            write_all(fd, data, stretch.position).map(|()| data.len() as u64)
         } else {
-            write_different(fd, data, piece.position)
+            write_different(fd, data, stretch.position)
         };
         add(&job.written_bytes, written.map_err(fail)?);
         job.progress.report(&Event::Bytes(data.len() as u64));
-        if file.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if file.left.fetch_sub(stretch.pieces, Ordering::AcqRel) == stretch.pieces {
             conclude(job, file, fd, *new)?;
             hand.file = None;
         }
