@@ -138,7 +138,7 @@ impl<'a> TreeWriter<'a> {
             let room = WINDOW_BYTES.saturating_sub(buffer.len()) as u64;
             let read = Read::take(&mut *content, room).read_to_end(&mut buffer).map_err(AuthorError::Read)?;
             ended = (read as u64) < room;
-            let pieces = self.chunker.cut(Cut::Content, &buffer, ended);
+            let pieces = self.chunker.cut(Cut::Content, &buffer, 0, ended);
             for piece in &pieces {
                 let data = buffer.get(piece.clone()).unwrap_or_default();
                 spans.push(Span::Data { id: self.put(data)?, offset: 0, length: data.len() as u32 });
