@@ -58,7 +58,7 @@ pub use finding::{Finding, Severity};
 pub use host::State;
 pub use log::{LogEntry, LogPiece, LogTrail, LogWriter};
 pub use open::{HostVault, InitOptions, Initialised, Unlocked, Vault};
-pub use port::{CHUNK_BYTES_MAX, ChunkId, ChunkSink, ChunkSource, Scratch, Stored};
+pub use port::{CHUNK_BYTES_MAX, ChunkId, ChunkSink, ChunkSource, Scratch, Stored, TakeRow};
 pub use receipt::{ReceiptBook, Receipts, TimeSource};
 pub use roster::{ChainFrom, Holder, Member, Request, Revocation, Role, Roster};
 pub use seal::{Identity, Recipient};

@@ -73,6 +73,10 @@ impl std::fmt::Debug for Scratch {
     }
 }
 
+/// Is given a row of chunks (each with its place in what was asked for, and where it is in the bytes) and the bytes; says whether
+/// to go on.
+pub type TakeRow<'t> = dyn FnMut(&[(usize, Range<usize>)], &[u8]) -> bool + 't;
+
 /// Gives chunks, from many threads at once.
 pub trait ChunkSource: Send + Sync {
     /// The chunk's contents, verified against its id.
@@ -87,7 +91,7 @@ pub trait ChunkSource: Send + Sync {
         &self,
         ids: &[ChunkId],
         _scratch: &mut Scratch,
-        take: &mut dyn FnMut(&[(usize, Range<usize>)], &[u8]) -> bool,
+        take: &mut TakeRow<'_>,
     ) -> std::result::Result<(), (usize, VaultError)> {
         for (index, id) in ids.iter().enumerate() {
             let chunk = self.get(id).map_err(|error| (index, error))?;

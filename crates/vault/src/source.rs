@@ -17,7 +17,7 @@ use crate::keys;
 use crate::name;
 use crate::open::{HostVault, Unlocked, Vault};
 use crate::pack::{PackRecord, SEALED_BYTES_MIN, open_frame_into, pack_key, read_directory};
-use crate::port::{ChunkId, ChunkSource, Scratch};
+use crate::port::{ChunkId, ChunkSource, Scratch, TakeRow};
 use crate::seal::{Identity, unseal};
 use crate::session::{Inherited, inherited_path};
 use crate::snapshot::IndexSeen;
@@ -388,7 +388,7 @@ impl ChunkSource for Source {
         &self,
         ids: &[ChunkId],
         scratch: &mut Scratch,
-        take: &mut dyn FnMut(&[(usize, Range<usize>)], &[u8]) -> bool,
+        take: &mut TakeRow<'_>,
     ) -> std::result::Result<(), (usize, VaultError)> {
         let mut index = 0;
         while index < ids.len() {
