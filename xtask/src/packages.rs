@@ -19,6 +19,8 @@ pub(crate) const FOR_TESTS: &[(&str, &str)] = &[
     ("faketime", "a clock that goes back"),
     ("librsvg2-bin", "rsvg-convert: draws the QR code of a printed key"),
     ("fuse3", "fusermount3: who is not root mounts with it"),
+    ("gpg", "opens portable archives without any of our code"),
+    ("gpg-agent", "holds the key for it"),
     ("mount", "mounts it"),
     ("openssh-client", "ssh: the way to a served vault"),
     ("openssh-server", "sshd: a real server in front of a served vault"),
@@ -28,6 +30,7 @@ pub(crate) const FOR_TESTS: &[(&str, &str)] = &[
     ("radosgw", "an S3 server that no one here wrote"),
     ("sqlite3", "reads restored databases without any of our code"),
     ("unbound", "a real resolver in front of the DNS authority"),
+    ("zstd", "decompresses portable archives without any of our code"),
     ("util-linux", "setpriv: a user without privileges"),
     ("zbar-tools", "zbarimg: reads a printed key's QR code without any of our code"),
 ];

@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod mount;
+pub mod portable;
 pub mod probe;
 pub mod site;
 pub mod source;

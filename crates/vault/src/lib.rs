@@ -41,6 +41,7 @@ mod open;
 mod pack;
 pub mod paper;
 mod port;
+pub mod portable;
 mod receipt;
 mod refs;
 mod roster;

@@ -96,6 +96,18 @@ impl FromStr for Recipient {
     }
 }
 
+impl Recipient {
+    pub(crate) fn as_age(&self) -> &dyn age::Recipient {
+        &self.0
+    }
+}
+
+impl Identity {
+    pub(crate) fn as_age(&self) -> &dyn age::Identity {
+        &self.0
+    }
+}
+
 /// A complete age file that any one of `recipients` opens.
 pub fn seal(recipients: &[Recipient], plain: &[u8]) -> Result<Vec<u8>> {
     let broken = || VaultError::crypto("sealing with age");

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a verb prints through `Ui` only, and ends in an `Exit` or a `CommandError`.
 
+mod archive;
 mod backup;
 mod canary;
 mod check;
@@ -43,6 +44,8 @@ pub(crate) enum Command {
     Diff(look::diff::Args),
     Cat(look::cat::Args),
     Mount(look::mount::Args),
+    Export(archive::export::Args),
+    Import(archive::import::Args),
     Protect(protect::Args),
     Dns(dns::Args),
     Canary(canary::Args),
@@ -75,6 +78,8 @@ pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
         Command::Diff(args) => look::diff::run(args, ui),
         Command::Cat(args) => look::cat::run(args, ui),
         Command::Mount(args) => look::mount::run(args, ui),
+        Command::Export(args) => archive::export::run(args, ui),
+        Command::Import(args) => archive::import::run(args, ui),
         Command::Protect(args) => protect::run(args, ui),
         Command::Dns(args) => dns::run(args, ui),
         Command::Canary(args) => canary::run(args, ui),

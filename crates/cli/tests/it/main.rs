@@ -1,6 +1,7 @@
 //! The binary, run as its users run it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod archive;
 mod bad_days;
 mod copies;
 mod damage;

@@ -34,6 +34,13 @@ impl<'a> FileReader<'a> {
         Ok(FileReader { source, spans: spans.clone(), ends, kept: None, position: 0 })
     }
 
+    /// Goes on with another file of the same data set; what lies in the same chunk is not fetched again.
+    pub fn turn_to(&mut self, file: &Node) -> Result<(), TreeError> {
+        let other = FileReader::open(self.source, file)?;
+        (self.spans, self.ends, self.position) = (other.spans, other.ends, 0);
+        Ok(())
+    }
+
     pub fn size(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }
