@@ -117,6 +117,26 @@ fn every_test_file_is_part_of_its_test_binary() {
     fail_if_any("a file under tests/it is declared as a module, or its tests never run", findings);
 }
 
+#[test]
+fn every_test_that_the_page_on_trust_names_exists() {
+    let page = std::fs::read_to_string(root().join("docs/trust.md")).unwrap();
+    let words = page.split('`').skip(1).step_by(2);
+    let named: BTreeSet<&str> = words
+        .filter(|word| word.matches('_').count() >= 3 && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+        .collect();
+    assert!(named.len() > 20, "{named:?}");
+    let texts = sources();
+    let is_test = |name: &str| {
+        texts.iter().any(|(_, text)| {
+            text.split(&format!("fn {name}(")).next().is_some_and(|before| {
+                before.len() < text.len() && before.lines().rev().take(3).any(|line| line.contains("#[test]"))
+            })
+        })
+    };
+    let absent = named.into_iter().filter(|name| !is_test(name));
+    fail_if_any("docs/trust.md names tests that exist", absent.map(str::to_owned).collect());
+}
+
 fn metadata() -> Value {
     let rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("-vV").output().unwrap();
     let version = String::from_utf8(rustc.stdout).unwrap();

@@ -14,7 +14,7 @@ use lifeboat_adapters::site::{LocalSite, LocalSiteConfig, SiteSettings, site_fro
 use lifeboat_core::plan::{Name, Plan, Reach, Service, Site as PlanSite};
 use lifeboat_core::runbook::compile::Inventory;
 use lifeboat_core::runbook::place::{IsolatedAuthority, Isolation, Place};
-use lifeboat_engine::arbitrate::{Arbiter, Trusted};
+use lifeboat_engine::arbitrate::{Arbiter, Trusted, Trustee};
 use lifeboat_engine::journal::Journal;
 use lifeboat_engine::perform::{Waiting, World};
 use lifeboat_engine::port::{Clock, PortError, Site};
@@ -63,7 +63,8 @@ impl Wiring {
             .saying(|| format!("the arbiter's storage {url} cannot be opened"))
             .hint("on the first day, make its directory, outside of every site; after that, see where it has gone")?;
         let trusted = trusted(&vaults, &state, &|text| ui.warn(text))?;
-        let arbiter = Arc::new(Arbiter::new(storage, Arc::new(state.clone()), trusted, Arc::clone(&clock)));
+        let arbiter = Arbiter::new(storage, Arc::new(state.clone()), trusted, Arc::clone(&clock));
+        let arbiter = Arc::new(arbiter.remembering(state.directory())?);
         Ok(Wiring { loaded, state, clock, arbiter, vaults, waiting: Waiting::default() })
     }
 
@@ -234,26 +235,38 @@ pub(crate) fn trusted(
 ) -> Result<Trusted, CommandError> {
     let kept = state.directory().join("trusted.json");
     let mut trusted = Trusted::new();
+    let mut revoked = Vec::new();
     let mut failures = Vec::new();
     for place in vaults.values() {
         match place.open() {
             Ok(vault) => {
-                let roster = vault.roster();
-                trusted.extend(
-                    roster
-                        .members
-                        .iter()
-                        .filter(|member| member.revoked.is_none())
-                        .map(|member| (member.key, member.name.clone())),
-                );
+                for member in vault.roster().members {
+                    if member.revoked.is_some() {
+                        revoked.push(member.key);
+                        continue;
+                    }
+                    let trustee = trusted.entry(member.key).or_insert_with(|| Trustee::new(&member.name, &[]));
+                    trustee.roles.extend(member.roles);
+                }
             }
             Err(error) => failures.push(of_vault(error)),
         }
     }
+    // Who was revoked in one vault is not believed because of another.
+    trusted.retain(|key, _| !revoked.contains(key));
+    for trustee in trusted.values_mut() {
+        let mut kept = Vec::new();
+        trustee.roles.retain(|role| {
+            !kept.contains(role) && {
+                kept.push(*role);
+                true
+            }
+        });
+    }
     if trusted.is_empty() {
         if let Some(error) = failures.into_iter().next() {
             let text = std::fs::read_to_string(&kept);
-            let Some(known) = text.ok().and_then(|text| serde_json::from_str::<BTreeMap<String, String>>(&text).ok())
+            let Some(known) = text.ok().and_then(|text| serde_json::from_str::<BTreeMap<String, Trustee>>(&text).ok())
             else {
                 let error = error.hint("no vault can be read, so nobody's word in the arbiter can be believed");
                 return Err(if error.kind == Kind::Refused {
@@ -263,11 +276,11 @@ pub(crate) fn trusted(
                 });
             };
             warn("no vault can be read; believing the roster as it was last seen".into());
-            trusted.extend(known.iter().filter_map(|(key, name)| Some((key.parse::<PublicKey>().ok()?, name.clone()))));
+            trusted.extend(known.iter().filter_map(|(key, who)| Some((key.parse::<PublicKey>().ok()?, who.clone()))));
         }
         return Ok(trusted);
     }
-    let known: BTreeMap<String, &String> = trusted.iter().map(|(key, name)| (key.to_string(), name)).collect();
+    let known: BTreeMap<String, &Trustee> = trusted.iter().map(|(key, who)| (key.to_string(), who)).collect();
     let saved = serde_json::to_vec(&known).map_err(std::io::Error::from).and_then(|json| {
         if std::fs::read(&kept).is_ok_and(|there| there == json) {
             return Ok(());

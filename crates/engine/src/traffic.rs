@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lifeboat_core::desired::TrafficGeneration;
-use lifeboat_vault::sign::{PublicKey, Signed};
+use lifeboat_vault::sign::Signed;
 use lifeboat_vault::storage::{self, Storage};
 
-use crate::arbitrate::{kind, number};
+use crate::arbitrate::{Trusted, kind, number, role_names};
 
 /// Answers of one name; more than any plan has sites.
 const ANSWERS_MAX: usize = 64;
@@ -41,8 +41,8 @@ pub enum TrafficError {
     Trusted(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// The keys whose signatures count, as they are now. Called at every poll; keep it cheap.
-pub type TrustedKeys = Arc<dyn Fn() -> Result<Vec<PublicKey>, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
+/// Whose signatures count, and as what, as it is now. Called at every poll; keep it cheap.
+pub type TrustedKeys = Arc<dyn Fn() -> Result<Trusted, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
 
 /// What an authority has not seen yet of one name.
 #[derive(Debug, Default)]
@@ -71,7 +71,7 @@ pub struct ArbiterTraffic {
 /// What was not believed, so that it is not fetched again at every poll; void when the trusted keys change.
 #[derive(Default)]
 struct Memory {
-    trusted: Vec<PublicKey>,
+    trusted: Trusted,
     rejected: BTreeSet<String>,
     polls: u32,
 }
@@ -140,7 +140,7 @@ fn read_above(
     storage: &dyn Storage,
     name: &str,
     above: u64,
-    trusted: &[PublicKey],
+    trusted: &Trusted,
     known_bad: &BTreeSet<String>,
 ) -> Result<Newer, TrafficError> {
     let mut newer = Newer::default();
@@ -168,7 +168,7 @@ fn believe(
     number: u64,
     size: u64,
     object: &str,
-    trusted: &[PublicKey],
+    trusted: &Trusted,
 ) -> Result<Result<TrafficGeneration, String>, TrafficError> {
     if size > OBJECT_BYTES_MAX {
         return Ok(Err(format!("{size} bytes are too many for a generation")));
@@ -182,8 +182,16 @@ fn believe(
         Ok(signed) => signed,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    if !trusted.contains(&signed.signer) {
-        return Ok(Err(format!("it is signed by {}, which is not trusted here", signed.signer.fingerprint())));
+    match trusted.get(&signed.signer) {
+        None => return Ok(Err(format!("it is signed by {}, which is not trusted here", signed.signer.fingerprint()))),
+        Some(trustee) if !trustee.may_sign(object) => {
+            let roles = role_names(&trustee.roles, " and ");
+            return Ok(Err(format!(
+                "it is signed by {}, on the roster as {roles}; that takes a controller",
+                trustee.name
+            )));
+        }
+        Some(_) => {}
     }
     let generation: TrafficGeneration = match serde_json::from_slice(&signed.payload) {
         Ok(generation) => generation,
@@ -242,10 +250,12 @@ fn is_name(name: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use lifeboat_core::desired::TrafficAnswer;
+    use lifeboat_vault::Role;
     use lifeboat_vault::sign::SigningKey;
     use lifeboat_vault::storage::MemoryStorage;
 
     use super::*;
+    use crate::arbitrate::Trustee;
 
     fn generation(name: &str, address: &str, health: Option<&str>) -> TrafficGeneration {
         let health = health.map(str::to_owned);
@@ -261,8 +271,23 @@ mod tests {
     }
 
     fn source(url: &str, signer: &SigningKey) -> ArbiterTraffic {
-        let trusted = signer.public();
-        ArbiterTraffic::at(url, Arc::new(move || Ok(vec![trusted])))
+        let trusted = Trusted::from([(signer.public(), Trustee::new("us", &[Role::Controller]))]);
+        ArbiterTraffic::at(url, Arc::new(move || Ok(trusted.clone())))
+    }
+
+    #[test]
+    fn a_host_names_the_first_day_and_no_other() {
+        let storage = MemoryStorage::shared("traffic-host");
+        let signer = SigningKey::generate().unwrap();
+        let trusted = Trusted::from([(signer.public(), Trustee::new("paris", &[Role::Host]))]);
+        let source = ArbiterTraffic::at("memory:traffic-host", Arc::new(move || Ok(trusted.clone())));
+        let mut it = generation("shop.example.", "::1", None);
+        store(&storage, &signer, &it);
+        it.generation = 2;
+        store(&storage, &signer, &it);
+        let newer = source.newer("shop.example.", 0).unwrap();
+        assert_eq!(newer.generations.iter().map(|it| it.generation).collect::<Vec<_>>(), [1]);
+        insta::assert_snapshot!(newer.rejected[0].1, @"it is signed by paris, on the roster as host; that takes a controller");
     }
 
     #[test]

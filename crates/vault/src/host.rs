@@ -126,6 +126,36 @@ impl State {
         Ok(State { inner: Arc::new(inner) })
     }
 
+    /// Gives a machine that was broken into new keys, and where asked a new name: it must be enrolled again. What it has seen of
+    /// vaults stays, so that a roll-back is noticed still; its chunk keys, unfinished sessions and caches go.
+    pub fn rotate(directory: &Path, name: Option<&str>) -> Result<State> {
+        if let Some(name) = name {
+            name::check(name, "the host's name")?;
+        }
+        make_private_directory(directory)?;
+        let held = lock_exclusively(&directory.join(".lock"))?;
+        for vault in list_directory(&directory.join("vaults"))? {
+            for path in list_directory(&vault)? {
+                let kept = path.file_name().is_some_and(|n| n == "heads.json" || n == "heads.lock");
+                if !kept && path.is_file() {
+                    fs::remove_file(&path).map_err(|e| failed(&path, "removing it", e))?;
+                }
+            }
+        }
+        if let Some(name) = name {
+            write_secret_file(&directory.join("host.name"), name.as_bytes())?;
+        }
+        write_secret_file(&directory.join("index.key"), Identity::generate().expose().as_bytes())?;
+        // The signing key comes last: whoever is interrupted before it is still the old host, and begins again.
+        let key = directory.join("host.key");
+        match fs::remove_file(&key) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(&key, "removing it", e)),
+            _ => {}
+        }
+        drop(held);
+        State::open(directory, name)
+    }
+
     pub fn directory(&self) -> &Path {
         &self.inner.directory
     }
@@ -272,6 +302,18 @@ fn lock_exclusively(path: &Path) -> Result<fs::File> {
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
         .map_err(|e| failed(path, "locking it", e.into()))?;
     Ok(file)
+}
+
+/// What lies in a directory; nothing where there is none.
+fn list_directory(path: &Path) -> Result<Vec<PathBuf>> {
+    match fs::read_dir(path) {
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<std::io::Result<_>>()
+            .map_err(|e| failed(path, "listing it", e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(failed(path, "listing it", e)),
+    }
 }
 
 fn make_private_directory(path: &Path) -> Result<()> {

@@ -18,7 +18,7 @@
 //! * `files::{compare_trees, FileReader, TreeWriter}`: what differs, a file's bytes anywhere, a tree without a disk;
 //!   `catalog::Catalog::{open, refresh, search}`: which path was in which points.
 //! * `Points` are in order, oldest first (not by time alone: clocks go back); `Points::newest(dataset, at)`, `HostVault::record_verification`, `Unlocked::inherit(&host, dataset)` (a promoted standby goes on
-//!   where the other host was), `Vault::{request_enrolment, enrolment_requests}`, `Unlocked::{approve, admit, revoke}`,
+//!   where the other host was), `Vault::{request_enrolment, enrolment_requests}`, `Unlocked::{approve, approve_as, admit, revoke, revoke_since}`, `State::rotate`,
 //!   `Vault::receipts() -> Receipts`, `Receipts::received_at(&Listed, hash) -> Option<(Timestamp, TimeSource)>`: when an object came,
 //!   by the storage's clock; `Unlocked::{add_recipient, add_holder, remove_recipient}`, `Roster::permits(key, role)` for the arbiter's objects.
 
@@ -31,6 +31,8 @@ pub mod doctor;
 mod error;
 pub mod files;
 mod finding;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod host;
 mod index;
 mod keys;

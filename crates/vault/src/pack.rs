@@ -314,6 +314,42 @@ pub(crate) fn read_directory(
     Ok((record, header.secret))
 }
 
+/// For fuzzers: a pack of one header and this directory, sealed as a writer would.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_pack(vault: &str, content: &Identity, directory: &[u8]) -> Result<Vec<u8>> {
+    static SEALED: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    let secret = [9; 32];
+    let salt = Hash([8; 32]);
+    let sealed = match SEALED.get() {
+        Some(sealed) => sealed.clone(),
+        None => SEALED.get_or_init(|| crate::seal::seal(&[content.recipient()], &secret).unwrap_or_default()).clone(),
+    };
+    let header = codec::encode(&Header { vault: vault.to_owned(), slot: SLOT_X25519, secret: sealed, salt })?;
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend_from_slice(&(header.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&header);
+    let start = bytes.len();
+    pack_key(&secret, &salt)?.seal_onto(
+        DIRECTORY_ORDINAL,
+        &aad(vault, &salt, DIRECTORY_ORDINAL),
+        directory,
+        &mut bytes,
+    )?;
+    let length = (bytes.len() - start) as u32;
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(END);
+    Ok(bytes)
+}
+
+/// For fuzzers: a directory as a writer makes it.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_directory() -> Result<Vec<u8>> {
+    let mut chunks = Vec::new();
+    push_record(&mut chunks, &ChunkId([1; 32]), 40);
+    push_record(&mut chunks, &ChunkId([2; 32]), 60);
+    codec::encode(&vec![FrameRecord { offset: 9, bytes: 80, plain_bytes: 100, codec: 1, chunks }])
+}
+
 /// Least size that a frame of so many plain bytes can have; smaller claims are lies.
 pub(crate) const SEALED_BYTES_MIN: usize = TAG_BYTES;
 

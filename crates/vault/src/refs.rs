@@ -171,6 +171,14 @@ fn open_body(key: &str, place: &str, head: &RefsHead, identities: &[Identity]) -
     codec::decode(key, &plain)
 }
 
+/// For fuzzers: what lies behind the seal of a refs object.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_body(plain: &[u8]) {
+    if let Ok(body) = codec::decode::<RefsBody>("refs", plain) {
+        let _ = body.pages.iter().flat_map(|page| page.0.chunks_exact(32)).count();
+    }
+}
+
 /// Checks, without a key, that a refs object and all it needs are there and unchanged.
 pub(crate) fn check(
     storage: &dyn Storage,

@@ -15,7 +15,7 @@ use lifeboat_adapters::source::{restorer_for, source_for};
 use lifeboat_core::desired::{AgentReport, AgentRole};
 use lifeboat_core::plan::{Keep, Protect, Schedule, Source};
 use lifeboat_core::units::Span;
-use lifeboat_engine::arbitrate::{Arbiter, Claim, Trusted};
+use lifeboat_engine::arbitrate::{Arbiter, Claim, Trusted, Trustee};
 use lifeboat_engine::port::{Cancel, Clock, DataAgent, DataStatus, Order, Orders};
 use lifeboat_engine::protect::data::HostData;
 use lifeboat_engine::protect::{Domain, FirstDay};
@@ -195,11 +195,14 @@ impl World {
     }
 }
 
+fn trustee(name: &str) -> Trustee {
+    Trustee::new(name, if name == "controller" { &[Role::Controller] } else { &[Role::Host] })
+}
+
 fn arbiter(root: &Path, who: &str) -> Arbiter {
     let storage = storage::open(&root.join("arbiter").display().to_string()).unwrap();
     let everybody = ["controller"].into_iter().chain(SITES);
-    let trusted: Trusted =
-        everybody.map(|name| (state_of(root, name).signing_key().public(), name.to_owned())).collect();
+    let trusted: Trusted = everybody.map(|name| (state_of(root, name).signing_key().public(), trustee(name))).collect();
     Arbiter::new(storage, Arc::new(state_of(root, who)), trusted, Arc::new(MachineClock::default()))
 }
 

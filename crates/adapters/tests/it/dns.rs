@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use lifeboat_adapters::traffic::answers_generation;
 use lifeboat_adapters::traffic::authority::{Authority, AuthorityConfig, AuthorityError, Counters, serve};
 use lifeboat_core::desired::{TrafficAnswer, TrafficGeneration};
+use lifeboat_engine::arbitrate::Trustee;
 use lifeboat_engine::port::Clock;
 use lifeboat_engine::traffic::ArbiterTraffic;
+use lifeboat_vault::Role;
 use lifeboat_vault::sign::{Signed, SigningKey};
 use lifeboat_vault::storage::{self, Storage};
 use proptest::prelude::*;
@@ -46,8 +48,9 @@ impl Arbiter {
     }
 
     fn config(&self) -> AuthorityConfig {
-        let trusted = self.signer.public();
-        let source = ArbiterTraffic::at(self.directory.path().to_str().unwrap(), Arc::new(move || Ok(vec![trusted])));
+        let trusted = BTreeMap::from([(self.signer.public(), Trustee::new("controller", &[Role::Controller]))]);
+        let url = self.directory.path().to_str().unwrap();
+        let source = ArbiterTraffic::at(url, Arc::new(move || Ok(trusted.clone())));
         let state = self.state.path().to_owned();
         let listen = vec!["127.0.0.1:0".parse().unwrap()];
         let mut config = AuthorityConfig::new(listen, state, Arc::new(source), vec![NAME.to_owned()]);
@@ -187,7 +190,7 @@ impl Clock for NoClock {
 async fn what_the_arbiter_publishes_is_answered() {
     let arbiter = Arbiter::new();
     let it = arbiter.serve().await;
-    let trusted = BTreeMap::from([(arbiter.signer.public(), "controller".to_owned())]);
+    let trusted = BTreeMap::from([(arbiter.signer.public(), Trustee::new("controller", &[Role::Controller]))]);
     let key = SigningKey::load_or_create(&arbiter.state.path().join("another.key")).unwrap();
     let stranger =
         lifeboat_engine::arbitrate::Arbiter::new(arbiter.storage(), Arc::new(key), trusted.clone(), Arc::new(NoClock));

@@ -14,10 +14,11 @@ use lifeboat_core::desired::{AgentReport, AgentRole};
 use lifeboat_core::plan::{Health, Probe as Look};
 use lifeboat_core::runbook::{Action, InstanceSpec};
 use lifeboat_core::units::Span;
-use lifeboat_engine::arbitrate::Arbiter;
+use lifeboat_engine::arbitrate::{Arbiter, Trustee};
 use lifeboat_engine::perform::{Failure, Performer, World};
 use lifeboat_engine::port::{Cancel, PointRequest, Site, Source as _};
 use lifeboat_engine::recovery::Vaults;
+use lifeboat_vault::Role;
 use lifeboat_vault::sign::SigningKey;
 use lifeboat_vault::storage;
 
@@ -30,8 +31,10 @@ use crate::vault_world::VaultWorld;
 fn controller(local: &LocalWorld) -> World {
     let key = SigningKey::load_or_create(&local.note("controller.key")).unwrap();
     let storage = storage::create(local.note("arbiter").to_str().unwrap()).unwrap();
-    let (clock, trusted) =
-        (Arc::new(MachineClock::default()), BTreeMap::from([(key.public(), "controller".to_owned())]));
+    let (clock, trusted) = (
+        Arc::new(MachineClock::default()),
+        BTreeMap::from([(key.public(), Trustee::new("controller", &[Role::Host, Role::Controller]))]),
+    );
     let site: Arc<dyn Site> = Arc::new(local.site.clone());
     World {
         service: "shop".into(),

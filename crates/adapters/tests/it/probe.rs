@@ -10,8 +10,10 @@ use lifeboat_core::desired::{TrafficAnswer, TrafficGeneration};
 use lifeboat_core::plan::{Health, HttpExchange, Probe as Look};
 use lifeboat_core::runbook::InstanceSpec;
 use lifeboat_core::units::Span;
+use lifeboat_engine::arbitrate::{Trusted, Trustee};
 use lifeboat_engine::port::{Probe, ServiceDoor, TrafficInForce};
 use lifeboat_engine::traffic::ArbiterTraffic;
+use lifeboat_vault::Role;
 use lifeboat_vault::sign::SigningKey;
 use lifeboat_vault::storage;
 
@@ -54,8 +56,8 @@ async fn authority(addresses: &[&str]) -> (String, tempfile::TempDir) {
     let generation =
         TrafficGeneration { name: NAME.into(), generation: 4, epoch: 2, ttl_seconds: 1, answers, at: String::new() };
     super::dns::store(storage.as_ref(), &signer, &generation);
-    let trusted = signer.public();
-    let source = Arc::new(ArbiterTraffic::at(url, Arc::new(move || Ok(vec![trusted]))));
+    let trusted: Trusted = [(signer.public(), Trustee::new("us", &[Role::Controller]))].into();
+    let source = Arc::new(ArbiterTraffic::at(url, Arc::new(move || Ok(trusted.clone()))));
     let state = tempfile::tempdir().unwrap();
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
     let config = AuthorityConfig::new(listen, state.path().to_owned(), source, vec![NAME.to_owned()]);

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use lifeboat_adapters::traffic::authority::{AuthorityConfig, serve};
 use lifeboat_core::plan::{Dns, Plan};
+use lifeboat_engine::arbitrate::{Trusted, Trustee};
 use lifeboat_engine::traffic::{ArbiterTraffic, TrustedKeys};
+use lifeboat_vault::Role;
 use lifeboat_vault::sign::PublicKey;
 use lifeboat_vault::storage::{self, StorageError};
 use serde::Serialize;
@@ -135,6 +137,8 @@ fn configure(args: Args, plan: Option<&Plan>, ui: &Ui) -> Result<AuthorityConfig
 /// Whose generations are believed: the keys given, or else who is on the rosters of the plan's vaults now.
 fn believed(given: Vec<PublicKey>, plan: Option<&Plan>, ui: &Ui) -> Result<TrustedKeys, CommandError> {
     if !given.is_empty() {
+        let controller = |key| (key, Trustee::new("--trust", &[Role::Controller]));
+        let given: Trusted = given.into_iter().map(controller).collect();
         return Ok(Arc::new(move || Ok(given.clone())));
     }
     let Some(plan) = plan.filter(|plan| !plan.vaults.is_empty()) else {
@@ -143,18 +147,18 @@ fn believed(given: Vec<PublicKey>, plan: Option<&Plan>, ui: &Ui) -> Result<Trust
     };
     let state = door::state(ui, None)?;
     let places = wiring::vault_places(plan, &state);
-    let known: Mutex<Option<(Instant, Vec<PublicKey>)>> = Mutex::default();
+    let known: Mutex<Option<(Instant, Trusted)>> = Mutex::default();
     Ok(Arc::new(move || {
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, keys)) = known.as_ref()
+        if let Some((at, trusted)) = known.as_ref()
             && at.elapsed() < ROSTER_FOR
         {
-            return Ok(keys.clone());
+            return Ok(trusted.clone());
         }
         let trusted = wiring::trusted(&places, &state, &|text| tracing::warn!("{text}"));
-        let keys: Vec<PublicKey> = trusted.map_err(|error| error.message)?.into_keys().collect();
-        *known = Some((Instant::now(), keys.clone()));
-        Ok(keys)
+        let trusted = trusted.map_err(|error| error.message)?;
+        *known = Some((Instant::now(), trusted.clone()));
+        Ok(trusted)
     }))
 }
 

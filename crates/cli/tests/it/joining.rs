@@ -128,3 +128,42 @@ fn recipients_are_added_and_removed_without_touching_data() {
     let last = format!("vault recipients remove {third} --vault {vault} --key third.key --yes");
     assert!(machine.line(&last).ends(4).err.contains("the last key cannot be removed"));
 }
+
+#[test]
+fn a_machine_that_was_broken_into_is_revoked_gets_new_keys_and_comes_back() {
+    let machine = Machine::new();
+    let owner = machine.make_vault();
+    let vault = machine.at("backup");
+    machine.write("data/file", noise(1, 100_000));
+    let backup = format!("--json backup --vault {vault} {}", machine.at("data"));
+    let first = machine.line(&backup).ends(0).json();
+    let members = machine.line(&format!("vault members --vault {vault}")).ends(0).out;
+    assert!(members.contains("alpha") && members.contains("host, controller"), "{members}");
+
+    let revoke = format!("vault revoke alpha --vault {vault} --key owner.key");
+    assert!(machine.line(&revoke).ends(2).err.contains("--yes"), "nobody to ask");
+    assert!(machine.line(&format!("{revoke} --from noon --yes")).ends(2).err.contains("--from"));
+    let said = machine.line(&format!("{revoke} --yes")).ends(0);
+    assert!(said.err.contains("counts below number 2"), "{}", said.err);
+    let members = machine.line(&format!("--json vault members --vault {vault}")).ends(0).json();
+    assert_eq!((&members[0]["name"], &members[0]["revoked"]), (&"alpha".into(), &true.into()));
+    assert!(machine.line(&format!("{revoke} --yes")).ends(1).err.contains("not on the roster, or revoked already"));
+    assert!(machine.line(&backup).ends(1).json()["error"]["message"].as_str().unwrap().contains("was revoked"));
+    assert!(machine.line(&format!("vault enroll --vault {vault}")).ends(1).err.contains("vault rotate"));
+
+    assert!(machine.line("vault rotate").ends(2).err.contains("--yes"), "nobody to ask");
+    assert!(machine.elsewhere("nobody", "vault rotate --yes").ends(2).err.contains("no keys of a host"));
+    let made = machine.line("--json vault rotate --yes").ends(0).json();
+    assert_eq!(made["host"], "alpha");
+    machine.line(&format!("vault enroll --vault {vault}")).ends(0);
+    let fingerprint = made["fingerprint"].as_str().unwrap();
+    machine.line(&format!("vault enroll --vault {vault} --key owner.key --approve {fingerprint}")).ends(0);
+    let second = machine.line(&backup).ends(0).json();
+    assert_eq!(second["bytes_new"], first["bytes_new"], "everything is uploaded once");
+    let restore = format!("restore --vault {vault} --owner {owner} --key paper.key");
+    for (point, to) in [(1, "old"), (2, "new")] {
+        machine.line(&format!("{restore} --point {point} --to {}", machine.at(to))).ends(0);
+        assert_alike(&machine.path("data"), &machine.path(to));
+    }
+    machine.line(&format!("vault check --vault {vault} --key owner.key --read-data")).ends(0);
+}

@@ -88,8 +88,8 @@ fn the_ordinary_screens() {
     exit 3
     "#);
     insta::assert_snapshot!(machine.line(&format!("vault enroll --vault {vault} --list")).screen(), @r#"
-    HOST  FINGERPRINT
-    beta  0123456789abcdef0123456789abcdef
+    HOST  ASKS TO BE  FINGERPRINT
+    beta  host        0123456789abcdef0123456789abcdef
     exit 0
     "#);
     insta::assert_snapshot!(machine.line("key inspect owner.key").screen(), @r#"

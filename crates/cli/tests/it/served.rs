@@ -103,7 +103,8 @@ fn over_ssh_a_host_adds_and_cannot_take_away() {
         .ends(0)
         .json();
     let fingerprint = asked["fingerprint"].as_str().unwrap();
-    let approved = format!("vault enroll --vault {} --key owner.key --approve {fingerprint}", machine.at("backup"));
+    let approved =
+        format!("vault enroll --vault {} --key owner.key --approve {fingerprint} --role keeper", machine.at("backup"));
     assert!(machine.line(&approved).ends(0).out.contains("storage may give receipts from now on"));
 
     machine.write("data/photo", noise(1, 3_000_000));

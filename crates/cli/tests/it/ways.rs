@@ -105,17 +105,24 @@ fn another_machine_takes_a_held_run_over_with_its_mirrored_journal() {
     let mut world = World::new(&Options::default());
     world.up();
     let key = world.path("owner.key");
+    // A host decides nothing, whoever asks it to, and leaves nothing in the way.
+    let host = world.path("north/.lifeboat/host");
+    let said = world.ends(4, &["failover", "pages", "--planned", "--yes", "--key", &key, "--state", &host]);
+    assert!(said.contains("on the roster as host") && said.contains("takes a controller"), "{said}");
     // Leaves south's agent there, as it was started before anybody knew of a second controller.
     world.ends(0, &["failover", "pages", "--planned", "--yes", "--key", &key]);
     world.ends(0, &["failback", "pages", "--yes", "--key", &key]);
     world.cut_off("north", true);
     world.ends(5, &["failover", "pages", "--yes", "--key", &key]);
     let id = world.run().run;
-    // The second controller is enrolled like any host.
+    // The second controller is enrolled as one, and need not be a host.
     let state = world.path("second");
-    let asked = world.ok(&["vault", "enroll", "--host", "second", "--state", &state, "--json"]);
+    let asked = world.ok(&["vault", "enroll", "--host", "second", "--role", "controller", "--state", &state, "--json"]);
     let asked: Value = serde_json::from_str(&asked).unwrap();
-    world.ok(&["vault", "enroll", "--approve", asked["fingerprint"].as_str().unwrap(), "--key", &key]);
+    let approve = ["vault", "enroll", "--approve", asked["fingerprint"].as_str().unwrap(), "--key", &key];
+    let said = world.ends(1, &approve);
+    assert!(said.contains("it asks to be controller, not host"), "{said}");
+    world.ok(&[&approve[..], &["--role", "controller"]].concat());
     world.kill_north();
     let elsewhere = |words: &[&str]| world.lifeboat(&[words, &["--state", &state]].concat());
     let attested = elsewhere(&["run", "attest", &id[..16], "--by", "ben", "--key", &world.path("ben.key"), "--yes"]);

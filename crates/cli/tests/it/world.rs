@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use lifeboat_adapters::clock::MachineClock;
 use lifeboat_adapters::site::local::kill_site;
 use lifeboat_core::run::RunView;
-use lifeboat_engine::arbitrate::{Arbiter, CanaryRecord};
+use lifeboat_engine::arbitrate::{Arbiter, CanaryRecord, Trustee};
 use lifeboat_engine::journal::Journal;
-use lifeboat_vault::{State, storage};
+use lifeboat_vault::{Role, State, storage};
 use serde_json::Value;
 
 pub(crate) const LIFEBOAT: &str = env!("CARGO_BIN_EXE_lifeboat");
@@ -287,7 +287,12 @@ every = "1s"
             ["state", "north/.lifeboat/host", "south/.lifeboat/host", "second"].map(|host| self.root.join(host));
         for directory in hosts.into_iter().filter(|directory| directory.exists()) {
             let state = State::open(&directory, None).unwrap();
-            trusted.insert(state.signing_key().public(), state.host_name().to_owned());
+            let roles = if state.host_name() == "north" || state.host_name() == "south" {
+                vec![Role::Host]
+            } else {
+                vec![Role::Host, Role::Controller]
+            };
+            trusted.insert(state.signing_key().public(), Trustee::new(state.host_name(), &roles));
         }
         let storage = storage::open(&self.path("arbiter")).unwrap();
         Arbiter::new(storage, Arc::new(state), trusted, Arc::new(MachineClock::default()))

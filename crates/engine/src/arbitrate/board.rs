@@ -1,18 +1,22 @@
 //! Signed objects on the arbiter's storage: the one place that knows how they lie there.
 //!
 //! Invariant: an object's key is part of what is signed, so an object copied to another place is refused there; the
-//! signer must be on the roster; a length is looked at before anything is read.
+//! signer must be on the roster, in a role whose word counts at that place; a length is looked at before anything is read;
+//! what was seen here once is never silently older or gone.
 
-use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use lifeboat_core::run::BrokenChain;
 use lifeboat_vault::storage::{self, Storage, StorageError};
-use lifeboat_vault::{PublicKey, Signed, SigningKey, State, VaultError};
-use serde::Serialize;
+use lifeboat_vault::{Role, Signed, SigningKey, State, VaultError};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::epoch::Claim;
+use super::memory::Memory;
+use super::trust::{Trusted, role_names, signers};
 use crate::port::Clock;
 
 /// No object here is larger; the largest is the first entry of a journal, with its run-book.
@@ -37,6 +41,34 @@ pub enum ArbiterError {
         "the arbiter's object {key} is signed by {signer}, who is not on the roster; find out who wrote it, or enrol them"
     )]
     UnknownSigner { key: String, signer: String },
+    #[error(
+        "the arbiter's object {key} is signed by {name}, on the roster as {}; that takes a {}: find out who wrote it",
+        role_names(roles, " and "),
+        role_names(signers(key), " or a ")
+    )]
+    WrongRole { key: String, name: String, roles: Vec<Role> },
+    #[error(
+        "this machine ({name}) is on the roster as {}; writing {key} takes a {}: `lifeboat vault enroll --role controller` on a machine that is to decide",
+        role_names(roles, " and "),
+        role_names(signers(key), " or a ")
+    )]
+    MayNotWrite { key: String, name: String, roles: Vec<Role> },
+    #[error(
+        "the arbiter's storage at {location} is not the one that was seen here before: {found}; see what is mounted there. If it was made anew on purpose, remove {memory} on every machine"
+    )]
+    OtherArbiter { location: String, found: String, memory: String },
+    #[error(
+        "the arbiter was rolled back: {row} ends at {found}, {seen} was seen here before; bring the newer state back from a copy"
+    )]
+    RolledBack { row: String, found: u64, seen: u64 },
+    #[error("the arbiter's object {key} was replaced since it was seen here; find out who did it before you go on")]
+    Replaced { key: String },
+    #[error("what was seen of the arbiter cannot be kept in {path}")]
+    Memory {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the arbiter's object {key} is not to be trusted: {reason}")]
     Malformed { key: String, reason: String },
     #[error("the arbiter's object {key} was there and is gone; bring the arbiter's storage back from a copy")]
@@ -99,6 +131,9 @@ impl ArbiterError {
                 | ArbiterError::JournalBehind { .. }
                 | ArbiterError::RunTaken { .. }
                 | ArbiterError::LockLost { .. }
+                | ArbiterError::MayNotWrite { .. }
+                | ArbiterError::OtherArbiter { .. }
+                | ArbiterError::RolledBack { .. }
         )
     }
 
@@ -137,8 +172,15 @@ impl Signs for State {
     }
 }
 
-/// Who is believed: public keys, and under which name they are on the roster.
-pub type Trusted = BTreeMap<PublicKey, String>;
+/// Where an arbiter says which one it is, so that an empty directory in its place is no first day.
+const IDENTITY: &str = "arbiter/identity";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Identity {
+    id: String,
+    /// RFC 3339, for people.
+    at: String,
+}
 
 /// Whether `publish_once` made the object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,6 +195,8 @@ pub struct Arbiter {
     key: Arc<dyn Signs>,
     trusted: RwLock<Trusted>,
     clock: Arc<dyn Clock>,
+    memory: Option<Memory>,
+    identified: AtomicBool,
 }
 
 impl std::fmt::Debug for Arbiter {
@@ -164,13 +208,24 @@ impl std::fmt::Debug for Arbiter {
 impl Arbiter {
     /// `trusted` is what the roster says; this host's own key counts only if it is in there.
     pub fn new(storage: Arc<dyn Storage>, key: Arc<dyn Signs>, trusted: Trusted, clock: Arc<dyn Clock>) -> Arbiter {
-        Arbiter { storage, key, trusted: RwLock::new(trusted), clock }
+        let identified = AtomicBool::new(false);
+        Arbiter { storage, key, trusted: RwLock::new(trusted), clock, memory: None, identified }
+    }
+
+    /// Remembers in this state directory which arbiter it is and what was seen of it.
+    pub fn remembering(mut self, directory: &Path) -> Result<Arbiter, ArbiterError> {
+        let memory = Memory::open(directory, &self.storage.location());
+        self.memory = Some(memory.map_err(|source| ArbiterError::Memory {
+            path: directory.join("arbiters.json").display().to_string(),
+            source,
+        })?);
+        Ok(self)
     }
 
     /// The same word in another storage: who signs and who is believed stays.
     pub fn elsewhere(&self, storage: Arc<dyn Storage>) -> Arbiter {
         let trusted = self.trusted.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Arbiter { storage, key: Arc::clone(&self.key), trusted: RwLock::new(trusted), clock: Arc::clone(&self.clock) }
+        Arbiter::new(storage, Arc::clone(&self.key), trusted, Arc::clone(&self.clock))
     }
 
     /// Takes over a newer roster.
@@ -187,6 +242,12 @@ impl Arbiter {
     }
 
     pub(super) fn publish_once<T: Serialize>(&self, key: &str, body: &T) -> Result<Put, ArbiterError> {
+        self.identify(true)?;
+        self.check_own_role(key)?;
+        self.create(key, body)
+    }
+
+    fn create<T: Serialize>(&self, key: &str, body: &T) -> Result<Put, ArbiterError> {
         let bytes = self.seal(key, body)?;
         match self.storage.put_if_absent(key, &bytes).map_err(|source| self.failed(key, source))? {
             storage::Put::Created => Ok(Put::Created),
@@ -195,6 +256,8 @@ impl Arbiter {
     }
 
     pub(super) fn publish<T: Serialize>(&self, key: &str, body: &T) -> Result<(), ArbiterError> {
+        self.identify(true)?;
+        self.check_own_role(key)?;
         let bytes = self.seal(key, body)?;
         self.storage.put(key, &bytes).map_err(|source| self.failed(key, source))
     }
@@ -203,7 +266,77 @@ impl Arbiter {
         self.storage.delete(key).map_err(|source| self.failed(key, source))
     }
 
+    /// What others would not believe must not be written: it would stand in everybody's way.
+    fn check_own_role(&self, key: &str) -> Result<(), ArbiterError> {
+        let own = self.key.signing_key().public();
+        match self.trusted.read().unwrap_or_else(PoisonError::into_inner).get(&own) {
+            Some(trustee) if !trustee.may_sign(key) => Err(ArbiterError::MayNotWrite {
+                key: key.into(),
+                name: trustee.name.clone(),
+                roles: trustee.roles.clone(),
+            }),
+            // Who reads it says who is unknown to whom; this host's own roster may be the older one.
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes sure, once, that this is the arbiter that was seen here before. `make`: a new one is given its identity.
+    fn identify(&self, make: bool) -> Result<(), ArbiterError> {
+        let Some(memory) = &self.memory else { return Ok(()) };
+        if self.identified.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut found: Option<Identity> = self.open_object(IDENTITY)?.map(|(identity, _)| identity);
+        let known = memory.identity();
+        if found.is_none() && known.is_none() && make && self.check_own_role(IDENTITY).is_ok() {
+            let id = lifeboat_vault::sign::SigningKey::generate().map(|key| key.public().fingerprint());
+            let id = id.map_err(|source| ArbiterError::Untrusted { key: IDENTITY.into(), source: source.into() })?;
+            self.create(IDENTITY, &Identity { id, at: self.clock.now().to_string() })?;
+            found = self.open_object(IDENTITY)?.map(|(identity, _)| identity);
+        }
+        let other = |found: &str| ArbiterError::OtherArbiter {
+            location: self.storage.location(),
+            found: found.to_owned(),
+            memory: memory.path().display().to_string(),
+        };
+        match (found, known) {
+            (Some(found), Some(known)) if found.id != known => return Err(other("it has another identity")),
+            (None, Some(_)) => return Err(other("it has no identity, as an empty directory has none")),
+            (Some(found), None) => self.remember(memory.keep_identity(&found.id))?,
+            (Some(_), Some(_)) => {}
+            // Nothing was ever written there, and nothing seen: the first day is still to come.
+            (None, None) => return Ok(()),
+        }
+        self.identified.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn remember(&self, kept: std::io::Result<()>) -> Result<(), ArbiterError> {
+        kept.map_err(|source| ArbiterError::Memory {
+            path: self.memory.as_ref().map_or_else(String::new, |memory| memory.path().display().to_string()),
+            source,
+        })
+    }
+
     pub(super) fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, ArbiterError> {
+        self.identify(false)?;
+        let Some((body, hash)) = self.open_object(key)? else { return Ok(None) };
+        if let Some(memory) = &self.memory
+            && let Some((row, number)) = numbered(key)
+        {
+            match memory.newest(row) {
+                Some((seen, there)) if seen == number && there != hash => {
+                    return Err(ArbiterError::Replaced { key: key.into() });
+                }
+                Some((seen, _)) if seen >= number => {}
+                _ => self.remember(memory.keep(row, number, hash))?,
+            }
+        }
+        Ok(Some(body))
+    }
+
+    /// The object, believed, and its hash.
+    fn open_object<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(T, String)>, ArbiterError> {
         // One byte more than is allowed tells a too large object from one that just fits.
         let bytes = match self.storage.get_range(key, 0, OBJECT_BYTES_MAX + 1) {
             Ok(bytes) => bytes,
@@ -215,20 +348,38 @@ impl Arbiter {
         }
         let signed = Signed::open(&kind(key), key, &bytes)
             .map_err(|source| ArbiterError::Untrusted { key: key.into(), source: source.into() })?;
-        if !self.trusted.read().unwrap_or_else(PoisonError::into_inner).contains_key(&signed.signer) {
-            return Err(ArbiterError::UnknownSigner { key: key.into(), signer: signed.signer.fingerprint() });
+        match self.trusted.read().unwrap_or_else(PoisonError::into_inner).get(&signed.signer) {
+            None => return Err(ArbiterError::UnknownSigner { key: key.into(), signer: signed.signer.fingerprint() }),
+            Some(trustee) if !trustee.may_sign(key) => {
+                let (name, roles) = (trustee.name.clone(), trustee.roles.clone());
+                return Err(ArbiterError::WrongRole { key: key.into(), name, roles });
+            }
+            Some(_) => {}
         }
-        serde_json::from_slice(&signed.payload).map(Some).map_err(|error| ArbiterError::Malformed {
-            key: key.into(),
-            reason: format!("this version of lifeboat cannot read it ({error})"),
+        let hash: String = signed.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        serde_json::from_slice(&signed.payload).map(|body| Some((body, hash))).map_err(|error| {
+            ArbiterError::Malformed {
+                key: key.into(),
+                reason: format!("this version of lifeboat cannot read it ({error})"),
+            }
         })
     }
 
     /// The numbered objects directly under a prefix that ends with `/`, in order.
     pub(super) fn numbers(&self, prefix: &str) -> Result<Vec<u64>, ArbiterError> {
+        // Before the look: another thread may see more meanwhile.
+        let seen = self.memory.as_ref().and_then(|memory| memory.newest(prefix));
         let keys = self.keys(prefix)?;
         let mut numbers: Vec<u64> = keys.iter().filter_map(|key| number(key.strip_prefix(prefix)?)).collect();
         numbers.sort_unstable();
+        let newest = numbers.last().copied().unwrap_or(0);
+        if let Some((seen, _)) = seen
+            && seen > newest
+        {
+            self.identified.store(false, Ordering::Relaxed);
+            self.identify(false)?;
+            return Err(ArbiterError::RolledBack { row: prefix.into(), found: newest, seen });
+        }
         Ok(numbers)
     }
 
@@ -257,6 +408,14 @@ impl Arbiter {
     fn failed(&self, key: &str, source: StorageError) -> ArbiterError {
         ArbiterError::Storage { location: self.storage.location(), key: key.into(), source: source.into() }
     }
+}
+
+/// The row and the number of an object that is one of a row which only grows.
+fn numbered(key: &str) -> Option<(&str, u64)> {
+    let (_, last) = key.rsplit_once('/')?;
+    let row = key.strip_suffix(last)?;
+    let grows = ["epochs/", "desired/", "traffic/", "locks/"].iter().any(|kind| row.starts_with(kind));
+    if grows { Some((row, number(last)?)) } else { None }
 }
 
 /// The kind under which the object at `key` is signed: its place is part of it.

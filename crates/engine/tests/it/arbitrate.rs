@@ -6,11 +6,11 @@ use std::sync::{Arc, Barrier};
 use lifeboat_core::desired::{AgentReport, AgentRole, TrafficAnswer};
 use lifeboat_engine::arbitrate::{
     Acquire, Arbiter, ArbiterError, Attempt, CanaryRecord, Claim, LeaseHeld, LeaseObserver, LeaseView, LockState,
-    LockTimes, LockWatch, Trusted,
+    LockTimes, LockWatch, Trusted, Trustee,
 };
 use lifeboat_engine::port::Clock;
-use lifeboat_vault::SigningKey;
 use lifeboat_vault::storage::{Faulty, FsStorage, MemoryStorage, Storage};
+use lifeboat_vault::{Role, SigningKey};
 
 use crate::world::{Bench, TestClock};
 
@@ -62,8 +62,9 @@ fn what_is_not_signed_by_the_roster_for_its_place_is_an_error_and_not_an_absence
     arbiter.claim_epoch(&claim(1, "south", "r1")).unwrap();
     // A stranger's claim.
     let stranger = Arc::new(SigningKey::generate().unwrap());
-    let trusts_itself =
-        Trusted::from([(stranger.public(), "mallory".to_owned()), (bench.key.public(), "us".to_owned())]);
+    let trusts_itself: Trusted = [(stranger.public(), "mallory"), (bench.key.public(), "us")]
+        .map(|(key, name)| (key, Trustee::new(name, &[Role::Controller])))
+        .into();
     let theirs = Arbiter::new(memory.clone(), stranger, trusts_itself, bench.clock.clone());
     theirs.claim_epoch(&claim(2, "north", "evil")).unwrap();
     assert!(
@@ -85,6 +86,98 @@ fn what_is_not_signed_by_the_roster_for_its_place_is_an_error_and_not_an_absence
         memory.put("epochs/shop/1", &good[..place]).unwrap();
         assert!(arbiter.epoch("shop", 1).is_err(), "cut at {place}");
     }
+}
+
+#[test]
+fn a_host_reports_and_begins_the_first_day_and_decides_nothing() {
+    let memory = Arc::new(MemoryStorage::new());
+    let bench = Bench::on(memory.clone());
+    let host = Arc::new(SigningKey::generate().unwrap());
+    let as_roles = |roles: &[Role]| -> Trusted {
+        [(host.public(), Trustee::new("paris", roles)), (bench.key.public(), Trustee::new("us", &[Role::Controller]))]
+            .into()
+    };
+    let at = |roles: &[Role]| Arbiter::new(memory.clone(), host.clone(), as_roles(roles), bench.clock.clone());
+    let paris = at(&[Role::Host]);
+    paris.claim_epoch(&claim(1, "paris", "protect")).unwrap();
+    paris.publish_writer("shop", 1, "paris", false).unwrap();
+    // What it is not to write is not written: it would stand in everybody's way.
+    let refused = paris.claim_epoch(&claim(2, "paris", "mine")).unwrap_err();
+    assert!(refused.is_refusal());
+    insta::assert_snapshot!(refused, @"this machine (paris) is on the roster as host; writing epochs/shop/2 takes a controller: `lifeboat vault enroll --role controller` on a machine that is to decide");
+    assert!(matches!(paris.publish_writer("shop", 1, "paris", true), Err(ArbiterError::MayNotWrite { .. })));
+    let entry = lifeboat_core::run::Sealed { hash: String::new(), body: String::new() };
+    assert!(matches!(paris.mirror_entry("run", 1, &entry), Err(ArbiterError::MayNotWrite { .. })));
+    assert!(!memory.list("").unwrap().iter().any(|object| object.key.starts_with("journal/")));
+    // A host that believes to be more writes all the same: nobody believes it.
+    let believes = at(&[Role::Host, Role::Controller]);
+    believes.claim_epoch(&claim(2, "paris", "mine")).unwrap();
+    believes.publish_writer("shop", 2, "paris", false).unwrap();
+    let reader = Arbiter::new(memory.clone(), bench.key.clone(), as_roles(&[Role::Host]), bench.clock.clone());
+    insta::assert_snapshot!(reader.current_epoch("shop").unwrap_err(), @"the arbiter's object epochs/shop/2 is signed by paris, on the roster as host; that takes a controller: find out who wrote it");
+    assert!(
+        matches!(reader.desired_writer("shop"), Err(ArbiterError::WrongRole { key, .. }) if key == "desired/shop/2")
+    );
+    for role in [Role::Person, Role::Observer, Role::Pruner, Role::Keeper] {
+        assert!(matches!(at(&[role]).report(&report(1)), Err(ArbiterError::MayNotWrite { .. })), "{role:?}");
+    }
+}
+
+#[test]
+fn an_arbiter_that_was_emptied_swapped_or_rolled_back_is_an_alarm_and_no_first_day() {
+    let memory = Arc::new(MemoryStorage::new());
+    let bench = Bench::on(memory.clone());
+    let state = tempfile::tempdir().unwrap();
+    let arbiter = |storage: &Arc<MemoryStorage>| {
+        let trusted = Trusted::from([(bench.key.public(), Trustee::new("us", &[Role::Controller]))]);
+        Arbiter::new(storage.clone(), bench.key.clone(), trusted, bench.clock.clone())
+            .remembering(state.path())
+            .unwrap()
+    };
+    let ours = arbiter(&memory);
+    assert_eq!(ours.current_epoch("shop").unwrap(), None, "before the first day there is nothing to remember");
+    ours.claim_epoch(&claim(1, "north", "r1")).unwrap();
+    let early: Vec<_> = memory.list("").unwrap().into_iter().map(|o| (memory.get(&o.key).unwrap(), o.key)).collect();
+    ours.claim_epoch(&claim(2, "south", "r2")).unwrap();
+    ours.publish_writer("shop", 2, "south", false).unwrap();
+    assert_eq!(ours.current_epoch("shop").unwrap().unwrap().epoch, 2);
+    assert_eq!(ours.desired_writer("shop").unwrap().unwrap().generation, 1);
+
+    // An empty mount point.
+    let empty = Arc::new(MemoryStorage::new());
+    let after = arbiter(&empty);
+    for refused in [after.current_epoch("shop").map(|_| ()), after.claim_epoch(&claim(1, "north", "r3")).map(|_| ())] {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("no identity, as an empty directory has none"), "{error}");
+    }
+    assert!(empty.list("").unwrap().is_empty(), "nothing is begun there");
+    // Another arbiter.
+    let other = Arc::new(MemoryStorage::new());
+    let trusted = Trusted::from([(bench.key.public(), Trustee::new("us", &[Role::Controller]))]);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let theirs = Arbiter::new(other.clone(), bench.key.clone(), trusted, bench.clock.clone());
+    theirs.remembering(elsewhere.path()).unwrap().claim_epoch(&claim(1, "north", "r4")).unwrap();
+    let error = arbiter(&other).current_epoch("shop").unwrap_err().to_string();
+    assert!(error.contains("another identity") && error.contains("arbiters.json"), "{error}");
+    // An old copy of the right one: by a process that was running, and by one that starts after it.
+    for object in memory.list("").unwrap() {
+        memory.delete(&object.key).unwrap();
+    }
+    for (bytes, key) in &early {
+        memory.put(key, bytes).unwrap();
+    }
+    for arbiter in [ours, arbiter(&memory)] {
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(arbiter.current_epoch("shop").unwrap_err(), @"the arbiter was rolled back: epochs/shop/ ends at 1, 2 was seen here before; bring the newer state back from a copy");
+            insta::assert_snapshot!(arbiter.desired_writer("shop").unwrap_err(), @"the arbiter was rolled back: desired/shop/ ends at 0, 1 was seen here before; bring the newer state back from a copy");
+        }
+        assert!(arbiter.claim_epoch(&claim(2, "north", "r5")).is_err());
+    }
+    // The newest one replaced by another that is signed as well.
+    let trusted = Trusted::from([(bench.key.public(), Trustee::new("us", &[Role::Controller]))]);
+    let forgetful = Arbiter::new(memory.clone(), bench.key.clone(), trusted, bench.clock.clone());
+    forgetful.claim_epoch(&claim(2, "north", "r6")).unwrap();
+    insta::assert_snapshot!(arbiter(&memory).current_epoch("shop").unwrap_err(), @"the arbiter's object epochs/shop/2 was replaced since it was seen here; find out who did it before you go on");
 }
 
 #[test]
@@ -192,10 +285,8 @@ fn publishers_that_race_get_a_generation_each() {
     assert_eq!(generations, [1, 2, 3, 4]);
 }
 
-#[test]
-fn reports_are_replaced_and_canaries_are_kept() {
-    let arbiter = Bench::new().arbiter();
-    let report = |beat| AgentReport {
+fn report(beat: u64) -> AgentReport {
+    AgentReport {
         site: "north".into(),
         dataset: "orders".into(),
         role: AgentRole::Writer,
@@ -209,7 +300,12 @@ fn reports_are_replaced_and_canaries_are_kept() {
         problem: None,
         at: "2026-11-21T12:00:01Z".into(),
         beat,
-    };
+    }
+}
+
+#[test]
+fn reports_are_replaced_and_canaries_are_kept() {
+    let arbiter = Bench::new().arbiter();
     assert_eq!(arbiter.agent_report("north", "orders").unwrap(), None);
     arbiter.report(&report(1)).unwrap();
     arbiter.report(&report(2)).unwrap();

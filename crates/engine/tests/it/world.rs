@@ -12,12 +12,12 @@ use lifeboat_core::plan::{Objective, Person, Strategy};
 use lifeboat_core::run::{Facts, Found};
 use lifeboat_core::runbook::{Action, OnFailure, Purpose, Runbook, Step};
 use lifeboat_core::units::Span;
-use lifeboat_engine::arbitrate::{Arbiter, Claim, LockTimes, Trusted};
+use lifeboat_engine::arbitrate::{Arbiter, Claim, LockTimes, Trusted, Trustee};
 use lifeboat_engine::execute::{Executor, Failure, Performed, Performer, Settings, Start};
 use lifeboat_engine::journal::Journal;
 use lifeboat_engine::port::{Clock, Context, PortError};
-use lifeboat_vault::SigningKey;
 use lifeboat_vault::storage::{MemoryStorage, Storage};
+use lifeboat_vault::{Role, SigningKey};
 
 pub(crate) struct TestClock {
     begun: Instant,
@@ -282,7 +282,7 @@ impl Bench {
     }
 
     pub(crate) fn arbiter(&self) -> Arc<Arbiter> {
-        let trusted = Trusted::from([(self.key.public(), "controller".to_owned())]);
+        let trusted = Trusted::from([(self.key.public(), Trustee::new("controller", &[Role::Host, Role::Controller]))]);
         Arc::new(Arbiter::new(self.storage.clone(), self.key.clone(), trusted, self.clock.clone()))
     }
 

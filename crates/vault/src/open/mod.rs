@@ -140,6 +140,9 @@ impl Vault {
                     loaded.hash = before.hash;
                 }
                 *self.inner.roster.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+                // What was believed under the roster before may not count under this one.
+                lock(&self.inner.logs).clear();
+                lock(&self.inner.snapshots).clear();
                 self.check_roster_against_memory()
             }
         }

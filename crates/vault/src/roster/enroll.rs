@@ -1,4 +1,4 @@
-//! Who joins, who leaves, who may open: changes of the roster and of keys' recipients, by the owner.
+//! Who joins, and who may open: changes of the roster and of keys' recipients, by the owner.
 //!
 //! Invariants: only the owner's key makes a roster; a request is only a request; changing recipients rewrites keys and nothing else.
 
@@ -8,13 +8,26 @@ use crate::codec;
 use crate::error::{Doing, Result, VaultError};
 use crate::host::State;
 use crate::keys::{self, Pair};
-use crate::name;
 use crate::open::{Unlocked, Vault, member_of};
-use crate::roster::{ChainFrom, Holder, Member, Revocation, Role, Roster};
+use crate::roster::{Holder, Member, Role, Roster};
 use crate::seal::{Identity, Recipient};
 use crate::sign::Signed;
+use crate::storage::Put;
 
 pub(crate) const ENROLMENT_KIND: &str = "vault.enrolment";
+
+/// So many requests of one machine may wait.
+const REQUESTS_MAX: u32 = 8;
+
+fn same_roles(left: &[Role], right: &[Role]) -> bool {
+    left.iter().all(|role| right.contains(role)) && right.iter().all(|role| left.contains(role))
+}
+
+/// Roles in a sentence.
+fn role_names(roles: &[Role]) -> String {
+    let names: Vec<&str> = roles.iter().map(|role| role.name()).collect();
+    names.join(" and ")
+}
 
 /// A machine's wish to be on the roster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,11 +64,21 @@ impl Vault {
         let roles = if roles.is_empty() { vec![Role::Host] } else { roles.to_vec() };
         let member = member_of(state, roles.clone());
         let fingerprint = member.key.fingerprint();
-        let key = format!("enroll/{fingerprint}");
         let body = RequestBody { vault: self.id(), member: member.clone() };
         let bytes = Signed::seal(ENROLMENT_KIND, &codec::encode(&body)?, state.signing_key())?;
-        self.storage().put_if_absent(&key, &bytes).doing(|| format!("writing {key}"))?;
-        Ok(Request { name: member.name.clone(), fingerprint, roles, member, key })
+        // An earlier request for other roles stays where it is: nobody but the owner takes anything away.
+        for attempt in 1..=REQUESTS_MAX {
+            let suffix = if attempt == 1 { String::new() } else { format!("-{attempt}") };
+            let key = format!("enroll/{fingerprint}{suffix}");
+            let put = self.storage().put_if_absent(&key, &bytes).doing(|| format!("writing {key}"))?;
+            if put == Put::Created || self.storage().get(&key).doing(|| format!("reading {key}"))? == bytes {
+                return Ok(Request { name: member.name.clone(), fingerprint, roles, member, key });
+            }
+        }
+        Err(VaultError::Conflict {
+            object: format!("enroll/{fingerprint}"),
+            why: "too many requests of this machine wait already; have one approved, or removed".to_owned(),
+        })
     }
 
     /// Requests that wait; those that do not prove the key they ask for are left out.
@@ -68,11 +91,11 @@ impl Vault {
             let Ok(signed) = Signed::open(ENROLMENT_KIND, &object.key, &bytes) else { continue };
             let Ok(body) = codec::decode::<RequestBody>(&object.key, &signed.payload) else { continue };
             let member = body.member;
-            if body.vault != roster.vault
-                || member.key != signed.signer
-                || member.revoked.is_some()
-                || roster.member(&member.key).is_some()
-            {
+            let there = roster.member(&member.key);
+            // Who is on the roster may ask to be more; who was revoked needs a new key.
+            let settled = there
+                .is_some_and(|m| m.revoked.is_some() || m.name != member.name || same_roles(&m.roles, &member.roles));
+            if body.vault != roster.vault || member.key != signed.signer || member.revoked.is_some() || settled {
                 continue;
             }
             let fingerprint = member.key.fingerprint();
@@ -91,64 +114,57 @@ impl Vault {
 impl Unlocked {
     /// Puts the machine with this fingerprint, which asked, on the roster.
     pub fn approve(&self, fingerprint: &str) -> Result<Member> {
-        let requests = self.enrolment_requests()?;
-        let Some(request) = requests.into_iter().find(|r| r.fingerprint == fingerprint) else {
+        match self.requests_of(fingerprint)?.as_slice() {
+            [only] => self.accept(only),
+            requests => {
+                let asked: Vec<String> = requests.iter().map(|r| role_names(&r.roles)).collect();
+                let why = format!("it asks several times, to be {}; approve one of these exactly", asked.join("; or "));
+                Err(VaultError::invalid(format!("fingerprint {fingerprint}"), why))
+            }
+        }
+    }
+
+    /// The same, where it asks to be exactly this.
+    pub fn approve_as(&self, fingerprint: &str, roles: &[Role]) -> Result<Member> {
+        let requests = self.requests_of(fingerprint)?;
+        if let Some(request) = requests.iter().find(|r| same_roles(&r.roles, roles)) {
+            return self.accept(request);
+        }
+        let asked: Vec<String> = requests.iter().map(|r| role_names(&r.roles)).collect();
+        let why = format!(
+            "it asks to be {}, not {}; approve exactly what it asks (--role), if that is right",
+            asked.join("; or "),
+            role_names(roles)
+        );
+        Err(VaultError::invalid(format!("fingerprint {fingerprint}"), why))
+    }
+
+    fn requests_of(&self, fingerprint: &str) -> Result<Vec<Request>> {
+        let mut requests = self.enrolment_requests()?;
+        requests.retain(|request| request.fingerprint == fingerprint);
+        if requests.is_empty() {
             let why =
                 "no such request waits; run `lifeboat vault enroll` on that machine first, and compare what it prints";
             return Err(VaultError::invalid(format!("fingerprint {fingerprint}"), why));
-        };
+        }
+        Ok(requests)
+    }
+
+    fn accept(&self, request: &Request) -> Result<Member> {
         self.admit(request.member.clone())?;
         // The roster speaks now; a request that stays behind is ignored.
         let _ = self.storage().delete(&request.key);
-        Ok(request.member)
+        Ok(request.member.clone())
     }
 
-    /// Puts a host, controller, person or observer on the roster.
+    /// Puts somebody on the roster; who is there already under this key and name gets these roles.
     pub fn admit(&self, member: Member) -> Result<()> {
         self.change_roster(|roster| {
-            roster.members.push(member.clone());
-            Ok(())
-        })
-    }
-
-    /// From now on nothing that this member signs counts; what it had written so far stays.
-    pub fn revoke(&self, member_name: &str) -> Result<()> {
-        let mut from = Vec::new();
-        let datasets = keys::datasets(&**self.storage())?;
-        let points = self.points(None)?.points;
-        for dataset in &datasets {
-            let newest =
-                points.iter().filter(|p| p.host == member_name && p.dataset == *dataset).map(|p| p.sequence).max();
-            from.extend(newest.map(|n| ChainFrom { chain: name::snapshots_of(member_name, dataset), number: n + 1 }));
-            let indexes = name::indexes_of(member_name, dataset);
-            let listed = self.storage().list(&indexes).doing(|| format!("listing {indexes}"))?;
-            let newest = listed.iter().filter_map(|o| name::parse_number(o.key.strip_prefix(indexes.as_str())?)).max();
-            from.extend(newest.map(|n| ChainFrom { chain: indexes, number: n + 1 }));
-            for lineage in self.log_lineages(dataset)? {
-                let entries = self.log_trail(dataset, &lineage)?.entries;
-                let mut ends = std::collections::BTreeMap::new();
-                for entry in entries.iter().filter(|e| e.host == member_name) {
-                    ends.insert(entry.timeline, entry.number + 1);
-                }
-                from.extend(
-                    ends.into_iter()
-                        .map(|(t, number)| ChainFrom { chain: crate::log::chain(dataset, &lineage, t), number }),
-                );
+            let there = roster.members.iter_mut().find(|m| m.key == member.key && m.name == member.name);
+            match there {
+                Some(there) if there.revoked.is_none() => there.roles = member.roles.clone(),
+                _ => roster.members.push(member.clone()),
             }
-        }
-        let key = self.roster().members.iter().find(|m| m.name == member_name && m.revoked.is_none()).map(|m| m.key);
-        if let Some(key) = key {
-            let receipts = crate::receipt::chain(&key.fingerprint());
-            let listed = self.storage().list(&receipts).doing(|| format!("listing {receipts}"))?;
-            let newest = listed.iter().filter_map(|o| name::parse_number(o.key.strip_prefix(receipts.as_str())?)).max();
-            from.extend(newest.map(|n| ChainFrom { chain: receipts, number: n + 1 }));
-        }
-        self.change_roster(|roster| {
-            let member = roster.members.iter_mut().find(|m| m.name == member_name && m.revoked.is_none());
-            let member = member.ok_or_else(|| {
-                VaultError::invalid(format!("member {member_name:?}"), "it is not on the roster, or revoked already")
-            })?;
-            member.revoked = Some(Revocation { from: from.clone() });
             Ok(())
         })
     }
@@ -200,7 +216,7 @@ impl Unlocked {
         self.reseal_all()
     }
 
-    fn change_roster(&self, change: impl Fn(&mut Roster) -> Result<()>) -> Result<()> {
+    pub(super) fn change_roster(&self, change: impl Fn(&mut Roster) -> Result<()>) -> Result<()> {
         let owner = self.owner_key()?;
         self.refresh()?;
         let loaded = self.loaded();

@@ -4,6 +4,7 @@
 //! A damaged older version is a finding, not an obstacle: the newest one speaks for itself.
 
 mod enroll;
+mod leave;
 
 use minicbor::{Decode, Encode};
 
@@ -119,6 +120,20 @@ pub struct ChainFrom {
     pub chain: String,
     #[n(1)]
     pub number: u64,
+}
+
+impl Role {
+    /// As commands and messages call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Host => "host",
+            Role::Controller => "controller",
+            Role::Person => "person",
+            Role::Observer => "observer",
+            Role::Pruner => "pruner",
+            Role::Keeper => "keeper",
+        }
+    }
 }
 
 impl Roster {

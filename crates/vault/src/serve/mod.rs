@@ -18,6 +18,8 @@ use std::io::{Read, Write};
 pub use self::access::{Rights, Who};
 pub use self::client::{Dial, Remote};
 pub use self::server::{ServeOptions, Served, Server};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::wire::fuzz as fuzz_frames;
 
 /// Two directions to somebody, and a way to end them from outside.
 pub struct Connection {

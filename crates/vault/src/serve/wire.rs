@@ -203,6 +203,19 @@ pub(super) fn decode<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> io::Result<T> {
     }
 }
 
+/// For fuzzers: what either end may be sent.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(mut data: &[u8]) {
+    let reader: &mut dyn Read = &mut data;
+    while let Ok(Some((header, body))) = read_lengths(reader) {
+        let Ok(header) = read_exactly(reader, header) else { return };
+        let _ = (decode::<Greeting>(&header), decode::<Hello>(&header), decode::<Welcome>(&header));
+        let _ = (decode::<Request>(&header), decode::<Reply>(&header));
+        let Ok(body) = read_exactly(reader, body) else { return };
+        let _ = decode::<Vec<Line>>(&body);
+    }
+}
+
 /// One whole frame that has no body: the first words of both ends.
 pub(super) fn read_word<T: for<'b> Decode<'b, ()>>(reader: &mut dyn Read) -> io::Result<T> {
     match read_lengths(reader)? {

@@ -77,22 +77,16 @@ impl HostVault {
                 continue;
             }
             let read = index::read(&**self.storage(), &roster, self.host_name(), dataset, number);
-            let opened = read.and_then(|i| Ok((i.open_body(std::slice::from_ref(self.state().index_key()))?, i.hash)));
-            match opened {
-                Ok((body, hash)) => {
-                    known.add(&body.packs);
-                    if number > known.head.number {
-                        known.head = Head { number, hash: Some(hash) };
-                    }
-                }
+            // One that was sealed to a former key of this host is a link of the chain all the same.
+            let hash = read.as_ref().ok().map(|index| index.hash);
+            match read.and_then(|index| index.open_body(std::slice::from_ref(self.state().index_key()))) {
+                Ok(body) => known.add(&body.packs),
                 Err(e @ VaultError::Storage { .. }) => return Err(e),
                 // A damaged index costs an upload; `check` names it.
-                Err(e) => {
-                    tracing::warn!(object = object.key, "{e}");
-                    if number > known.head.number {
-                        known.head = Head { number, hash: None };
-                    }
-                }
+                Err(e) => tracing::warn!(object = object.key, "{e}"),
+            }
+            if number > known.head.number {
+                known.head = Head { number, hash };
             }
         }
         if let Some((seen, hash)) = self.remembered_head(&chain)?

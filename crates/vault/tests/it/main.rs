@@ -18,4 +18,5 @@ mod serve_lies;
 mod serve_world;
 mod storage;
 mod storage_suite;
+mod trust;
 mod world;

@@ -6,11 +6,11 @@ use std::sync::{Arc, Barrier};
 
 use jiff::Timestamp;
 use lifeboat_adapters::clock::MachineClock;
-use lifeboat_engine::arbitrate::{Arbiter, ArbiterError, Claim, Trusted};
+use lifeboat_engine::arbitrate::{Arbiter, ArbiterError, Claim, Trusted, Trustee};
 use lifeboat_vault::files::{BackupOptions, RestoreOptions, backup_tree, restore_tree, tree_root};
 use lifeboat_vault::storage::Storage;
 use lifeboat_vault::{
-    CheckOptions, HostVault, Identity, InitOptions, PointInfo, SessionOptions, SigningKey, State, Unlocked, Vault,
+    CheckOptions, HostVault, Identity, InitOptions, PointInfo, Role, SessionOptions, SigningKey, State, Unlocked, Vault,
 };
 
 use super::proxy::{Proxy, Spoil};
@@ -136,7 +136,7 @@ fn of_many_claimants_at_an_arbiter_in_a_bucket_exactly_one_wins() {
     let server = servers::radosgw();
     let bucket = server.bucket();
     let key = Arc::new(SigningKey::generate().unwrap());
-    let trusted = Trusted::from([(key.public(), "us".to_owned())]);
+    let trusted = Trusted::from([(key.public(), Trustee::new("us", &[Role::Controller]))]);
     let clock = Arc::new(MachineClock::default());
     let arbiter = || Arbiter::new(Arc::new(server.open(&bucket)), key.clone(), trusted.clone(), clock.clone());
     for epoch in 1..=4 {

@@ -1,8 +1,9 @@
-//! `lifeboat vault enroll`: a new host asks, the owner approves.
+//! `lifeboat vault enroll`: a machine or person asks for roles, the owner approves exactly those.
 
 use std::path::PathBuf;
 
-use lifeboat_vault::{Request, Role};
+use lifeboat_engine::arbitrate::role_names;
+use lifeboat_vault::{Request, Role, VaultError};
 use serde::Serialize;
 
 use crate::door::{self, VaultArgs};
@@ -10,9 +11,10 @@ use crate::error::{CommandError, Exit};
 use crate::report;
 use crate::ui::Ui;
 
-/// Let another host write (or prune, or give receipts): run it there to ask, then with a key (anywhere) to approve
+/// Put another machine or person on the roster: run it there to ask, then with a key (anywhere) to approve
 ///
-/// Compare the fingerprint that the new host shows with the one that is approved: the storage in between is not trusted.
+/// Compare the fingerprint that the new one shows, and its roles, with what is approved: the storage in between is not
+/// trusted.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -20,9 +22,9 @@ pub(crate) struct Args {
     /// What this host is called in vaults [default: the machine's name]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "approve"])]
     host: Option<String>,
-    /// What it asks to do: write recovery points, leave tombstones, or give receipts as the keeper of a storage
-    #[arg(long, value_enum, default_value_t = Asks::Host, conflicts_with_all = ["list", "approve"])]
-    role: Asks,
+    /// What it is to be, once or several times; with --approve what it asks to be, exactly [default: host]
+    #[arg(long, value_name = "ROLE", conflicts_with = "list")]
+    role: Vec<AskedRole>,
     /// Show the requests that wait
     #[arg(long, conflicts_with = "approve")]
     list: bool,
@@ -34,34 +36,44 @@ pub(crate) struct Args {
     key: Vec<PathBuf>,
 }
 
-/// Roles that a machine can ask for.
+/// A role as it is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Asks {
+pub(super) enum AskedRole {
+    /// Writes recovery points and logs, and reports to the arbiter
     Host,
-    Pruner,
-    Keeper,
+    /// Decides in the arbiter who writes: runs failovers, drills and failbacks
+    Controller,
+    /// Signs for a person
+    Person,
+    /// Watches
     Observer,
+    /// Takes recovery points out of retention
+    Pruner,
+    /// Keeps a storage (`vault serve`) and signs receipts
+    Keeper,
 }
 
-impl Asks {
-    fn role(self) -> Role {
-        match self {
-            Asks::Host => Role::Host,
-            Asks::Pruner => Role::Pruner,
-            Asks::Keeper => Role::Keeper,
-            Asks::Observer => Role::Observer,
+impl From<AskedRole> for Role {
+    fn from(asked: AskedRole) -> Role {
+        match asked {
+            AskedRole::Host => Role::Host,
+            AskedRole::Controller => Role::Controller,
+            AskedRole::Person => Role::Person,
+            AskedRole::Observer => Role::Observer,
+            AskedRole::Pruner => Role::Pruner,
+            AskedRole::Keeper => Role::Keeper,
         }
     }
+}
 
-    /// What it may do from then on.
-    fn does(role: Role) -> &'static str {
-        match role {
-            Role::Host => "write",
-            Role::Pruner => "prune",
-            Role::Keeper => "give receipts",
-            _ => "take part",
+pub(super) fn roles(asked: &[AskedRole]) -> Vec<Role> {
+    let mut roles: Vec<Role> = Vec::new();
+    for role in asked.iter().copied().map(Role::from) {
+        if !roles.contains(&role) {
+            roles.push(role);
         }
     }
+    roles
 }
 
 #[derive(Serialize)]
@@ -75,6 +87,7 @@ struct Waiting<'a> {
 struct Asked<'a> {
     host: &'a str,
     fingerprint: &'a str,
+    roles: &'a [Role],
     enrolled: bool,
 }
 
@@ -93,20 +106,40 @@ fn ask(args: &Args, ui: &Ui) -> Result<Exit, CommandError> {
     let key = state.signing_key().public();
     let fingerprint = key.fingerprint();
     let host = state.host_name();
-    let role = args.role.role();
-    let does = Asks::does(role);
-    if vault.roster().permits(&key, role) {
-        ui.line(format_args!("host {host} may {does} already; its fingerprint is {fingerprint}"));
-        ui.document(&Asked { host, fingerprint: &fingerprint, enrolled: true })?;
-        return Ok(Exit::Done);
+    let mut wanted = if args.role.is_empty() { vec![Role::Host] } else { roles(&args.role) };
+    let roster = vault.roster();
+    if let Some(member) = roster.member(&key) {
+        if member.revoked.is_some() {
+            return Err(CommandError::of_vault(VaultError::Revoked { host: member.name.clone() })
+                .hint("`lifeboat vault rotate` gives this machine new keys"));
+        }
+        if wanted.iter().all(|role| member.roles.contains(role)) {
+            let does = does(&wanted);
+            ui.line(format_args!("host {host} may {does} already; its fingerprint is {fingerprint}"));
+            ui.document(&Asked { host, fingerprint: &fingerprint, roles: &member.roles, enrolled: true })?;
+            return Ok(Exit::Done);
+        }
     }
-    let request = vault.request_enrolment(&state, &[role]).map_err(CommandError::of_vault)?;
+    // What it is already, it stays.
+    if let Some(member) = roster.member(&key) {
+        let others: Vec<Role> = member.roles.iter().copied().filter(|role| !wanted.contains(role)).collect();
+        wanted.extend(others);
+    }
+    let request = vault.request_enrolment(&state, &wanted).map_err(CommandError::of_vault)?;
+    let does = does(&request.roles);
     ui.line(format_args!("host {} asks to {does}; its fingerprint is {}", request.name, request.fingerprint));
     ui.note(format_args!(
-        "the owner approves with: lifeboat vault enroll --vault {} --key FILE --approve {}",
-        named.name, request.fingerprint
+        "the owner approves with: lifeboat vault enroll --vault {} --key FILE --approve {}{}",
+        named.name,
+        request.fingerprint,
+        as_options(&request.roles)
     ));
-    ui.document(&Asked { host: &request.name, fingerprint: &request.fingerprint, enrolled: false })?;
+    ui.document(&Asked {
+        host: &request.name,
+        fingerprint: &request.fingerprint,
+        roles: &request.roles,
+        enrolled: false,
+    })?;
     let findings = vault.findings();
     door::show(&findings, ui);
     Ok(door::ends(&findings))
@@ -120,9 +153,9 @@ fn list(args: &Args, ui: &Ui) -> Result<Exit, CommandError> {
     if requests.is_empty() {
         ui.note("no request waits");
     } else {
-        let rows: Vec<Vec<String>> =
-            requests.iter().map(|request| vec![request.name.clone(), request.fingerprint.clone()]).collect();
-        ui.line(report::table(&["HOST", "FINGERPRINT"], &rows).trim_end());
+        let row = |request: &Request| vec![request.name.clone(), as_named(&request.roles), request.fingerprint.clone()];
+        let rows: Vec<Vec<String>> = requests.iter().map(row).collect();
+        ui.line(report::table(&["HOST", "ASKS TO BE", "FINGERPRINT"], &rows).trim_end());
     }
     Ok(Exit::Done)
 }
@@ -133,11 +166,36 @@ fn waiting(request: &Request) -> Waiting<'_> {
 
 fn approve(args: &Args, fingerprint: &str, ui: &Ui) -> Result<Exit, CommandError> {
     let vault = args.vault.find(ui)?.unlock(&args.key, ui)?;
-    let member = vault.approve(fingerprint).map_err(CommandError::of_vault)?;
-    let does: Vec<&str> = member.roles.iter().map(|role| Asks::does(*role)).collect();
-    ui.line(format_args!("host {} may {} from now on", member.name, does.join(" and ")));
-    ui.document(&Asked { host: &member.name, fingerprint, enrolled: true })?;
+    let wanted = if args.role.is_empty() { vec![Role::Host] } else { roles(&args.role) };
+    let member = vault.approve_as(fingerprint, &wanted).map_err(CommandError::of_vault)?;
+    ui.line(format_args!("host {} may {} from now on", member.name, does(&member.roles)));
+    ui.document(&Asked { host: &member.name, fingerprint, roles: &member.roles, enrolled: true })?;
     let findings = vault.findings();
     door::show(&findings, ui);
     Ok(door::ends(&findings))
+}
+
+/// What somebody with these roles may do.
+fn does(roles: &[Role]) -> String {
+    let does = |role: &Role| match role {
+        Role::Host => "write",
+        Role::Controller => "decide who writes",
+        Role::Person => "sign",
+        Role::Observer => "take part",
+        Role::Pruner => "prune",
+        Role::Keeper => "give receipts",
+    };
+    roles.iter().map(does).collect::<Vec<_>>().join(" and ")
+}
+
+/// As `--approve` wants them; none where it asks to be a host only.
+fn as_options(roles: &[Role]) -> String {
+    if roles == [Role::Host] {
+        return String::new();
+    }
+    roles.iter().map(|role| format!(" --role {}", role_names(&[*role], ""))).collect()
+}
+
+fn as_named(roles: &[Role]) -> String {
+    role_names(roles, " and ")
 }

@@ -2,9 +2,10 @@
 
 use lifeboat_core::plan::{KeyHolder, KeyPurpose};
 use lifeboat_vault::storage::{self, Storage};
-use lifeboat_vault::{Finding, Holder, InitOptions, Recipient, Vault};
+use lifeboat_vault::{Finding, Holder, InitOptions, Recipient, Role, Vault};
 use serde::Serialize;
 
+use super::enroll::{AskedRole, roles};
 use crate::door::{self, VaultArgs};
 use crate::error::{CommandError, Exit, Explain, Kind};
 use crate::plan_file;
@@ -23,6 +24,9 @@ pub(crate) struct Args {
     /// What this host is called in vaults [default: the machine's name]
     #[arg(long, value_name = "NAME")]
     host: Option<String>,
+    /// What this host is: `host` alone where another machine decides about failovers [default: host and controller]
+    #[arg(long, value_name = "ROLE")]
+    role: Vec<AskedRole>,
 }
 
 #[derive(Serialize)]
@@ -37,7 +41,11 @@ struct Report<'a> {
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let named = args.vault.find(ui)?;
-    let mut options = InitOptions::default();
+    let roles = if args.role.is_empty() { vec![Role::Host, Role::Controller] } else { roles(&args.role) };
+    let mut options = InitOptions { roles, ..InitOptions::default() };
+    if !options.roles.contains(&Role::Host) {
+        return Err(CommandError::usage("who makes a vault is a host of it").hint("give --role host, too"));
+    }
     let mut texts = args.recipient;
     if texts.is_empty()
         && let Some(loaded) = plan_file::load_if_any(ui)?

@@ -7,6 +7,7 @@ mod copy;
 mod doctor;
 mod enroll;
 mod init;
+mod leave;
 mod recipients;
 mod serve;
 
@@ -27,6 +28,9 @@ enum Verb {
     Check(check::Args),
     Doctor(doctor::Args),
     Enroll(enroll::Args),
+    Members(leave::MembersArgs),
+    Revoke(leave::RevokeArgs),
+    Rotate(leave::RotateArgs),
     Recipients(recipients::Args),
     Serve(serve::Args),
     Copy(copy::Args),
@@ -39,6 +43,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Verb::Check(args) => check::run(args, ui),
         Verb::Doctor(args) => doctor::run(args, ui),
         Verb::Enroll(args) => enroll::run(args, ui),
+        Verb::Members(args) => leave::members(&args, ui),
+        Verb::Revoke(args) => leave::revoke(&args, ui),
+        Verb::Rotate(args) => leave::rotate(&args, ui),
         Verb::Recipients(args) => recipients::run(args, ui),
         Verb::Serve(args) => serve::run(args, ui),
         Verb::Copy(args) => copy::run(args, ui),

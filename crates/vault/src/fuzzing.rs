@@ -1,0 +1,290 @@
+//! Doors for fuzzers: every parser of what comes from a storage, a connection or a person, by name.
+//!
+//! Only in tests and with the feature `fuzzing`. Invariant: a door never panics, whatever is put through it, and takes no more
+//! memory than the parser's own limits allow. What is signed or sealed in a vault is signed or sealed here, too, so that a fuzzer
+//! reaches what lies behind.
+
+use std::sync::OnceLock;
+
+use crate::codec::{self, Hash, Moment};
+use crate::crypt::hash;
+use crate::files::{Entries, Root};
+use crate::index::IndexBody;
+use crate::object::{self, Place};
+use crate::pack;
+use crate::roster::{Member, Role, Roster};
+use crate::seal::{Identity, Recipient, decompress};
+use crate::sign::{Signed, SigningKey};
+use crate::snapshot::SnapshotBody;
+use crate::{name, paper, storage};
+
+/// A parser's name, and the way in.
+pub type Door = (&'static str, fn(&[u8]));
+
+/// Every door.
+pub const DOORS: &[Door] = &[
+    ("envelope", envelope),
+    ("object", signed_object),
+    ("sealed-body", sealed_body),
+    ("pack", whole_pack),
+    ("pack-directory", pack_directory),
+    ("compressed", compressed),
+    ("tree-root", tree_root),
+    ("tree-listing", tree_listing),
+    ("key-name", key_name),
+    ("paper", paper_text),
+    ("identity", identity_text),
+    ("serve-frames", crate::serve::fuzz_frames),
+];
+
+const VAULT: &str = "0123456789abcdef0123456789abcdef";
+
+struct Fixed {
+    key: SigningKey,
+    roster: Roster,
+    content: Identity,
+}
+
+/// Keys that are the same in every process, so that what a fuzzer found is found again.
+fn fixed() -> Option<&'static Fixed> {
+    static FIXED: OnceLock<Option<Fixed>> = OnceLock::new();
+    FIXED
+        .get_or_init(|| {
+            let key = SigningKey::from_seed([7; 32]).ok()?;
+            let content: Identity = CONTENT.parse().ok()?;
+            let member = Member {
+                name: "h".to_owned(),
+                roles: vec![Role::Host, Role::Pruner, Role::Keeper],
+                key: key.public(),
+                index: Some(content.recipient().to_string()),
+                revoked: None,
+            };
+            let roster = Roster {
+                vault: VAULT.to_owned(),
+                version: 1,
+                previous: None,
+                owner: key.public(),
+                refs: content.recipient().to_string(),
+                recipients: vec![content.recipient().to_string()],
+                holders: Vec::new(),
+                members: vec![member],
+                at: Moment::from(jiff::Timestamp::UNIX_EPOCH),
+            };
+            Some(Fixed { key, roster, content })
+        })
+        .as_ref()
+}
+
+/// Nothing is sealed to it but what a fuzzer makes.
+const CONTENT: &str = "AGE-SECRET-KEY-1QQQSYQCYQ5RQWZQFPG9SCRGWPUGPZYSNZS23V9CCRYDPK8QARC0SWRYDWG";
+
+fn envelope(data: &[u8]) {
+    let _ = Signed::open("vault.snapshot", "object", data);
+}
+
+/// The first byte chooses the kind; the rest is what the owner, the host, the pruner or the keeper signed.
+fn signed_object(data: &[u8]) {
+    let (Some(fixed), Some((&choice, payload))) = (fixed(), data.split_first()) else { return };
+    let fingerprint = fixed.key.public().fingerprint();
+    let refs = format!("refs/h/d/{}", crate::crypt::hex(&hash(payload)));
+    let keys = [
+        name::roster(1),
+        "keys/content/d/0000000001.cert".to_owned(),
+        "keys/chunk/d/00".to_owned(),
+        format!("enroll/{fingerprint}"),
+        "index/h/d/0000000001".to_owned(),
+        refs,
+        "snap/h/d/0000000001".to_owned(),
+        "log/d/l/0000000001/000000000/000".to_owned(),
+        "tombstone/h/d/0000000001".to_owned(),
+        format!("verify/h/d/0000000001/0-{fingerprint}"),
+        format!("receipt/{fingerprint}/0000000001"),
+    ];
+    let Some(key) = keys.get(usize::from(choice) % keys.len()) else { return };
+    let Some(place) = Place::of(key) else { return };
+    // As it is, and as it is signed.
+    let _ = object::check(&fixed.roster, key, &place, payload);
+    if let Some(kind) = place.kind()
+        && let Ok(bytes) = Signed::seal(kind, payload, &fixed.key)
+    {
+        let _ = object::check(&fixed.roster, key, &place, &bytes);
+    }
+}
+
+/// What is found behind a seal, which any host of the vault can make.
+fn sealed_body(data: &[u8]) {
+    let Some((&choice, rest)) = data.split_first() else { return };
+    match choice % 3 {
+        0 => drop(codec::decode::<IndexBody>("index", rest)),
+        1 => drop(codec::decode::<SnapshotBody>("snapshot", rest)),
+        _ => crate::refs::fuzz_body(rest),
+    }
+}
+
+fn whole_pack(data: &[u8]) {
+    if let Some(fixed) = fixed() {
+        let _ = pack::read_directory("pack", data, VAULT, &fixed.content);
+    }
+}
+
+/// A pack whose directory says what the fuzzer says.
+fn pack_directory(data: &[u8]) {
+    let Some(fixed) = fixed() else { return };
+    let Ok(bytes) = pack::fuzz_pack(VAULT, &fixed.content, data) else { return };
+    let Ok((record, _)) = pack::read_directory("pack", &bytes, VAULT, &fixed.content) else { return };
+    for frame in record.frames.iter().take(64) {
+        let _ = frame.chunks().take(4096).count();
+    }
+}
+
+fn compressed(data: &[u8]) {
+    if let Some(plain) = decompress(data, 1 << 20) {
+        assert!(plain.len() <= 1 << 20, "more than was allowed");
+    }
+}
+
+fn tree_root(data: &[u8]) {
+    if let Ok(root) = Root::decode(data) {
+        let again = root.encode();
+        assert_eq!(Root::decode(&again).ok().as_ref(), Some(&root), "a root does not come back from what it writes");
+    }
+}
+
+fn tree_listing(data: &[u8]) {
+    if let Ok(entries) = Entries::new(data.to_vec()) {
+        for node in entries.map_while(Result::ok) {
+            assert!(!node.name.contains(&b'/') && !node.name.is_empty(), "a name that leaves its directory");
+            let _ = (node.size(), node.chunk_ids().count());
+        }
+    }
+}
+
+fn key_name(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let _ = storage::check_key(text);
+    let _ = Place::of(text);
+    if let Some(decoded) = name::decode(text) {
+        assert_eq!(name::encode(&decoded), text, "a name has two spellings");
+    }
+}
+
+fn paper_text(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(secret) = paper::read(text) {
+        let again = paper::read(&secret.lines()).map(|secret| secret.word());
+        assert_eq!(again.ok(), Some(secret.word()), "a page does not come back from what it prints");
+    }
+    let _ = paper::check_line(text, 2, data.len().is_multiple_of(2));
+}
+
+fn identity_text(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let _ = Identity::parse_all(text);
+    let _ = text.parse::<Recipient>();
+    let _ = text.parse::<crate::sign::PublicKey>();
+}
+
+/// Something to begin with, for each door: real objects and texts, made with the fixed keys.
+pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let Some(fixed) = fixed() else { return Vec::new() };
+    let mut seeds = vec![
+        ("paper", paper::Secret::Key(fixed.content.clone()).lines().into_bytes()),
+        ("paper", fixed.content.expose().into_bytes()),
+        ("identity", format!("# a key\n{}\n", fixed.content.expose()).into_bytes()),
+        ("identity", fixed.content.recipient().to_string().into_bytes()),
+        ("key-name", b"snap/alpha/a%20b/0000000001".to_vec()),
+        ("key-name", b"log/app/l/0000000001/000000000/000".to_vec()),
+        ("compressed", zstd::bulk::compress(&[5; 300], 3).unwrap_or_default()),
+    ];
+    if let Ok(shares) = paper::split(&fixed.content, 3, 2) {
+        seeds.extend(shares.into_iter().take(1).map(|s| ("paper", paper::Secret::Share(s).lines().into_bytes())));
+    }
+    let prefixed = |choice: u8, bytes: Vec<u8>| [vec![choice], bytes].concat();
+    if let Ok(bytes) = codec::encode(&fixed.roster) {
+        seeds.push(("object", prefixed(0, bytes.clone())));
+        seeds.extend(Signed::seal("vault.snapshot", &bytes, &fixed.key).ok().map(|bytes| ("envelope", bytes)));
+    }
+    let body = SnapshotBody { root: vec![1; 32], notes: vec!["note".to_owned()], chunk_key: vec![2; 40] };
+    seeds.extend(codec::encode(&body).ok().map(|bytes| ("sealed-body", prefixed(1, bytes))));
+    let body = IndexBody { secret: vec![3; 9], chunk_key: "00".to_owned(), packs: Vec::new() };
+    seeds.extend(codec::encode(&body).ok().map(|bytes| ("sealed-body", prefixed(0, bytes))));
+    if let Ok(directory) = pack::fuzz_directory() {
+        seeds.extend(pack::fuzz_pack(VAULT, &fixed.content, &directory).ok().map(|bytes| ("pack", bytes)));
+        seeds.push(("pack-directory", directory));
+    }
+    seeds
+}
+
+/// A real object of a vault under the doors that take it: of a frozen example, say.
+pub fn seeds_of_object(key: &str, bytes: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let class = [
+        "roster/",
+        "keys/content",
+        "keys/chunk",
+        "enroll/",
+        "index/",
+        "refs/",
+        "snap/",
+        "log/",
+        "tombstone/",
+        "verify/",
+        "receipt/",
+    ];
+    let mut seeds = vec![("key-name", key.as_bytes().to_vec())];
+    if key.starts_with("pack/") && bytes.len() < 64 << 10 {
+        seeds.push(("pack", bytes.to_vec()));
+    }
+    let Some(place) = Place::of(key) else { return seeds };
+    if let (Some(kind), Some(choice)) = (place.kind(), class.iter().position(|class| key.starts_with(class)))
+        && let Ok(signed) = Signed::open(kind, key, bytes)
+    {
+        seeds.push(("object", [&[choice as u8], signed.payload.as_slice()].concat()));
+        seeds.push(("envelope", bytes.to_vec()));
+    }
+    seeds
+}
+
+/// As `Hash`, so that a fuzzer's crate can name what it found.
+pub fn name_of(data: &[u8]) -> String {
+    Hash(hash(data)).to_string()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_door_has_a_seed_and_takes_it_in_pieces() {
+        assert!(fixed().is_some());
+        let seeds = seeds();
+        for (name, door) in DOORS {
+            for (_, seed) in seeds.iter().filter(|(of, _)| of == name) {
+                for length in 0..=seed.len().min(600) {
+                    door(&seed[..length]);
+                }
+                for place in 0..seed.len().min(600) {
+                    let mut flipped = seed.clone();
+                    flipped[place] ^= 0x41;
+                    door(&flipped);
+                }
+            }
+        }
+        let seeded = |name: &str| seeds.iter().any(|(of, _)| *of == name);
+        let bare: Vec<_> = DOORS.iter().map(|(name, _)| *name).filter(|name| !seeded(name)).collect();
+        // These begin with what lies in the frozen vaults, or with nothing.
+        assert_eq!(bare, ["tree-root", "tree-listing", "serve-frames"]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn no_door_stumbles_over_junk(data in prop::collection::vec(any::<u8>(), 0..300)) {
+            for (_, door) in DOORS {
+                door(&data);
+            }
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Whom a vault need not trust, and what it survives: broken hosts, lying storages, lost keys, crashes, damage, time.
+
+mod crashes;
+mod damage;
+mod frozen;
+mod host;
+mod model;
+mod storage;
+
+pub(crate) use host::copy_tree;
