@@ -166,7 +166,9 @@ impl CommandError {
     /// A vault's error under the exit code that it deserves.
     pub(crate) fn of_vault(error: VaultError) -> CommandError {
         let kind = match &error {
-            VaultError::VaultExists { .. } | VaultError::ForeignVault { .. } => Kind::Refused,
+            VaultError::VaultExists { .. } | VaultError::ForeignVault { .. } | VaultError::Refused { .. } => {
+                Kind::Refused
+            }
             VaultError::Storage {
                 source: StorageError::UnknownScheme { .. } | StorageError::BadAddress { .. },
                 ..

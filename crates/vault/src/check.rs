@@ -183,7 +183,8 @@ impl Vault {
         let roster = self.roster();
         let wanted = match pair {
             Pair::Content(dataset) => roster.recipients_of(dataset)?,
-            _ => roster.recipients_of("")?,
+            Pair::Refs => roster.recipients_of_refs()?,
+            Pair::Owner => roster.recipients_of("")?,
         };
         let mut wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
         let mut found = stated.statement.recipients.clone();
@@ -226,6 +227,7 @@ impl Vault {
                 ));
             }
         }
+        let ledger = self.ledger()?;
         let mut named = BTreeMap::new();
         for ((host, dataset), numbers) in chains {
             let chain = name::indexes_of(&host, &dataset);
@@ -233,10 +235,10 @@ impl Vault {
             let mut before: Option<Hash> = None;
             for number in numbers {
                 for gap in expected..number.min(expected + 16) {
-                    report.findings.push(Finding::missing(
-                        format!("{chain}{}", name::number(gap)),
-                        "indexes are numbered without gaps",
-                    ));
+                    let key = format!("{chain}{}", name::number(gap));
+                    if !ledger.is_swept(&key) {
+                        report.findings.push(Finding::missing(key, "indexes are numbered without gaps"));
+                    }
                     before = None;
                 }
                 expected = number + 1;
@@ -251,7 +253,8 @@ impl Vault {
                         .push(Finding::from(&VaultError::untrusted(&read.key, "it does not name the index before it")));
                 }
                 before = Some(read.hash);
-                named.extend(read.head.packs.iter().map(|p| (p.hash, (p.bytes, read.key.clone()))));
+                let there = read.head.packs.iter().filter(|p| !ledger.is_swept(&name::pack(&p.hash.0)));
+                named.extend(there.map(|p| (p.hash, (p.bytes, read.key.clone()))));
             }
         }
         Ok(named)

@@ -101,8 +101,13 @@ fn read_own(storage: &dyn Storage, host: Option<&str>, facts: &mut Vec<Fact>) ->
         }
     }
     if facts.is_empty() {
-        facts
-            .push(Fact::good("list", format!("lists and reads rosters, indexes, points and logs ({objects} {})", if objects == 1 { "object" } else { "objects" })));
+        facts.push(Fact::good(
+            "list",
+            format!(
+                "lists and reads rosters, indexes, points and logs ({objects} {})",
+                if objects == 1 { "object" } else { "objects" }
+            ),
+        ));
     }
     true
 }

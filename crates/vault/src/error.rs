@@ -53,6 +53,8 @@ pub enum VaultError {
     Conflict { object: String, why: String },
     #[error("this backup has failed and cannot be committed: {why}; start it again, what was uploaded is reused")]
     SessionFailed { why: String },
+    #[error("{what} is refused: {why}")]
+    Refused { what: String, why: String },
     #[error("{what} is too large: {size} bytes, the limit is {limit}")]
     TooLarge { what: String, size: u64, limit: u64 },
     #[error("{what} is not valid: {why}")]

@@ -18,7 +18,7 @@ use crate::storage::{Put, Storage};
 pub(crate) const KIND: &str = "vault.index";
 const BODY_BYTES_MAX: usize = 256 << 20;
 /// How long the packs of an unfinished session are spared by a pruner.
-const LEASE_HOURS: i64 = 48;
+pub(crate) const LEASE_HOURS: i64 = 48;
 
 #[derive(Debug, Clone, Encode, Decode)]
 pub(crate) struct IndexHead {

@@ -10,7 +10,7 @@ use crate::name;
 use crate::roster::{self, Roster};
 use crate::sign::{PublicKey, Signed};
 use crate::storage::{Listed, Put, Storage, StorageError};
-use crate::{copy, index, log, receipt, refs, snapshot};
+use crate::{copy, index, log, prune, receipt, refs, snapshot};
 
 /// What a key says about its object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,12 @@ pub(crate) enum Place {
     Receipt(String, u64),
     /// The record of a copy, and whether it says that it is done.
     Copy(u64, bool),
+    /// A record of a prune: generation and step.
+    Prune(u64, prune::Step),
+    Hold(u64),
+    Freeze(u64),
+    /// What a pruner asks the storage for the time with.
+    Probe,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +108,13 @@ impl Place {
                 let (number, done) = copy::parse_record(part)?;
                 Place::Copy(number, done)
             }
+            ["prune", ..] => {
+                let (generation, step) = prune::parse_key(key)?;
+                Place::Prune(generation, step)
+            }
+            ["hold", number] => Place::Hold(name::parse_number(number)?),
+            ["freeze", number] => Place::Freeze(name::parse_number(number)?),
+            ["probe", _] => Place::Probe,
             ["receipt", keeper, number] => Place::Receipt(keeper.to_owned(), name::parse_number(number)?),
             _ => return None,
         })
@@ -110,7 +123,7 @@ impl Place {
     /// The kind under which the object is signed; `None` where its name (or nothing) vouches for it.
     pub(crate) fn kind(&self) -> Option<&'static str> {
         Some(match self {
-            Place::Readme | Place::KeyFile(..) | Place::Pack(_) => return None,
+            Place::Readme | Place::KeyFile(..) | Place::Pack(_) | Place::Probe => return None,
             Place::Roster(_) => roster::KIND,
             Place::Statement(..) => keys::KIND,
             Place::ChunkKey(_) => keys::CHUNK_KIND,
@@ -119,10 +132,13 @@ impl Place {
             Place::Refs(..) => refs::KIND,
             Place::Snapshot(..) => snapshot::KIND,
             Place::Log { .. } => log::KIND,
-            Place::Tombstone(..) => snapshot::TOMBSTONE_KIND,
+            Place::Tombstone(..) => prune::TOMBSTONE_KIND,
             Place::Verification(..) => snapshot::VERIFICATION_KIND,
             Place::Receipt(..) => receipt::KIND,
             Place::Copy(..) => copy::RECORD_KIND,
+            Place::Prune(_, step) => step.kind(),
+            Place::Hold(_) => prune::HOLD_KIND,
+            Place::Freeze(_) => prune::FREEZE_KIND,
         })
     }
 
@@ -160,7 +176,9 @@ impl Place {
     /// What one such object may hold at most.
     pub(crate) fn bytes_max(&self) -> u64 {
         match self {
-            Place::Pack(_) | Place::Index(..) | Place::Refs(..) | Place::Log { .. } => crate::storage::OBJECT_BYTES_MAX,
+            Place::Pack(_) | Place::Index(..) | Place::Refs(..) | Place::Log { .. } | Place::Prune(..) => {
+                crate::storage::OBJECT_BYTES_MAX
+            }
             Place::Snapshot(..) => 32 << 20,
             Place::Roster(_) | Place::Receipt(..) => 8 << 20,
             _ => 1 << 20,
@@ -209,7 +227,7 @@ pub(crate) fn check(roster: &Roster, key: &str, place: &Place, bytes: &[u8]) -> 
             log::check(roster, dataset, lineage, *timeline, *number, bytes)?;
         }
         Place::Tombstone(host, dataset, number) => {
-            snapshot::read_tombstone(&one, roster, host, dataset, *number)?;
+            prune::read_tombstone(&one, roster, host, dataset, *number)?;
         }
         Place::Verification(host, dataset, number) => {
             let snapshot = format!("{}{}", name::snapshots_of(host, dataset), name::number(*number));
@@ -217,7 +235,10 @@ pub(crate) fn check(roster: &Roster, key: &str, place: &Place, bytes: &[u8]) -> 
         }
         Place::Receipt(keeper, number) => receipt::check(roster, keeper, *number, bytes)?,
         Place::Copy(number, done) => copy::check_record(roster, key, *number, *done, &signed)?,
-        Place::Readme | Place::KeyFile(..) | Place::Pack(_) => {}
+        Place::Prune(generation, step) => prune::check_record(roster, *generation, *step, bytes)?,
+        Place::Hold(number) => prune::check_hold(roster, *number, key, bytes)?,
+        Place::Freeze(number) => prune::check_freeze(roster, *number, key, bytes)?,
+        Place::Readme | Place::KeyFile(..) | Place::Pack(_) | Place::Probe => {}
     }
     Ok(Some(signed.signer))
 }

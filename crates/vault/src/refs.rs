@@ -244,6 +244,45 @@ pub(crate) fn read(
     Ok(ids)
 }
 
+/// Every chunk that any of these points of one host and data set references, each object read once; answers the keys of the
+/// objects that they stand on.
+pub(crate) fn read_all(
+    storage: &dyn Storage,
+    roster: &Roster,
+    (host, dataset): (&str, &str),
+    points: &BTreeSet<Hash>,
+    identities: &[Identity],
+    take: &mut dyn FnMut(ChunkId),
+) -> Result<BTreeSet<String>> {
+    let place = name::refs_of(host, dataset);
+    let mut wanted: BTreeMap<Hash, BTreeSet<(u32, Hash)>> = BTreeMap::new();
+    let mut keys = BTreeSet::new();
+    for hash in points {
+        let (key, head) = read_head(storage, roster, host, dataset, hash)?;
+        let body = open_body(&key, &place, &head, identities)?;
+        for at in &body.row {
+            let object = at.object.unwrap_or(*hash);
+            if object != *hash && !head.needs.contains(&object) {
+                return Err(VaultError::damaged(&key, "it uses an object that it does not name"));
+            }
+            wanted.entry(object).or_default().insert((at.page, at.id));
+        }
+        keys.extend(head.needs.iter().map(|needed| format!("{place}{needed}")));
+        keys.insert(key);
+    }
+    for (object, pages) in wanted {
+        let (key, head) = read_head(storage, roster, host, dataset, &object)?;
+        let body = open_body(&key, &place, &head, identities)?;
+        for (number, id) in pages {
+            let page = body.pages.get(number as usize).filter(|page| crate::crypt::hash(&page.0) == id.0);
+            let page =
+                page.ok_or_else(|| VaultError::damaged(&key, "a page that is needed is not where it should be"))?;
+            page.0.chunks_exact(32).filter_map(|id| id.try_into().ok()).map(ChunkId).for_each(&mut *take);
+        }
+    }
+    Ok(keys)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -3,6 +3,7 @@
 //! Invariants: contents are given only if their keyed hash is the id; where indexes are missing the packs' own directories are read
 //! instead, so that a lost index costs time and never a restore.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -112,6 +113,7 @@ impl Source {
     fn read_indexes(&mut self, dataset: &str) -> Result<bool> {
         let storage = self.vault.storage().clone();
         let roster = self.vault.roster();
+        let ledger = self.vault.ledger()?;
         let listed = storage.list("index/").doing(|| "listing indexes".to_owned())?;
         let mut hosts: HashMap<String, Vec<u64>> = HashMap::new();
         for object in &listed {
@@ -127,7 +129,10 @@ impl Source {
         for (host, numbers) in hosts {
             let mut expected = 1;
             for number in numbers {
-                for gap in expected..number.min(expected + 16) {
+                let missing = |gap: &u64| {
+                    !ledger.is_swept(&format!("{}{}", name::indexes_of(&host, dataset), name::number(*gap)))
+                };
+                for gap in (expected..number.min(expected + 16)).filter(missing) {
                     complete = false;
                     let key = format!("{}{}", name::indexes_of(&host, dataset), name::number(gap));
                     self.findings.push(Finding::missing(key, "the directories of the packs are read instead"));
@@ -138,9 +143,11 @@ impl Source {
                 match note(read, &mut self.findings)? {
                     Some((body, hash)) => {
                         let secret: Arc<[u8]> = body.secret.into();
-                        for pack in body.packs {
-                            self.add(pack, secret.clone());
-                        }
+                        // Nothing needs a pack that was pruned; one that could not be deleted yet may still serve.
+                        let is_pruned = |p: &PackRecord| ledger.is_swept(&name::pack(&p.hash.0));
+                        let (pruned, packs): (Vec<_>, Vec<_>) = body.packs.into_iter().partition(is_pruned);
+                        packs.into_iter().for_each(|pack| self.add(pack, secret.clone(), true));
+                        pruned.into_iter().for_each(|pack| self.add(pack, secret.clone(), false));
                         self.indexes.retain(|i| i.host != host);
                         self.indexes.push(IndexSeen { host: host.clone(), number, hash });
                     }
@@ -172,15 +179,22 @@ impl Source {
         Ok(complete)
     }
 
-    fn add(&mut self, record: PackRecord, secret: Arc<[u8]>) {
+    /// `preferred`: where a chunk lies elsewhere, too, it is rather read from here.
+    fn add(&mut self, record: PackRecord, secret: Arc<[u8]>, preferred: bool) {
         let pack = self.packs.len() as u32;
         for (frame, contents) in record.frames.iter().enumerate() {
             let mut start = 0u32;
             for (id, length) in contents.chunks() {
                 let length = length as u32;
                 let place = Place { pack, frame: frame as u32, start, length };
-                if let Some(before) = self.places.insert(id, place) {
-                    self.others.entry(id).or_default().push(before);
+                match self.places.entry(id) {
+                    Entry::Vacant(free) => {
+                        free.insert(place);
+                    }
+                    Entry::Occupied(mut kept) => {
+                        let second = if preferred { kept.insert(place) } else { place };
+                        self.others.entry(id).or_default().push(second);
+                    }
                 }
                 start = start.saturating_add(length);
             }
@@ -198,7 +212,7 @@ impl Source {
             }
             let bytes = storage.get(&object.key).doing(|| format!("reading {}", object.key))?;
             match read_directory(&object.key, &bytes, &self.vault_id, &self.content) {
-                Ok((record, secret)) => self.add(record, secret.into()),
+                Ok((record, secret)) => self.add(record, secret.into(), true),
                 Err(VaultError::WrongKey { .. }) => {} // another data set's
                 Err(e) => self.findings.push(Finding::from(&e)),
             }

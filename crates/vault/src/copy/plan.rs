@@ -45,10 +45,11 @@ fn phase(place: &Place) -> Option<usize> {
         Place::Index(..) => 4,
         Place::Refs(..) => 5,
         Place::Log { .. } => 6,
-        Place::Tombstone(..) => 7,
+        Place::Tombstone(..) | Place::Prune(..) => 7,
         Place::Snapshot(..) => 8,
         Place::Verification(..) | Place::Receipt(..) => 9,
-        Place::Enrolment(_) | Place::Copy(..) => return None,
+        // Holds, a freeze and what a pruner asks with are each vault's own.
+        Place::Enrolment(_) | Place::Copy(..) | Place::Hold(_) | Place::Freeze(_) | Place::Probe => return None,
     })
 }
 const PHASES: usize = 10;
@@ -77,8 +78,10 @@ pub(super) fn make(
     }
     let wanted = wanted_packs(source, options, &listed, &mut report.findings)?;
     let sizes: HashMap<&str, u64> = there.iter().map(|o| (o.key.as_str(), o.size)).collect();
-    let tombstones: HashSet<&str> =
-        listed.iter().chain(&there).map(|o| o.key.as_str()).filter(|key| key.starts_with("tombstone/")).collect();
+    let ledger = source.ledger()?;
+    let is_stone =
+        |key: &&str| key.starts_with("tombstone/") && !ledger.stands_again(&key.replacen("tombstone/", "snap/", 1));
+    let tombstones: HashSet<&str> = listed.iter().chain(&there).map(|o| o.key.as_str()).filter(is_stone).collect();
     let mut rows: Vec<BTreeMap<String, Vec<Load>>> = vec![BTreeMap::new(); PHASES];
     for object in &listed {
         let Some(place) = Place::of(&object.key) else {
@@ -87,6 +90,10 @@ pub(super) fn make(
             continue;
         };
         let Some(phase) = phase(&place) else { continue };
+        // A prune that is not done is the source's own business.
+        if matches!(place, Place::Prune(generation, _) if !ledger.is_done(generation)) {
+            continue;
+        }
         if is_left_out(&place, options, wanted.as_ref(), &tombstones) {
             continue;
         }
@@ -228,7 +235,7 @@ fn both_right(source: &Vault, key: &str, left: &[u8], right: &[u8]) -> bool {
 
 fn is_pruned(source: &Vault, key: &str) -> Result<bool> {
     let Some(Place::Snapshot(host, dataset, number)) = Place::of(key) else { return Ok(false) };
-    let stone = crate::snapshot::read_tombstone(&**source.storage(), &source.roster(), &host, &dataset, number);
+    let stone = source.tombstone(&*source.ledger()?, &host, &dataset, number);
     Ok(note(stone, &mut Vec::new())?.flatten().is_some())
 }
 

@@ -96,7 +96,8 @@ impl Vault {
             &hex(owner.seed()),
             &options.recipients,
         )?;
-        keys::state(&*storage, Pair::Refs, 1, by, &roster.refs, &refs.expose(), &options.recipients)?;
+        let openers = roster.recipients_of_refs()?;
+        keys::state(&*storage, Pair::Refs, 1, by, &roster.refs, &refs.expose(), &openers)?;
         for dataset in &options.datasets {
             name::check(dataset, "the data set's name")?;
             let content = Identity::generate();

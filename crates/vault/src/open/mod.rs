@@ -17,6 +17,7 @@ use crate::host::{ChunkKey, State};
 use crate::keys::{self, Pair, Stated};
 use crate::log::LogEntry;
 use crate::name;
+use crate::prune::{Ledger, Tombstone};
 use crate::roster::{self, Loaded, Role, Roster};
 use crate::seal::{Identity, Recipient};
 use crate::snapshot::Snapshot;
@@ -40,6 +41,11 @@ struct Inner {
     logs: Mutex<HashMap<String, Vec<LogEntry>>>,
     snapshots: Mutex<HashMap<String, Arc<Snapshot>>>,
     indexes: Mutex<HashMap<String, crate::session::KnownChunks>>,
+    ledger: Mutex<Option<Arc<Ledger>>>,
+    tombstones: Mutex<HashMap<String, Tombstone>>,
+    /// A rule that a test has taken away.
+    #[cfg(test)]
+    taken_away: Mutex<Option<crate::prune::Rule>>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -81,6 +87,10 @@ impl Vault {
             logs: Mutex::default(),
             snapshots: Mutex::default(),
             indexes: Mutex::default(),
+            ledger: Mutex::default(),
+            tombstones: Mutex::default(),
+            #[cfg(test)]
+            taken_away: Mutex::default(),
         };
         let vault = Vault { inner: Arc::new(inner) };
         vault.check_roster_against_memory()?;
@@ -211,6 +221,31 @@ impl Vault {
 
     pub(crate) fn snapshots_cache(&self) -> MutexGuard<'_, HashMap<String, Arc<Snapshot>>> {
         lock(&self.inner.snapshots)
+    }
+
+    #[cfg(test)]
+    #[allow(dead_code)]
+    pub(crate) fn take_away(&self, rule: Option<crate::prune::Rule>) {
+        *lock(&self.inner.taken_away) = rule;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn taken_away(&self) -> Option<crate::prune::Rule> {
+        *lock(&self.inner.taken_away)
+    }
+
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self)]
+    pub(crate) fn taken_away(&self) -> Option<crate::prune::Rule> {
+        None
+    }
+
+    pub(crate) fn ledger_cache(&self) -> MutexGuard<'_, Option<Arc<Ledger>>> {
+        lock(&self.inner.ledger)
+    }
+
+    pub(crate) fn tombstones_cache(&self) -> MutexGuard<'_, HashMap<String, Tombstone>> {
+        lock(&self.inner.tombstones)
     }
 
     pub(crate) fn indexes_cache(&self) -> MutexGuard<'_, HashMap<String, crate::session::KnownChunks>> {

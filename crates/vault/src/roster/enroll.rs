@@ -159,6 +159,7 @@ impl Unlocked {
 
     /// Puts somebody on the roster; who is there already under this key and name gets these roles.
     pub fn admit(&self, member: Member) -> Result<()> {
+        let was_pruner = self.roster().permits(&member.key, Role::Pruner);
         self.change_roster(|roster| {
             let there = roster.members.iter_mut().find(|m| m.key == member.key && m.name == member.name);
             match there {
@@ -166,7 +167,10 @@ impl Unlocked {
                 _ => roster.members.push(member.clone()),
             }
             Ok(())
-        })
+        })?;
+        // A pruner needs the refs key; who no longer is one does not get the next.
+        let is_pruner = member.roles.contains(&Role::Pruner);
+        if is_pruner || was_pruner { self.reseal(Pair::Refs) } else { Ok(()) }
     }
 
     /// Lets another key open everything from now on (all that is there included).
@@ -238,13 +242,14 @@ impl Unlocked {
 
     /// Seals a private half anew to today's recipients; the files before are removed after that. A data set that does not
     /// exist yet is sealed rightly when it does.
-    fn reseal(&self, pair: Pair<'_>) -> Result<()> {
+    pub(super) fn reseal(&self, pair: Pair<'_>) -> Result<()> {
         let storage = self.storage();
         let roster = self.roster();
         let Some(stated) = keys::stated(&**storage, &roster, pair)? else { return Ok(()) };
         let wanted = match pair {
             Pair::Content(dataset) => roster.recipients_of(dataset)?,
-            _ => roster.recipients_of("")?,
+            Pair::Refs => roster.recipients_of_refs()?,
+            Pair::Owner => roster.recipients_of("")?,
         };
         if wanted.iter().map(Recipient::to_string).collect::<Vec<_>>() == stated.statement.recipients {
             return Ok(());

@@ -6,11 +6,11 @@
 use jiff::Timestamp;
 
 use crate::error::{Doing, Result, VaultError};
-use crate::keys;
+use crate::keys::{self, Pair};
 use crate::name;
 use crate::open::Unlocked;
 use crate::receipt::Receipts;
-use crate::roster::{ChainFrom, Revocation};
+use crate::roster::{ChainFrom, Revocation, Role};
 use crate::storage::Listed;
 
 impl Unlocked {
@@ -42,6 +42,11 @@ impl Unlocked {
                 from.extend(self.end_of_log(&cut, dataset, &lineage, member_name)?);
             }
         }
+        let is_pruner = member.roles.contains(&Role::Pruner);
+        if is_pruner {
+            let number = self.ledger()?.newest + 1;
+            from.push(ChainFrom { chain: crate::prune::RECORDS.to_owned(), number });
+        }
         let receipts_of = crate::receipt::chain(&member.key.fingerprint());
         from.extend(cut.end_of(&receipts_of, &self.listed(&receipts_of)?)?);
         self.change_roster(|roster| {
@@ -49,6 +54,9 @@ impl Unlocked {
             member.ok_or_else(unknown)?.revoked = Some(Revocation { from: from.clone() });
             Ok(())
         })?;
+        if is_pruner {
+            self.reseal(Pair::Refs)?;
+        }
         Ok(from)
     }
 

@@ -183,6 +183,16 @@ impl Roster {
         texts.into_iter().map(|text| text.parse()).collect()
     }
 
+    /// To whom the refs key is sealed: all recipients, and pruners, who need it and no other.
+    pub(crate) fn recipients_of_refs(&self) -> Result<Vec<Recipient>> {
+        let may_prune = |m: &&Member| m.revoked.is_none() && m.roles.contains(&Role::Pruner);
+        let pruners = self.members.iter().filter(may_prune).filter_map(|m| m.index.as_ref());
+        let mut texts: Vec<&String> = self.recipients.iter().chain(pruners).collect();
+        texts.sort();
+        texts.dedup();
+        texts.into_iter().map(|text| text.parse()).collect()
+    }
+
     /// Signs this version and stores it, where no such version is yet.
     pub(crate) fn publish(&self, storage: &dyn Storage, owner: &SigningKey) -> Result<Hash> {
         let key = name::roster(self.version);

@@ -64,12 +64,14 @@ impl Asker {
                 | Place::Copy(..) => true,
                 // Whoever writes a log next goes on from its end; its payloads are sealed.
                 Place::Log { .. } => true,
+                // Every writer must know what was pruned, and that pruning is stopped.
+                Place::Prune(..) | Place::Hold(_) | Place::Freeze(_) => true,
                 Place::Index(host, ..)
                 | Place::Refs(host, ..)
                 | Place::Snapshot(host, ..)
                 | Place::Tombstone(host, ..)
                 | Place::Verification(host, ..) => self.is(host),
-                Place::Pack(_) | Place::KeyFile(..) | Place::ChunkKey(_) => false,
+                Place::Pack(_) | Place::KeyFile(..) | Place::ChunkKey(_) | Place::Probe => false,
             }
     }
 
@@ -89,13 +91,13 @@ impl Asker {
             Place::Index(host, ..) | Place::Refs(host, ..) | Place::Snapshot(host, ..) => {
                 self.is(host) && signer.is_some_and(|name| self.is(name))
             }
-            Place::Log { .. } | Place::ChunkKey(_) | Place::Verification(..) => {
+            Place::Log { .. } | Place::ChunkKey(_) | Place::Verification(..) | Place::Hold(_) | Place::Freeze(_) => {
                 signer.is_some_and(|name| self.is(name))
             }
             // The server looks whether the pair is new.
             Place::Statement(PairOf::Content(_), 1) => signer.is_some_and(|name| self.is(name)),
             Place::KeyFile(PairOf::Content(_), _) => true,
-            Place::Tombstone(..) => prune,
+            Place::Tombstone(..) | Place::Prune(..) | Place::Probe => prune,
             Place::Receipt(..) => return Err("receipts are the server's own"),
             Place::Copy(..) => return Err("it has no right to copy"),
             Place::Readme | Place::Roster(_) | Place::Statement(..) | Place::KeyFile(..) => {
@@ -123,6 +125,7 @@ impl Asker {
                 | Place::Snapshot(..)
                 | Place::Log { .. }
                 | Place::Verification(..)
+                | Place::Probe
         );
         let keys = matches!(place, Place::KeyFile(..) | Place::Enrolment(_));
         match (owner && (keys || sweepable)) || (prune && sweepable) {

@@ -363,7 +363,7 @@ impl Server {
     fn delete(&self, asker: &Asker, key: &str, place: &Place) -> Result<Answer, Answer> {
         asker.may_delete(place).map_err(Answer::refused)?;
         if let (Place::Snapshot(host, dataset, number), Some(roster)) = (place, self.roster()) {
-            let stone = crate::snapshot::read_tombstone(&*self.storage, &roster, host, dataset, *number);
+            let stone = crate::prune::read_tombstone(&*self.storage, &roster, host, dataset, *number);
             if !matches!(stone, Ok(Some(_))) {
                 return Err(Answer::refused("no tombstone stands for it"));
             }

@@ -170,8 +170,9 @@ impl HostVault {
         mut body: IndexBody,
     ) -> Result<()> {
         let indexed: HashSet<Hash> = known.packs.iter().map(|(hash, _)| *hash).collect();
+        let ledger = self.ledger()?;
         let mut there = Vec::new();
-        for pack in body.packs {
+        for pack in body.packs.into_iter().filter(|pack| !ledger.is_doomed(&pack.hash)) {
             let key = name::pack(&pack.hash.0);
             let listed = self.storage().list(&key).doing(|| format!("looking for {key}"))?;
             if !indexed.contains(&pack.hash) && listed.iter().any(|o| o.key == key && o.size == pack.bytes) {

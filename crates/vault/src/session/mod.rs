@@ -28,6 +28,7 @@ use crate::name;
 use crate::open::HostVault;
 use crate::pack::{PackBuilder, PackRecord};
 use crate::port::{CHUNK_BYTES_MAX, ChunkId, ChunkSink, Stored};
+use crate::prune::Ledger;
 use crate::refs;
 use crate::seal::{Recipient, seal, seal_frame};
 use crate::sign::Signed;
@@ -91,6 +92,8 @@ struct Shared {
     chunk_key: ChunkKey,
     packing: Packing,
     known: HashSet<ChunkId>,
+    /// What was pruned when it began.
+    ledger: Arc<Ledger>,
     others: Vec<IndexSeen>,
     fresh: Mutex<HashSet<ChunkId>>,
     queue: Mutex<Option<SyncSender<Finished>>>,
@@ -122,6 +125,8 @@ impl HostVault {
         self.check_enrolled()?;
         let content = self.content_recipient(dataset)?;
         let chunk_key = self.chunk_key(dataset, &content)?;
+        // Before the look at what there is: a prune that comes in between is seen at the commit.
+        let ledger = self.ledger()?;
         let roster = self.roster();
         let index_recipients = vec![self.state().index_key().recipient(), roster.refs.parse()?, content.clone()];
         let known = self.load_known(dataset, &index_recipients)?;
@@ -132,9 +137,10 @@ impl HostVault {
             .into_iter()
             .map(|o| (o.key, o.size))
             .collect();
-        // A pack that is gone is no pack: its chunks are uploaded again.
-        let there: Vec<bool> =
-            known.packs.iter().map(|(hash, bytes)| present.get(&name::pack(&hash.0)) == Some(bytes)).collect();
+        // A pack that is gone, or is about to be pruned, is no pack: its chunks are uploaded again.
+        let is_there =
+            |(hash, bytes): &(Hash, u64)| present.get(&name::pack(&hash.0)) == Some(bytes) && !ledger.is_doomed(hash);
+        let there: Vec<bool> = known.packs.iter().map(is_there).collect();
         let chunks = known
             .chunks
             .iter()
@@ -152,6 +158,7 @@ impl HostVault {
             chunk_key,
             packing: Packing::new(self.id(), secret, sealed_secret, options),
             known: chunks,
+            ledger,
             others: known.others,
             fresh: Mutex::default(),
             queue: Mutex::new(Some(sender)),
@@ -403,6 +410,8 @@ impl BackupSession {
                 Some(hash) => hash,
                 None => *refs_hash.insert(self.publish_refs(draft, before.number)?),
             };
+            let prune_generation =
+                vault.check_against_prunes(&shared.dataset, &draft.references, &refs_hash, &shared.ledger)?;
             let key = format!("{chain}{}", name::number(sequence));
             let body = SnapshotBody {
                 root: draft.root.clone(),
@@ -430,13 +439,16 @@ impl BackupSession {
                 final_mark: draft.final_mark,
                 indexes: own.into_iter().chain(shared.others.iter().cloned()).collect(),
                 refs: refs_hash,
-                prune_generation: 0,
+                prune_generation,
                 sealed: seal_frame(std::slice::from_ref(&shared.content), &key, &codec::encode(&body)?)?,
             };
             let bytes = Signed::seal(crate::snapshot::KIND, &codec::encode(&value)?, vault.state().signing_key())?;
             let put = vault.storage().put_if_absent(&key, &bytes);
             match put.doing(|| format!("writing {key}"))? {
+                // A pruned point bore this number while this writer was away.
+                Put::Created if vault.was_pruned(&shared.dataset, sequence)? => continue,
                 Put::Created => {
+                    vault.check_against_prunes(&shared.dataset, &draft.references, &refs_hash, &shared.ledger)?;
                     let hash = crate::crypt::hash(&bytes);
                     vault.remember_head(&chain, sequence, hash)?;
                     return Ok(Snapshot { key, head: value, hash: Hash(hash) }.info(Badge::Unverified));

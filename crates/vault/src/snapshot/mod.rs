@@ -9,17 +9,15 @@ use jiff::Timestamp;
 use minicbor::{Decode, Encode};
 
 use crate::codec::{self, Hash, Moment};
-use crate::error::{Doing, Result, VaultError};
+use crate::error::{Result, VaultError};
 use crate::name;
 use crate::port::ChunkId;
-use crate::roster::{Role, Roster};
+use crate::roster::Roster;
 use crate::sign::Signed;
-use crate::storage::Storage;
 
 pub use self::points::Points;
 
 pub(crate) const KIND: &str = "vault.snapshot";
-pub(crate) const TOMBSTONE_KIND: &str = "vault.tombstone";
 pub(crate) const VERIFICATION_KIND: &str = "vault.verification";
 /// The root is a blob of the writer's choice: chunk ids, or a small tree itself.
 pub(crate) const ROOT_BYTES_MAX: usize = 8 << 20;
@@ -84,6 +82,8 @@ pub struct PointInfo {
     pub bytes_new: u64,
     pub bytes_stored: u64,
     pub badge: Badge,
+    /// What is held against it, where it is suspect.
+    pub doubts: Vec<String>,
     pub epoch: u64,
     pub schema: Option<String>,
     pub release: Option<String>,
@@ -206,6 +206,7 @@ impl Snapshot {
             bytes_new: head.bytes_new,
             bytes_stored: head.bytes_stored,
             badge,
+            doubts: Vec::new(),
             epoch: head.epoch,
             schema: head.schema.clone(),
             release: head.release.clone(),
@@ -216,53 +217,8 @@ impl Snapshot {
     }
 }
 
-/// Stands where a pruned snapshot stood.
-#[derive(Debug, Encode, Decode)]
-struct Tombstone {
-    #[n(0)]
-    vault: String,
-    #[n(1)]
-    snapshot: String,
-    #[n(2)]
-    hash: Hash,
-    #[n(3)]
-    at: Moment,
-}
-
 pub(crate) fn tombstone_key(host: &str, dataset: &str, sequence: u64) -> String {
     format!("tombstone/{}/{}/{}", name::encode(host), name::encode(dataset), name::number(sequence))
-}
-
-/// The hash of the snapshot that a valid tombstone stands for; `None` where there is no tombstone.
-pub(crate) fn read_tombstone(
-    storage: &dyn Storage,
-    roster: &Roster,
-    host: &str,
-    dataset: &str,
-    sequence: u64,
-) -> Result<Option<Hash>> {
-    let key = tombstone_key(host, dataset, sequence);
-    let bytes = match storage.get(&key) {
-        Err(e) if e.is_not_found() => return Ok(None),
-        other => other.doing(|| format!("reading {key}"))?,
-    };
-    let signed = Signed::open(TOMBSTONE_KIND, &key, &bytes)?;
-    let tombstone: Tombstone = codec::decode(&key, &signed.payload)?;
-    if signed.signer != roster.owner && !roster.permits(&signed.signer, Role::Pruner) {
-        return Err(VaultError::untrusted(key, "it is signed by who may not prune"));
-    }
-    let snapshot = format!("{}{}", name::snapshots_of(host, dataset), name::number(sequence));
-    if tombstone.vault != roster.vault || tombstone.snapshot != snapshot {
-        return Err(VaultError::untrusted(key, "it belongs to another place"));
-    }
-    Ok(Some(tombstone.hash))
-}
-
-/// A signed tombstone for a snapshot, as a pruner leaves it.
-#[cfg(test)]
-pub(crate) fn tombstone(vault: &str, key: &str, hash: Hash, signer: &crate::sign::SigningKey) -> Result<Vec<u8>> {
-    let value = Tombstone { vault: vault.to_owned(), snapshot: key.to_owned(), hash, at: Timestamp::now().into() };
-    Signed::seal(TOMBSTONE_KIND, &codec::encode(&value)?, signer)
 }
 
 /// What a verification found.

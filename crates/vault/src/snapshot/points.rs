@@ -4,7 +4,7 @@
 //!
 //! Invariant: a point whose object is missing, forged or unreadable is never shown as one, and always named in a finding.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use crate::codec::Hash;
@@ -13,7 +13,8 @@ use crate::finding::{Finding, Severity, note};
 use crate::index::Head;
 use crate::name;
 use crate::open::Vault;
-use crate::snapshot::{Badge, PointInfo, Snapshot, badge_from, read_tombstone, tombstone_key, verification_prefix};
+use crate::prune::{Ledger, Rule};
+use crate::snapshot::{Badge, PointInfo, Snapshot, badge_from, tombstone_key, verification_prefix};
 use crate::storage::Listed;
 
 /// So many missing numbers of one gap are looked for one by one (pruned points leave long gaps full of tombstones).
@@ -41,7 +42,7 @@ impl Vault {
     /// Every recovery point (of one data set, or of all).
     pub fn points(&self, dataset: Option<&str>) -> Result<Points> {
         let (snapshots, mut findings) = self.read_chains(dataset)?;
-        let roster = self.roster();
+        let (roster, ledger) = (self.roster(), self.ledger()?);
         let verified = self.storage().list("verify/").doing(|| "listing verifications".to_owned())?;
         let mut points = Vec::with_capacity(snapshots.len());
         for snapshot in &snapshots {
@@ -63,7 +64,11 @@ impl Vault {
                     None => badge = Badge::Suspect,
                 }
             }
-            points.push(snapshot.info(badge));
+            let mut info = snapshot.info(badge);
+            if ledger.is_unchecked(snapshot) && self.obeys(Rule::UnseenIsSuspect) {
+                findings.push(mark_unchecked(&mut info));
+            }
+            points.push(info);
         }
         findings.extend(self.unfinished_copy()?);
         findings.extend(put_in_order(&mut points));
@@ -96,6 +101,11 @@ impl Vault {
     pub(crate) fn read_chains(&self, dataset: Option<&str>) -> Result<(Vec<Arc<Snapshot>>, Vec<Finding>)> {
         self.refresh()?;
         let mut findings = self.findings();
+        // Before the snapshots: what is missing among them must be known to be pruned.
+        let ledger = self.ledger()?;
+        findings.extend(ledger.findings.iter().cloned());
+        let stones = self.storage().list("tombstone/").doing(|| "listing tombstones".to_owned())?;
+        let burials = Burials { ledger: &ledger, keys: stones.into_iter().map(|o| o.key).collect() };
         let listed = self.storage().list("snap/").doing(|| "listing recovery points".to_owned())?;
         let mut chains: BTreeMap<(String, String), BTreeSet<u64>> = BTreeMap::new();
         for object in &listed {
@@ -127,7 +137,7 @@ impl Vault {
         let mut snapshots = Vec::new();
         for ((host, set), numbers) in chains {
             if dataset.is_none_or(|wanted| wanted == set) {
-                self.read_chain(&host, &set, &numbers, &mut snapshots, &mut findings)?;
+                self.read_chain((&host, &set), &numbers, &burials, &mut snapshots, &mut findings)?;
             }
         }
         Ok((snapshots, findings))
@@ -135,9 +145,9 @@ impl Vault {
 
     fn read_chain(
         &self,
-        host: &str,
-        dataset: &str,
+        (host, dataset): (&str, &str),
         numbers: &BTreeSet<u64>,
+        burials: &Burials<'_>,
         snapshots: &mut Vec<Arc<Snapshot>>,
         findings: &mut Vec<Finding>,
     ) -> Result<()> {
@@ -155,10 +165,17 @@ impl Vault {
             walked = number;
             // A listing that ran beside a commit may lack one of the newest.
             let is_there = numbers.contains(&number) || (number + 1 >= newest && self.is_there(&chain, number)?);
-            let hash = match is_there {
-                true => self.read_link(host, dataset, number, before, snapshots, findings)?,
-                false => {
-                    self.read_gap(host, dataset, number, remembered == Some(number) && number > newest, findings)?
+            let pruned = match is_there && burials.keys.contains(&tombstone_key(host, dataset, number)) {
+                true => note(self.tombstone(burials.ledger, host, dataset, number), findings)?.flatten(),
+                false => None,
+            };
+            let hash = match (is_there, pruned) {
+                // It is to be swept; or a writer that was paused for long put another one where a pruned one had stood.
+                (true, Some(tombstone)) => Some(tombstone.hash),
+                (true, None) => self.read_link(host, dataset, number, before, snapshots, findings)?,
+                (false, _) => {
+                    let newest_seen = remembered == Some(number) && number > newest;
+                    self.read_gap((host, dataset, number), burials.ledger, newest_seen, findings)?
                 }
             };
             if let (Some((seen, kept)), Some(found)) = (&seen, hash)
@@ -225,15 +242,14 @@ impl Vault {
     /// A number without a snapshot: pruned, with a tombstone, or an alarm by name.
     fn read_gap(
         &self,
-        host: &str,
-        dataset: &str,
-        number: u64,
+        (host, dataset, number): (&str, &str, u64),
+        ledger: &Ledger,
         newest_seen: bool,
         findings: &mut Vec<Finding>,
     ) -> Result<Option<Hash>> {
         let key = format!("{}{}", name::snapshots_of(host, dataset), name::number(number));
-        match note(read_tombstone(&**self.storage(), &self.roster(), host, dataset, number), findings)? {
-            Some(Some(hash)) => Ok(Some(hash)),
+        match note(self.tombstone(ledger, host, dataset, number), findings)? {
+            Some(Some(tombstone)) => Ok(Some(tombstone.hash)),
             Some(None) if newest_seen => {
                 let message = format!(
                     "{key}, the newest recovery point seen here, is gone: the vault was rolled back; bring it back from a copy"
@@ -267,6 +283,22 @@ impl Vault {
         let bytes = self.storage().get(&key).doing(|| format!("reading {key}"))?;
         Ok(Head { number: newest, hash: Some(Hash(crate::crypt::hash(&bytes))) })
     }
+}
+
+/// What is known to be pruned, while chains are read.
+struct Burials<'a> {
+    ledger: &'a Ledger,
+    keys: HashSet<String>,
+}
+
+fn mark_unchecked(point: &mut PointInfo) -> Finding {
+    let why = "it was committed by a backup that did not know of a prune, and nobody has looked since whether all it needs is there";
+    if point.badge != Badge::Corrupt {
+        point.badge = Badge::Suspect;
+    }
+    point.doubts.push(why.to_owned());
+    let message = format!("{} is suspect: {why}; the next `lifeboat vault prune` looks", point.id);
+    Finding::new(Severity::Warning, "unchecked", &point.key, message)
 }
 
 /// Oldest first. Where a host's clock went back, what it took later is newer all the same, and a note says so.
@@ -319,10 +351,11 @@ mod tests {
 
     use super::*;
     use crate::open::{HostVault, InitOptions};
+    use crate::prune::Tombstone;
     use crate::seal::Identity;
     use crate::session::SessionOptions;
     use crate::sign::SigningKey;
-    use crate::snapshot::{SnapshotDraft, tombstone};
+    use crate::snapshot::SnapshotDraft;
     use crate::storage::MemoryStorage;
     use crate::{Member, Role, State};
 
@@ -346,6 +379,11 @@ mod tests {
             vault.begin("app", SessionOptions::default()).unwrap().commit(SnapshotDraft::default()).unwrap();
         }
         (vault, directory)
+    }
+
+    fn tombstone(vault: &str, key: &str, hash: Hash, signer: &SigningKey) -> Result<Vec<u8>> {
+        let at = jiff::Timestamp::now().into();
+        Tombstone { vault: vault.to_owned(), snapshot: key.to_owned(), hash, at, generation: 1 }.seal(signer)
     }
 
     #[test]
@@ -374,6 +412,7 @@ mod tests {
         // The chain goes through it: a tombstone for another snapshot does not join the neighbours.
         let other = tombstone(&vault.id(), &point.key, Hash([1; 32]), &pruner).unwrap();
         vault.storage().put(&place, &other).unwrap();
+        vault.tombstones_cache().clear();
         assert!(vault.points(None).unwrap().findings.iter().any(|f| f.code == "untrusted"));
     }
 

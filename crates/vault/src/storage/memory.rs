@@ -5,11 +5,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
+
 use super::{Listed, Put, Storage, StorageError, check_key};
 
 #[derive(Debug, Default)]
 pub struct MemoryStorage {
     objects: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// When each was put, and the clock that says so, where it is not the system's.
+    stored_at: Mutex<HashMap<String, Timestamp>>,
+    clock: Mutex<Option<Timestamp>>,
     name: String,
 }
 
@@ -37,7 +42,20 @@ impl MemoryStorage {
 
     /// A storage that holds what `snapshot` gave.
     pub fn from_snapshot(objects: BTreeMap<String, Vec<u8>>) -> MemoryStorage {
-        MemoryStorage { objects: Mutex::new(objects), name: String::new() }
+        let now = Timestamp::now();
+        let stored_at = objects.keys().map(|key| (key.clone(), now)).collect();
+        MemoryStorage { objects: Mutex::new(objects), stored_at: Mutex::new(stored_at), ..MemoryStorage::default() }
+    }
+
+    /// From now on it is this moment here, until it is set again.
+    pub fn set_clock(&self, now: Timestamp) {
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    fn note(&self, key: &str) {
+        let now = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stored_at = self.stored_at.lock().unwrap_or_else(PoisonError::into_inner);
+        stored_at.insert(key.to_owned(), now.unwrap_or_else(Timestamp::now));
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u8>>> {
@@ -53,12 +71,14 @@ impl Storage for MemoryStorage {
             return Ok(Put::Exists);
         }
         objects.insert(key.to_owned(), bytes.to_vec());
+        self.note(key);
         Ok(Put::Created)
     }
 
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
         check_key(key)?;
         self.lock().insert(key.to_owned(), bytes.to_vec());
+        self.note(key);
         Ok(())
     }
 
@@ -79,8 +99,12 @@ impl Storage for MemoryStorage {
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
         let objects = self.lock();
         let within = objects.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
-        let listed =
-            |(key, bytes): (&String, &Vec<u8>)| Listed { key: key.clone(), size: bytes.len() as u64, stored_at: None };
+        let stored_at = self.stored_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let listed = |(key, bytes): (&String, &Vec<u8>)| Listed {
+            key: key.clone(),
+            size: bytes.len() as u64,
+            stored_at: stored_at.get(key).copied(),
+        };
         Ok(within.map(listed).collect())
     }
 

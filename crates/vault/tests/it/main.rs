@@ -12,6 +12,7 @@ mod files_round_trip;
 mod files_world;
 mod hostile;
 mod look;
+mod prune;
 mod receipts;
 mod serve;
 mod serve_lies;

@@ -301,6 +301,7 @@ mod tests {
             bytes_new: 1,
             bytes_stored: 1,
             badge: Badge::Unverified,
+            doubts: Vec::new(),
             epoch,
             schema: None,
             release: None,

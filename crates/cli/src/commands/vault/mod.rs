@@ -6,8 +6,11 @@ mod check;
 mod copy;
 mod doctor;
 mod enroll;
+mod freeze;
+mod hold;
 mod init;
 mod leave;
+mod prune;
 mod recipients;
 mod serve;
 
@@ -34,6 +37,9 @@ enum Verb {
     Recipients(recipients::Args),
     Serve(serve::Args),
     Copy(copy::Args),
+    Prune(prune::Args),
+    Freeze(freeze::Args),
+    Hold(hold::Args),
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
@@ -49,5 +55,8 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Verb::Recipients(args) => recipients::run(args, ui),
         Verb::Serve(args) => serve::run(args, ui),
         Verb::Copy(args) => copy::run(args, ui),
+        Verb::Prune(args) => prune::run(args, ui),
+        Verb::Freeze(args) => freeze::run(args, ui),
+        Verb::Hold(args) => hold::run(args, ui),
     }
 }

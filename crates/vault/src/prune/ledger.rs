@@ -1,0 +1,250 @@
+//! What has been pruned, and what is about to be, as every reader and writer of a vault must know it. Needs no key.
+//!
+//! Generations follow one another: the next begins when the one before is done. Invariant: a snapshot that no sweep looked at, and
+//! whose writer did not know of the newest sweep, is not called sound until a later generation has looked at it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::codec::Hash;
+use crate::error::{Doing, Result, VaultError};
+use crate::finding::{Finding, note};
+use crate::name;
+use crate::open::Vault;
+use crate::prune::record::{self, Done, LogCut, Proposal, Step, Sweep, Tombstone};
+use crate::roster::Roster;
+use crate::snapshot::{Snapshot, tombstone_key};
+use crate::storage::Storage;
+
+/// A generation that is not done yet, or the last one.
+#[derive(Debug, Clone)]
+pub(crate) struct Open {
+    pub(crate) proposal: Arc<Proposal>,
+    pub(crate) hash: Hash,
+    pub(crate) sweep: Option<(Arc<Sweep>, Hash)>,
+}
+
+/// The records of all prunes, read.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ledger {
+    /// Keys it was read from: as long as those are there, it is not read again.
+    keys: Vec<String>,
+    /// The newest generation that was proposed; 0 where there never was one.
+    pub(crate) newest: u64,
+    /// The newest generation that was swept or is being swept.
+    pub(crate) swept_generation: u64,
+    pub(crate) last_sweep: Option<Hash>,
+    /// The generation at work.
+    pub(crate) open: Option<Open>,
+    /// Keys of what was condemned and may go soon.
+    pub(crate) condemned: HashSet<String>,
+    /// Keys of what was deleted, or is being deleted.
+    pub(crate) swept: HashSet<String>,
+    pub(crate) log_floors: HashMap<String, LogCut>,
+    heads: HashMap<String, u64>,
+    /// The newest generation that would have a snapshot pruned.
+    proposed: HashMap<String, u64>,
+    abandoned: BTreeSet<u64>,
+    spared: HashMap<String, BTreeSet<u64>>,
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl Ledger {
+    /// Whether nobody has looked since at what this snapshot references: its writer did not know of a sweep, and the sweep did not
+    /// see the snapshot.
+    pub(crate) fn is_unchecked(&self, snapshot: &Snapshot) -> bool {
+        let chain = name::snapshots_of(&snapshot.head.host, &snapshot.head.dataset);
+        snapshot.head.prune_generation < self.swept_generation
+            && self.heads.get(&chain).is_none_or(|seen| *seen < snapshot.head.sequence)
+    }
+
+    /// Whether a tombstone stands for a point that is really pruned.
+    pub(crate) fn counts(&self, tombstone: &Tombstone) -> bool {
+        // One that an abandoned prune left serves the next that wants the same.
+        let newest = self.proposed.get(&tombstone.snapshot).copied().unwrap_or(0).max(tombstone.generation);
+        !self.abandoned.contains(&newest) && !self.spared.get(&tombstone.snapshot).is_some_and(|g| g.contains(&newest))
+    }
+
+    /// Whether a snapshot is a point although a tombstone stands under its number.
+    pub(crate) fn stands_again(&self, snapshot: &str) -> bool {
+        let newest = self.proposed.get(snapshot).copied().unwrap_or(0);
+        self.abandoned.contains(&newest) || self.spared.get(snapshot).is_some_and(|g| g.contains(&newest))
+    }
+
+    /// Whether nothing of this generation is to come any more.
+    pub(crate) fn is_done(&self, generation: u64) -> bool {
+        generation <= self.newest && self.open.as_ref().is_none_or(|open| open.proposal.generation > generation)
+    }
+
+    /// Whether an object is gone because it was pruned.
+    pub(crate) fn is_swept(&self, key: &str) -> bool {
+        self.swept.contains(key)
+    }
+
+    /// Whether a writer must not build on this pack any more.
+    pub(crate) fn is_doomed(&self, pack: &Hash) -> bool {
+        let key = name::pack(&pack.0);
+        self.condemned.contains(&key) || self.swept.contains(&key)
+    }
+
+    fn add_proposal(&mut self, proposal: Proposal, hash: Hash) {
+        self.newest = self.newest.max(proposal.generation);
+        for head in &proposal.heads {
+            let kept = self.heads.entry(head.chain.clone()).or_default();
+            *kept = head.number.max(*kept);
+        }
+        let points = proposal.points.iter().map(|point| (point.snapshot.clone(), proposal.generation));
+        self.proposed.extend(points);
+        self.condemned = proposal.objects.iter().map(|o| o.key.clone()).collect();
+        self.open = Some(Open { proposal: Arc::new(proposal), hash, sweep: None });
+    }
+
+    fn add_sweep(&mut self, sweep: Sweep, hash: Hash) {
+        self.swept_generation = self.swept_generation.max(sweep.generation);
+        self.last_sweep = Some(hash);
+        self.condemned.clear();
+        for head in &sweep.heads {
+            let kept = self.heads.entry(head.chain.clone()).or_default();
+            *kept = head.number.max(*kept);
+        }
+        self.swept.extend(sweep.objects.iter().map(|o| o.key.clone()));
+        for cut in &sweep.logs {
+            let kept = self.log_floors.entry(cut.chain.clone()).or_insert_with(|| cut.clone());
+            if kept.below < cut.below {
+                *kept = cut.clone();
+            }
+        }
+        if sweep.abandoned {
+            self.abandoned.insert(sweep.generation);
+        }
+        for snapshot in &sweep.spared {
+            self.spared.entry(snapshot.clone()).or_default().insert(sweep.generation);
+        }
+        if let Some(open) = &mut self.open {
+            open.sweep = Some((Arc::new(sweep), hash));
+        }
+    }
+
+    fn add_done(&mut self, done: &Done) {
+        for key in &done.kept {
+            self.swept.remove(key);
+        }
+        self.open = None;
+    }
+}
+
+impl Vault {
+    /// The records of prunes, read again where there are new ones.
+    pub(crate) fn ledger(&self) -> Result<Arc<Ledger>> {
+        let listed = self.storage().list(record::PREFIX).doing(|| "listing prunes".to_owned())?;
+        let keys: Vec<String> = listed.into_iter().map(|o| o.key).collect();
+        let kept = self.ledger_cache().clone();
+        if let Some(kept) = kept.filter(|kept| kept.keys == keys && kept.findings.is_empty()) {
+            return Ok(kept);
+        }
+        let ledger = Arc::new(self.read_ledger(keys)?);
+        *self.ledger_cache() = Some(ledger.clone());
+        Ok(ledger)
+    }
+
+    fn read_ledger(&self, keys: Vec<String>) -> Result<Ledger> {
+        let mut ledger = Ledger::default();
+        let roster = self.roster();
+        let steps: BTreeMap<(u64, Step), &String> =
+            keys.iter().filter_map(|key| Some((record::parse_key(key)?, key))).collect();
+        let mut broken = None;
+        for ((generation, step), key) in steps {
+            let bytes = self.storage().get(key).doing(|| format!("reading {key}"));
+            let mut findings = std::mem::take(&mut ledger.findings);
+            let read = match step {
+                Step::Proposal => bytes
+                    .and_then(|bytes| Proposal::open(&roster, generation, &bytes))
+                    .map(|(proposal, hash)| ledger.add_proposal(proposal, hash)),
+                Step::Sweep => {
+                    bytes.and_then(|bytes| Sweep::open(&roster, generation, &bytes)).and_then(|(sweep, hash)| {
+                        match &ledger.open {
+                            Some(open) if open.proposal.generation == generation && open.hash == sweep.proposal => {
+                                ledger.add_sweep(sweep, hash);
+                                Ok(())
+                            }
+                            _ => Err(VaultError::untrusted(key, "it is not the sweep of the proposal that is there")),
+                        }
+                    })
+                }
+                Step::Done => bytes.and_then(|bytes| Done::open(&roster, generation, &bytes)).and_then(|done| {
+                    let sweep = ledger.open.as_ref().and_then(|open| open.sweep.as_ref()).map(|s| s.1);
+                    match sweep == Some(done.sweep) {
+                        true => {
+                            ledger.add_done(&done);
+                            Ok(())
+                        }
+                        false => Err(VaultError::untrusted(key, "it is not about the sweep that is there")),
+                    }
+                }),
+            };
+            if note(read, &mut findings)?.is_none() {
+                broken.get_or_insert(generation);
+            }
+            ledger.findings = findings;
+        }
+        self.check_ledger_against_memory(&mut ledger)?;
+        ledger.keys = keys;
+        Ok(ledger)
+    }
+
+    fn check_ledger_against_memory(&self, ledger: &mut Ledger) -> Result<()> {
+        match self.remembered_head(record::PREFIX)? {
+            Some((seen, _)) if seen > ledger.newest => {
+                let error = VaultError::RolledBack {
+                    object: record::PREFIX.to_owned(),
+                    found: format!("generation {}", ledger.newest),
+                    seen: format!("generation {seen}"),
+                };
+                ledger.findings.push(Finding::from(&error));
+                Ok(())
+            }
+            _ => match &ledger.open {
+                Some(open) => self.remember_head(record::PREFIX, ledger.newest, open.hash.0),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// The tombstone that stands for a snapshot's number, where there is a right one that counts. It is read once.
+    pub(crate) fn tombstone(
+        &self,
+        ledger: &Ledger,
+        host: &str,
+        dataset: &str,
+        sequence: u64,
+    ) -> Result<Option<Tombstone>> {
+        let key = tombstone_key(host, dataset, sequence);
+        let kept = self.tombstones_cache().get(&key).cloned();
+        let tombstone = match kept {
+            Some(kept) => kept,
+            None => match read_tombstone(&**self.storage(), &self.roster(), host, dataset, sequence)? {
+                Some(read) => read,
+                None => return Ok(None),
+            },
+        };
+        self.tombstones_cache().insert(key, tombstone.clone());
+        Ok(ledger.counts(&tombstone).then_some(tombstone))
+    }
+}
+
+/// The tombstone under a snapshot's number, if a right one is there; whether it counts, the ledger says.
+pub(crate) fn read_tombstone(
+    storage: &dyn Storage,
+    roster: &Roster,
+    host: &str,
+    dataset: &str,
+    sequence: u64,
+) -> Result<Option<Tombstone>> {
+    let key = tombstone_key(host, dataset, sequence);
+    let bytes = match storage.get(&key) {
+        Err(e) if e.is_not_found() => return Ok(None),
+        other => other.doing(|| format!("reading {key}"))?,
+    };
+    let snapshot = format!("{}{}", name::snapshots_of(host, dataset), name::number(sequence));
+    Tombstone::open(roster, &key, &snapshot, &bytes).map(Some)
+}

@@ -1,0 +1,279 @@
+//! What is needed, and what there is of it: every chunk that kept points reference, held against every pack that is there.
+//!
+//! The refs key opens all of it; contents stay closed. Indexes are read one at a time, so memory is 16 bytes a chunk that is needed
+//! and a little a pack. Invariant: a chunk counts as there only if an index places it in a pack that the storage lists, whole.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use jiff::Timestamp;
+
+use crate::codec::Hash;
+use crate::error::{Doing, Result, VaultError};
+use crate::finding::{Finding, note};
+use crate::index;
+use crate::name;
+use crate::open::Vault;
+use crate::port::ChunkId;
+use crate::prune::record::Condemned;
+use crate::refs;
+use crate::seal::Identity;
+use crate::snapshot::Snapshot;
+use crate::storage::Listed;
+
+/// Chunks that something references, by the first half of their ids; an id taken for another only keeps more.
+#[derive(Debug, Default)]
+pub(crate) struct Needed {
+    ids: Vec<u128>,
+    sorted: usize,
+    /// Keys of the refs objects that they were read from.
+    pub(crate) refs: BTreeSet<String>,
+}
+
+fn short(id: &ChunkId) -> u128 {
+    id.0.first_chunk::<16>().map_or(0, |half| u128::from_be_bytes(*half))
+}
+
+impl Needed {
+    fn add(&mut self, id: &ChunkId) {
+        self.ids.push(short(id));
+        if self.ids.len() > 2 * self.sorted + (1 << 16) {
+            self.sort();
+        }
+    }
+
+    fn sort(&mut self) {
+        self.ids.sort_unstable();
+        self.ids.dedup();
+        self.sorted = self.ids.len();
+    }
+
+    fn place(&self, id: &ChunkId) -> Option<usize> {
+        self.ids.binary_search(&short(id)).ok()
+    }
+
+    /// What these snapshots reference.
+    pub(crate) fn of<'a>(
+        vault: &Vault,
+        refs_key: &Identity,
+        snapshots: impl Iterator<Item = &'a Snapshot>,
+    ) -> Result<Needed> {
+        let mut sets: BTreeMap<(String, String), BTreeSet<Hash>> = BTreeMap::new();
+        for snapshot in snapshots {
+            let set = sets.entry((snapshot.head.host.clone(), snapshot.head.dataset.clone())).or_default();
+            set.insert(snapshot.head.refs);
+        }
+        let mut needed = Needed::default();
+        for ((host, dataset), points) in sets {
+            let roster = vault.roster();
+            let place = (host.as_str(), dataset.as_str());
+            let keys = std::slice::from_ref(refs_key);
+            let read = refs::read_all(&**vault.storage(), &roster, place, &points, keys, &mut |id| needed.add(&id))?;
+            needed.refs.extend(read);
+        }
+        needed.sort();
+        Ok(needed)
+    }
+}
+
+/// What is known of a pack.
+#[derive(Debug, Clone)]
+pub(crate) struct PackUse {
+    pub(crate) bytes: u64,
+    /// Bytes of frames that hold a needed chunk.
+    pub(crate) live_bytes: u64,
+    /// The youngest sign of life of it and of its session, by the storage's clock.
+    pub(crate) touched: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct IndexUse {
+    pub(crate) key: String,
+    pub(crate) chain: String,
+    pub(crate) number: u64,
+    pub(crate) hash: Hash,
+    pub(crate) bytes: u64,
+    pub(crate) stored_at: Option<Timestamp>,
+    pub(crate) packs: Vec<Hash>,
+}
+
+/// Everything there is, held against what is needed.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    /// Packs that the storage lists.
+    pub(crate) packs: BTreeMap<String, PackUse>,
+    pub(crate) indexes: Vec<IndexUse>,
+    /// Needed chunks (by their places) that no pack holds that may be built on.
+    missing: Vec<bool>,
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl Survey {
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.missing.contains(&true)
+    }
+
+    pub(crate) fn is_missing(&self, needed: &Needed, id: &ChunkId) -> bool {
+        needed.place(id).and_then(|place| self.missing.get(place)).is_some_and(|missing| *missing)
+    }
+}
+
+/// Looks at every index and pack. Packs in `doomed` hold nothing that may be built on, except, once everything else was looked at, what
+/// is nowhere else: then they are in the answer.
+pub(crate) fn survey(
+    vault: &Vault,
+    refs_key: &Identity,
+    needed: &Needed,
+    doomed: &HashSet<String>,
+) -> Result<(Survey, HashSet<String>)> {
+    let storage = vault.storage();
+    let mut survey = Survey { missing: vec![true; needed.ids.len()], ..Survey::default() };
+    let indexes = list(vault, "index/")?;
+    // After the indexes: a pack is stored before the index that names it.
+    for object in list(vault, "pack/")? {
+        let hash = object.key.rsplit('/').next().and_then(crate::crypt::unhex).map(Hash);
+        if hash.is_some_and(|hash| name::pack(&hash.0) == object.key) {
+            let pack = PackUse { bytes: object.size, live_bytes: 0, touched: object.stored_at };
+            survey.packs.insert(object.key, pack);
+        }
+    }
+    let mut sessions: HashMap<[u8; 32], (Option<Timestamp>, Vec<String>)> = HashMap::new();
+    for object in &indexes {
+        let [_, host, dataset, number] = object.key.split('/').collect::<Vec<_>>()[..] else { continue };
+        let (Some(host), Some(dataset), Some(number)) =
+            (name::decode(host), name::decode(dataset), name::parse_number(number))
+        else {
+            continue;
+        };
+        let read = index::read(&**storage, &vault.roster(), &host, &dataset, number)
+            .and_then(|index| Ok((index.open_body(std::slice::from_ref(refs_key))?, index.hash)));
+        let Some((body, hash)) = note(read, &mut survey.findings)? else { continue };
+        let session = sessions.entry(crate::crypt::hash(&body.secret)).or_default();
+        session.0 = session.0.max(object.stored_at);
+        for record in &body.packs {
+            let key = name::pack(&record.hash.0);
+            let Some(pack) = survey.packs.get_mut(&key).filter(|pack| pack.bytes == record.bytes) else { continue };
+            let is_doomed = doomed.contains(&key);
+            let mut live = 0;
+            for frame in &record.frames {
+                let mut is_live = false;
+                for place in frame.chunks().filter_map(|(id, _)| needed.place(&id)) {
+                    is_live = true;
+                    survey.missing[place] &= is_doomed;
+                }
+                live += if is_live { u64::from(frame.bytes) } else { 0 };
+            }
+            pack.live_bytes = live;
+            session.1.push(key);
+        }
+        survey.indexes.push(IndexUse {
+            key: object.key.clone(),
+            chain: name::indexes_of(&host, &dataset),
+            number,
+            hash,
+            bytes: object.size,
+            stored_at: object.stored_at,
+            packs: body.packs.iter().map(|p| p.hash).collect(),
+        });
+    }
+    for (touched, packs) in sessions.into_values() {
+        for key in packs {
+            if let Some(pack) = survey.packs.get_mut(&key) {
+                pack.touched = pack.touched.max(touched);
+            }
+        }
+    }
+    let rescued = rescue(vault, refs_key, needed, doomed, &mut survey)?;
+    Ok((survey, rescued))
+}
+
+/// Doomed packs that hold what is nowhere else.
+fn rescue(
+    vault: &Vault,
+    refs_key: &Identity,
+    needed: &Needed,
+    doomed: &HashSet<String>,
+    survey: &mut Survey,
+) -> Result<HashSet<String>> {
+    let mut rescued = HashSet::new();
+    if doomed.is_empty() || survey.is_whole() {
+        return Ok(rescued);
+    }
+    for seen in &survey.indexes {
+        let is_there = |hash: &&Hash| survey.packs.contains_key(&name::pack(&hash.0));
+        let concerned = |hash: &&Hash| is_there(hash) && doomed.contains(&name::pack(&hash.0));
+        if !seen.packs.iter().any(|hash| concerned(&hash)) {
+            continue;
+        }
+        let [_, host, dataset, _] = seen.key.split('/').collect::<Vec<_>>()[..] else { continue };
+        let (Some(host), Some(dataset)) = (name::decode(host), name::decode(dataset)) else { continue };
+        let index = index::read(&**vault.storage(), &vault.roster(), &host, &dataset, seen.number)?;
+        for record in index.open_body(std::slice::from_ref(refs_key))?.packs {
+            let key = name::pack(&record.hash.0);
+            if !doomed.contains(&key) || survey.packs.get(&key).is_none_or(|pack| pack.bytes != record.bytes) {
+                continue;
+            }
+            for place in record.frames.iter().flat_map(|f| f.chunks()).filter_map(|(id, _)| needed.place(&id)) {
+                if survey.missing[place] {
+                    survey.missing[place] = false;
+                    rescued.insert(key.clone());
+                }
+            }
+        }
+    }
+    Ok(rescued)
+}
+
+/// Names the points that need something which is not there.
+pub(crate) fn points_at_loss<'a>(
+    vault: &Vault,
+    refs_key: &Identity,
+    needed: &Needed,
+    survey: &Survey,
+    snapshots: impl Iterator<Item = &'a Snapshot>,
+) -> Result<Vec<String>> {
+    let mut lost = Vec::new();
+    for snapshot in snapshots {
+        let head = &snapshot.head;
+        let keys = std::slice::from_ref(refs_key);
+        let ids = refs::read(&**vault.storage(), &vault.roster(), &head.host, &head.dataset, &head.refs, keys)?;
+        let count = ids.iter().filter(|id| survey.is_missing(needed, id)).count();
+        if count > 0 {
+            lost.push(format!("{} ({count} chunks)", snapshot.key.trim_start_matches("snap/")));
+        }
+    }
+    Ok(lost)
+}
+
+pub(crate) fn list(vault: &Vault, prefix: &str) -> Result<Vec<Listed>> {
+    vault.storage().list(prefix).doing(|| format!("listing {prefix}"))
+}
+
+/// An index may go when every pack it names is gone or goes, and it is not the newest of its chain.
+pub(crate) fn idle_indexes(survey: &Survey, goes: &HashSet<String>) -> Vec<Condemned> {
+    let mut newest: HashMap<&str, u64> = HashMap::new();
+    for index in &survey.indexes {
+        let kept = newest.entry(&index.chain).or_default();
+        *kept = index.number.max(*kept);
+    }
+    let is_gone = |hash: &Hash| {
+        let key = name::pack(&hash.0);
+        goes.contains(&key) || !survey.packs.contains_key(&key)
+    };
+    let idle = |index: &&IndexUse| {
+        newest.get(index.chain.as_str()).is_some_and(|newest| index.number < *newest) && index.packs.iter().all(is_gone)
+    };
+    let condemned = |index: &IndexUse| Condemned { key: index.key.clone(), bytes: index.bytes, hash: Some(index.hash) };
+    survey.indexes.iter().filter(idle).map(condemned).collect()
+}
+
+/// The refusal that names every point which could not be restored.
+pub(crate) fn at_loss(points: &[String]) -> VaultError {
+    VaultError::Refused {
+        what: "pruning".to_owned(),
+        why: format!(
+            "these points need what is not in the vault: {}; nothing was deleted. Run `lifeboat vault check`, heal the vault from a \
+             copy, or prune them by name (--point)",
+            points.join(", ")
+        ),
+    }
+}

@@ -1,0 +1,319 @@
+//! Doing what was proposed: tombstones, then, when its time has come and everything was looked at again, the sweep.
+//!
+//! Invariants: each step can be killed anywhere and is taken up again by any pruner; before each handful of deletions the freeze and the
+//! newest points are looked at once more; a snapshot or index is deleted only while it is the one that was condemned.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::codec::Hash;
+use crate::error::{Doing, Result, VaultError};
+use crate::name;
+use crate::prune::ledger::Open;
+use crate::prune::live::{self, Needed};
+use crate::prune::propose::{Proposed, heads, refuse_alarms};
+use crate::prune::record::{self, Condemned, Done, Proposal, PrunedPoint, Step, Sweep, Tombstone};
+use crate::prune::{PruneOptions, Pruner, Rule};
+use crate::snapshot::{Snapshot, verification_prefix};
+use crate::storage::Put;
+
+/// So many deletions between two looks at the freeze and at new points.
+const DELETES_PER_LOOK: usize = 32;
+
+/// A generation that is not done.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct OpenPrune {
+    pub generation: u64,
+    pub proposed_at: Timestamp,
+    /// When its sweep is due.
+    pub due: Timestamp,
+    /// Whether deleting has begun.
+    pub sweeping: bool,
+    pub points: u64,
+    pub bytes: u64,
+}
+
+/// What a sweep did.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct SweepReport {
+    pub generation: u64,
+    pub objects: u64,
+    pub bytes: u64,
+    /// What was condemned and stays: a point that came meanwhile needs it, or it was put on hold.
+    pub kept: Vec<String>,
+}
+
+/// How far a prune that was begun has come.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Swept {
+    /// None was begun.
+    Nothing,
+    Waits(OpenPrune),
+    Done(SweepReport),
+}
+
+impl Pruner {
+    /// The generation that is not done, if there is one.
+    pub fn open_prune(&self, options: &PruneOptions) -> Result<Option<OpenPrune>> {
+        let ledger = self.vault.ledger()?;
+        let Some(open) = &ledger.open else { return Ok(None) };
+        let key = record::key(open.proposal.generation, Step::Proposal);
+        let listed = live::list(&self.vault, &key)?;
+        let Some(proposed_at) = listed.first().and_then(|object| object.stored_at) else {
+            return Err(VaultError::Refused {
+                what: "pruning".to_owned(),
+                why: format!("the storage does not say when it took in {key}"),
+            });
+        };
+        Ok(Some(OpenPrune {
+            generation: open.proposal.generation,
+            proposed_at,
+            due: proposed_at.checked_add(options.grace).unwrap_or(Timestamp::MAX),
+            sweeping: open.sweep.is_some(),
+            points: open.proposal.points.len() as u64,
+            bytes: open.proposal.objects.iter().map(|object| object.bytes).sum(),
+        }))
+    }
+
+    /// Stores the proposal and leaves the tombstones: from now on its points are pruned, and nothing is deleted yet.
+    pub fn perform(&self, proposed: &Proposed, options: &PruneOptions) -> Result<OpenPrune> {
+        self.check_thawed()?;
+        self.storage_now(options)?;
+        let proposal = &proposed.proposal;
+        let taken = || VaultError::Conflict {
+            object: record::key(proposal.generation, Step::Proposal),
+            why: "another pruner made a proposal".to_owned(),
+        };
+        let hash = proposal.publish(&**self.vault.storage(), self.key())?.ok_or_else(taken)?;
+        self.leave_tombstones(&Open { proposal: Arc::new(proposal.clone()), hash, sweep: None })?;
+        self.open_prune(options)?.ok_or_else(taken)
+    }
+
+    /// Goes on with a generation that is not done: does whatever is due, and says what waits.
+    pub fn go_on(&self, options: &PruneOptions) -> Result<Swept> {
+        let Some(waits) = self.open_prune(options)? else { return Ok(Swept::Nothing) };
+        let ledger = self.vault.ledger()?;
+        let Some(open) = ledger.open.clone() else { return Ok(Swept::Nothing) };
+        self.check_thawed()?;
+        let now = self.storage_now(options)?;
+        if let Some((sweep, hash)) = open.sweep {
+            return self.delete(&sweep, hash, &open.proposal).map(Swept::Done);
+        }
+        self.leave_tombstones(&open)?;
+        if now < waits.due && self.vault.obeys(Rule::CondemnedWaits) {
+            return Ok(Swept::Waits(waits));
+        }
+        let sweep = self.look_again(&open, now)?;
+        self.sweep(sweep, &open.proposal).map(Swept::Done)
+    }
+
+    /// Gives up a generation whose deletions have not begun: its points are there again.
+    pub fn abandon(&self) -> Result<u64> {
+        let ledger = self.vault.ledger()?;
+        let Some(open) = ledger.open.clone().filter(|open| open.sweep.is_none()) else {
+            let why = "there is none whose deletions have not begun";
+            return Err(VaultError::invalid("the prune to be abandoned", why));
+        };
+        let sweep = Sweep {
+            vault: self.vault.id(),
+            generation: open.proposal.generation,
+            proposal: open.hash,
+            at: record::now(),
+            abandoned: true,
+            heads: Vec::new(),
+            objects: Vec::new(),
+            logs: Vec::new(),
+            spared: Vec::new(),
+        };
+        Ok(self.sweep(sweep, &open.proposal)?.generation)
+    }
+
+    fn leave_tombstones(&self, open: &Open) -> Result<()> {
+        let storage = self.vault.storage();
+        for (place, point) in open.proposal.points.iter().enumerate() {
+            if place % DELETES_PER_LOOK == 0 {
+                self.check_thawed()?;
+            }
+            let key = tombstone_of(point);
+            let stone = Tombstone {
+                vault: self.vault.id(),
+                snapshot: point.snapshot.clone(),
+                hash: point.hash,
+                at: record::now(),
+                generation: open.proposal.generation,
+            };
+            let bytes = stone.seal(self.key())?;
+            if storage.put_if_absent(&key, &bytes).doing(|| format!("writing {key}"))? == Put::Exists {
+                let there = storage.get(&key).doing(|| format!("reading {key}"))?;
+                let there = Tombstone::open(&self.vault.roster(), &key, &point.snapshot, &there);
+                // One that an abandoned prune left will do; what is no right one stands for nothing.
+                if there.is_ok_and(|there| there.hash == stone.hash) {
+                    continue;
+                }
+                storage.put(&key, &bytes).doing(|| format!("writing {key}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What may be deleted of what was condemned, now that its time has come.
+    fn look_again(&self, open: &Open, now: Timestamp) -> Result<Sweep> {
+        let proposal = &open.proposal;
+        let (snapshots, findings) = self.vault.read_chains(None)?;
+        refuse_alarms(&findings)?;
+        let (spared, saved) = self.held_since(proposal, now)?;
+        let survivors = || snapshots.iter().chain(&saved).map(|snapshot| &**snapshot);
+        let needed = Needed::of(&self.vault, &self.refs, survivors())?;
+        let packs: HashSet<String> =
+            proposal.objects.iter().map(|o| &o.key).filter(|key| key.starts_with("pack/")).cloned().collect();
+        let (survey, mut rescued) = live::survey(&self.vault, &self.refs, &needed, &packs)?;
+        if !survey.is_whole() {
+            let lost = live::points_at_loss(&self.vault, &self.refs, &needed, &survey, survivors())?;
+            return Err(live::at_loss(&lost));
+        }
+        let looks = self.vault.obeys(Rule::SweepLooksAgain);
+        if !looks {
+            rescued.clear();
+        }
+        let goes: HashSet<String> = packs.difference(&rescued).cloned().collect();
+        let idle: HashSet<String> = live::idle_indexes(&survey, &goes).into_iter().map(|index| index.key).collect();
+        let verified: Vec<String> = spared.iter().map(|key| verification_prefix(key)).collect();
+        let may_go = |object: &&Condemned| match object.key.split('/').next() {
+            Some("pack") => goes.contains(&object.key),
+            Some("refs") => !looks || !needed.refs.contains(&object.key),
+            Some("index") => idle.contains(&object.key),
+            Some("snap") => !spared.contains(&object.key),
+            Some("verify") => !verified.iter().any(|prefix| object.key.starts_with(prefix)),
+            _ => true,
+        };
+        Ok(Sweep {
+            vault: self.vault.id(),
+            generation: proposal.generation,
+            proposal: open.hash,
+            at: record::now(),
+            abandoned: false,
+            heads: heads(survivors()),
+            objects: proposal.objects.iter().filter(may_go).cloned().collect(),
+            logs: proposal.logs.clone(),
+            spared,
+        })
+    }
+
+    /// Points of the proposal that were put on hold since, and their snapshots.
+    fn held_since(&self, proposal: &Proposal, now: Timestamp) -> Result<(Vec<String>, Vec<Arc<Snapshot>>)> {
+        let (holds, findings) = self.vault.holds()?;
+        refuse_alarms(&findings)?;
+        let mut spared = (Vec::new(), Vec::new());
+        for point in &proposal.points {
+            let Some((host, dataset, sequence)) = place_of(&point.snapshot) else { continue };
+            let id = point.snapshot.trim_start_matches("snap/");
+            if holds.iter().any(|hold| !hold.has_ended(now) && hold.covers(id, &dataset)) {
+                spared.0.push(point.snapshot.clone());
+                spared.1.push(self.vault.read_snapshot(&host, &dataset, sequence)?);
+            }
+        }
+        Ok(spared)
+    }
+
+    /// Says what goes, then deletes it. Where another pruner said so first, its word counts.
+    fn sweep(&self, sweep: Sweep, proposal: &Proposal) -> Result<SweepReport> {
+        match sweep.publish(&**self.vault.storage(), self.key())? {
+            Some(hash) => self.delete(&sweep, hash, proposal),
+            None => {
+                let ledger = self.vault.ledger()?;
+                let theirs = ledger.open.as_ref().filter(|open| open.proposal.generation == sweep.generation);
+                match theirs.and_then(|open| open.sweep.clone()) {
+                    Some((theirs, hash)) => self.delete(&theirs, hash, proposal),
+                    None => Err(VaultError::Conflict {
+                        object: record::key(sweep.generation, Step::Sweep),
+                        why: "another pruner has done it".to_owned(),
+                    }),
+                }
+            }
+        }
+    }
+
+    fn delete(&self, sweep: &Sweep, hash: Hash, proposal: &Proposal) -> Result<SweepReport> {
+        let storage = self.vault.storage();
+        let (mut kept, mut gone, mut bytes, mut objects) = (HashSet::new(), HashSet::new(), 0, 0);
+        for some in sweep.objects.chunks(DELETES_PER_LOOK) {
+            self.check_thawed()?;
+            kept.extend(self.needed_by_latecomers(sweep)?);
+            for object in some.iter().filter(|object| !kept.contains(&object.key)) {
+                if self.is_the_condemned(object)? {
+                    storage.delete(&object.key).doing(|| format!("removing {}", object.key))?;
+                    bytes += object.bytes;
+                    objects += 1;
+                }
+                gone.insert(object.key.clone());
+            }
+        }
+        let mut kept: Vec<String> = kept.difference(&gone).cloned().collect();
+        kept.sort();
+        let done = Done {
+            vault: self.vault.id(),
+            generation: sweep.generation,
+            sweep: hash,
+            at: record::now(),
+            kept: kept.clone(),
+        };
+        // Another pruner may have said so first.
+        let _ = done.publish(&**storage, self.key())?;
+        let swept: HashSet<&str> = sweep.objects.iter().map(|object| object.key.as_str()).collect();
+        let rescued = proposal.objects.iter().filter(|object| !swept.contains(object.key.as_str()));
+        kept.extend(rescued.map(|object| object.key.clone()));
+        Ok(SweepReport { generation: sweep.generation, objects, bytes, kept })
+    }
+
+    /// What a name says of packs, refs and keys their hash proves; of others it is looked at.
+    fn is_the_condemned(&self, object: &Condemned) -> Result<bool> {
+        let Some(hash) = object.hash else { return Ok(true) };
+        match self.vault.storage().get(&object.key) {
+            Err(e) if e.is_not_found() => Ok(false),
+            other => Ok(crate::crypt::hash(&other.doing(|| format!("reading {}", object.key))?) == hash.0),
+        }
+    }
+
+    /// A backup that did not know of the sweep may have committed after it was decided: what its point needs is left alone where it is
+    /// still there. The point is suspect all the same, until the next generation has looked.
+    fn needed_by_latecomers(&self, sweep: &Sweep) -> Result<HashSet<String>> {
+        let (snapshots, _) = self.vault.read_chains(None)?;
+        let seen = |chain: &str| sweep.heads.iter().find(|head| head.chain == chain).map_or(0, |head| head.number);
+        let is_late = |snapshot: &&Arc<Snapshot>| {
+            let chain = name::snapshots_of(&snapshot.head.host, &snapshot.head.dataset);
+            snapshot.head.sequence > seen(&chain) && snapshot.head.prune_generation < sweep.generation
+        };
+        let late: Vec<&Arc<Snapshot>> = snapshots.iter().filter(is_late).collect();
+        if late.is_empty() || sweep.abandoned {
+            return Ok(HashSet::new());
+        }
+        let needed = Needed::of(&self.vault, &self.refs, late.iter().map(|snapshot| &***snapshot));
+        let Ok(needed) = needed else {
+            // It is past help; it stays suspect.
+            return Ok(HashSet::new());
+        };
+        let goes: HashSet<String> = sweep.objects.iter().map(|object| object.key.clone()).collect();
+        let (survey, mut kept) = live::survey(&self.vault, &self.refs, &needed, &goes)?;
+        kept.extend(needed.refs.iter().filter(|key| goes.contains(*key)).cloned());
+        // What stays must be found again.
+        let named = survey.indexes.iter().filter(|i| i.packs.iter().any(|hash| kept.contains(&name::pack(&hash.0))));
+        let named: Vec<String> = named.map(|index| index.key.clone()).filter(|key| goes.contains(key)).collect();
+        kept.extend(named);
+        Ok(kept)
+    }
+}
+
+/// The tombstone of a point that goes.
+fn tombstone_of(point: &PrunedPoint) -> String {
+    point.snapshot.replacen("snap/", "tombstone/", 1)
+}
+
+fn place_of(snapshot: &str) -> Option<(String, String, u64)> {
+    match snapshot.split('/').collect::<Vec<_>>()[..] {
+        [_, host, dataset, number] => Some((name::decode(host)?, name::decode(dataset)?, name::parse_number(number)?)),
+        _ => None,
+    }
+}

@@ -1,0 +1,95 @@
+//! What a writing host does about prunes: it looks for sweeps that came while it was at work, and builds on nothing they took.
+//!
+//! Invariant: a snapshot names the newest sweep whose deletions its writer has checked all references against.
+
+use std::collections::HashSet;
+
+use crate::codec::{self, Hash};
+use crate::error::{Doing, Result, VaultError};
+use crate::host::read_file;
+use crate::index;
+use crate::name;
+use crate::open::HostVault;
+use crate::pack::PackRecord;
+use crate::port::ChunkId;
+use crate::prune::{Ledger, Rule};
+use crate::refs;
+use crate::session::{Inherited, inherited_path};
+use crate::snapshot::tombstone_key;
+
+impl HostVault {
+    /// The prune generation that a snapshot of these references may name. `begun`: what was known when the backup began. Fails where a
+    /// sweep since then took something that the snapshot would rest on.
+    pub(crate) fn check_against_prunes(
+        &self,
+        dataset: &str,
+        references: &[ChunkId],
+        refs: &Hash,
+        begun: &Ledger,
+    ) -> Result<u64> {
+        let ledger = self.ledger()?;
+        if ledger.swept_generation != begun.swept_generation && self.obeys(Rule::WriterLooks) {
+            self.recheck(dataset, references, refs, &ledger)?;
+        }
+        Ok(ledger.swept_generation)
+    }
+
+    /// Looks anew for everything that a point would rest on.
+    fn recheck(&self, dataset: &str, references: &[ChunkId], refs: &Hash, ledger: &Ledger) -> Result<()> {
+        let roster = self.roster();
+        let storage = self.storage();
+        let lost = |what: String| VaultError::SessionFailed {
+            why: format!("a prune that began after it took {what}, which it was to build on"),
+        };
+        let mut needed = HashSet::new();
+        refs::check(&**storage, &roster, self.host_name(), dataset, refs, &mut needed)
+            .map_err(|error| lost(error.to_string()))?;
+        let place = name::refs_of(self.host_name(), dataset);
+        if let Some(swept) = needed.iter().find(|hash| ledger.is_swept(&format!("{place}{hash}"))) {
+            return Err(lost(format!("{place}{swept}")));
+        }
+        let listed = storage.list("pack/").doing(|| "listing packs".to_owned())?;
+        let there: HashSet<String> = listed.into_iter().map(|o| o.key).filter(|key| !ledger.is_swept(key)).collect();
+        let mut missing: HashSet<ChunkId> = references.iter().copied().collect();
+        let mut tick_off = |packs: &[PackRecord]| {
+            for pack in packs.iter().filter(|pack| there.contains(&name::pack(&pack.hash.0))) {
+                for (id, _) in pack.frames.iter().flat_map(|frame| frame.chunks()) {
+                    missing.remove(&id);
+                }
+            }
+        };
+        let chain = name::indexes_of(self.host_name(), dataset);
+        for object in storage.list(&chain).doing(|| format!("listing {chain}"))? {
+            let Some(number) = object.key.strip_prefix(chain.as_str()).and_then(name::parse_number) else { continue };
+            let read = index::read(&**storage, &roster, self.host_name(), dataset, number)
+                .and_then(|index| index.open_body(std::slice::from_ref(self.state().index_key())));
+            match read {
+                Ok(body) => tick_off(&body.packs),
+                Err(e @ VaultError::Storage { .. }) => return Err(e),
+                Err(e) => tracing::warn!(object = object.key, "{e}"),
+            }
+        }
+        if let Some(bytes) = read_file(&inherited_path(self, dataset)?)? {
+            tick_off(&codec::decode::<Inherited>("the inherited index", &bytes)?.packs);
+        }
+        match missing.len() {
+            0 => Ok(()),
+            count => Err(lost(format!("{count} chunks"))),
+        }
+    }
+
+    /// Whether a pruned point bore this number.
+    pub(crate) fn was_pruned(&self, dataset: &str, sequence: u64) -> Result<bool> {
+        if !self.obeys(Rule::NumbersAreNotReused) {
+            return Ok(false);
+        }
+        let key = tombstone_key(self.host_name(), dataset, sequence);
+        match self.storage().get_range(&key, 0, 1) {
+            Err(e) if e.is_not_found() => Ok(false),
+            other => {
+                other.doing(|| format!("looking for {key}"))?;
+                Ok(self.tombstone(&*self.ledger()?, self.host_name(), dataset, sequence)?.is_some())
+            }
+        }
+    }
+}
