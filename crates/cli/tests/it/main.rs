@@ -1,7 +1,6 @@
 //! The binary, run as its users run it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod archive;
 mod bad_days;
 mod copies;
 mod damage;
@@ -12,7 +11,6 @@ mod joining;
 mod killed;
 mod look;
 mod machine;
-mod mount;
 mod newcomer;
 mod paper;
 mod plan;

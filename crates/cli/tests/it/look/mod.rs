@@ -1,0 +1,5 @@
+//! Looking into recovery points, and taking them out: `find`, `diff`, `cat`, `mount`, `export`, `import`.
+
+mod archive;
+mod finding;
+mod mount;
