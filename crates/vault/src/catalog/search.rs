@@ -107,6 +107,10 @@ struct Searcher<'a> {
     chains: HashMap<i64, Chain>,
     /// Folder → the one above it, and its name.
     folders: HashMap<i64, (Option<i64>, Vec<u8>)>,
+    /// The folder of the last candidate, and where it stands: the next one is most often beside it.
+    last: Option<(i64, i64, Vec<u8>)>,
+    /// For `Deleted`: names that something stood behind which ended, in order.
+    ended: Option<Vec<i64>>,
     answer: Answer,
 }
 
@@ -114,8 +118,9 @@ impl Catalog {
     /// Finds what a query asks for.
     pub fn search(&self, query: &Query) -> Result<Answer> {
         let chains = self.chains(query)?;
-        let mut searcher =
-            Searcher { catalog: self, query, chains, folders: HashMap::new(), answer: Answer::default() };
+        let ended = (query.when == When::Deleted).then(|| self.ended()).transpose()?;
+        let (folders, answer) = (HashMap::new(), Answer::default());
+        let mut searcher = Searcher { catalog: self, query, chains, folders, last: None, ended, answer };
         searcher.blocks()?;
         let mut answer = searcher.answer;
         answer.found.sort_by(|a, b| (&a.dataset, &a.path, &a.host).cmp(&(&b.dataset, &b.path, &b.host)));
@@ -129,6 +134,14 @@ impl Catalog {
         let mut statement = self.db.prepare_cached(query).map_err(failed())?;
         let rows =
             statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, moment(row.get(3)?)))).map_err(failed())?;
+        rows.collect::<Result<_, _>>().map_err(failed())
+    }
+
+    fn ended(&self) -> Result<Vec<i64>> {
+        let failed = || self.failed("looking for what is gone");
+        let query = "SELECT DISTINCT file FROM version INDEXED BY ended WHERE last IS NOT NULL ORDER BY file";
+        let mut statement = self.db.prepare_cached(query).map_err(failed())?;
+        let rows = statement.query_map([], |row| row.get(0)).map_err(failed())?;
         rows.collect::<Result<_, _>>().map_err(failed())
     }
 
@@ -265,8 +278,15 @@ impl Searcher<'_> {
 
     /// Adds a candidate that fits; `false` where there is no room for it.
     fn consider(&mut self, (file, folder, name): Candidate) -> Result<bool> {
-        let (top, mut path) = self.path_of(folder)?;
-        path = joined(&path, &name);
+        if self.ended.as_ref().is_some_and(|ended| ended.binary_search(&file).is_err()) {
+            return Ok(true);
+        }
+        if self.last.as_ref().is_none_or(|(last, ..)| *last != folder) {
+            let (top, path) = self.path_of(folder)?;
+            self.last = Some((folder, top, path));
+        }
+        let Some((_, top, above)) = &self.last else { return Ok(true) };
+        let (top, path) = (*top, joined(above, &name));
         let Some(chain) = self.chains.get(&top).filter(|chain| chain.wanted) else { return Ok(true) };
         let full = joined(&chain.prefix, &path);
         let full = if chain.prefix.is_empty() { [b"/", &path[..]].concat() } else { full };
