@@ -98,8 +98,7 @@ impl Unlocked {
         let inherited = Inherited { indexes, packs: source.packs.into_iter().map(|p| p.record).collect() };
         write_secret_file(&inherited_path(host, dataset)?, &crate::codec::encode(&inherited)?)?;
         host.state().keep_chunk_key(&host.id(), dataset, &key)?;
-        host.indexes_cache().remove(dataset);
-        Ok(())
+        host.forget_known(dataset)
     }
 }
 

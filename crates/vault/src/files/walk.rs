@@ -22,7 +22,7 @@ use super::tree::{Kind, Node, Span};
 use crate::{ChunkId, ChunkSink};
 
 /// Scanned entries that may wait for the backup.
-const READY_ENTRIES_MAX: usize = 64 << 10;
+const READY_ENTRIES_MAX: usize = 16 << 10;
 
 /// File systems that hold no data, only views of the kernel: proc, sysfs, cgroup (1, 2), devpts, debugfs, tracefs,
 /// securityfs, bpf, mqueue, configfs, binfmt_misc.

@@ -1,33 +1,69 @@
 //! What a session knows before it begins: the chunks that the vault has, and what interrupted sessions left behind.
 //!
+//! What the indexes say is kept on the host: `DATASET.known` (which indexes were read, the packs) names the files of the table of
+//! chunks (`table.rs`). It is only a shorter way to what the vault's indexes say: without it, or damaged, they are read again.
+//!
 //! Invariant: no uploaded pack is lost: the host keeps a list of what each session is uploading, and the next one adopts the
 //! list of any session that is dead. A session is locked before it can be seen, so that none is adopted alive.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use minicbor::{Decode, Encode};
 
 use crate::codec::{self, Hash};
 use crate::error::{Doing, Result, VaultError};
-use crate::host::read_file;
+use crate::host::{read_file, write_secret_file};
 use crate::index::{self, Head, IndexBody};
 use crate::name;
 use crate::open::HostVault;
 use crate::pack::PackRecord;
-use crate::port::ChunkId;
 use crate::seal::Recipient;
 use crate::snapshot::IndexSeen;
+
+use super::table::{self, Table};
 
 /// Which chunks a data set has, as far as this host knows. Kept between sessions.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KnownChunks {
     pub(super) head: Head,
-    read: HashSet<u64>,
+    read: BTreeSet<u64>,
+    /// Where `table` says in which pack a chunk is, it means the place in here.
     pub(super) packs: Vec<(Hash, u64)>,
-    pub(super) chunks: HashMap<ChunkId, u32>,
+    pub(super) table: Table,
     pub(super) others: Vec<IndexSeen>,
+    inherited: bool,
+    /// Not in the table yet.
+    waiting: Vec<[u8; 28]>,
 }
+
+/// The form in which it is kept, after a BLAKE3 hash of it.
+#[derive(Debug, Encode, Decode)]
+struct Kept {
+    #[n(0)]
+    number: u64,
+    #[n(1)]
+    head: Option<Hash>,
+    #[n(2)]
+    read: Vec<u64>,
+    #[n(3)]
+    packs: Vec<(Hash, u64)>,
+    #[n(4)]
+    others: Vec<IndexSeen>,
+    #[n(5)]
+    inherited: bool,
+    /// File names in the same directory.
+    #[n(6)]
+    runs: Vec<String>,
+}
+
+/// Records that wait before they make a run: 28 MB.
+const WAITING_MAX: usize = 1 << 20;
+/// Files of runs that nobody names are younger than this only while they are being written.
+const DRAFT_AGE_MAX: Duration = Duration::from_secs(3600);
 
 impl KnownChunks {
     fn add(&mut self, packs: &[PackRecord]) {
@@ -35,7 +71,7 @@ impl KnownChunks {
             let place = self.packs.len() as u32;
             self.packs.push((pack.hash, pack.bytes));
             for frame in &pack.frames {
-                self.chunks.extend(frame.chunks().map(|(id, _)| (id, place)));
+                self.waiting.extend(frame.chunks().map(|(id, _)| table::record(&id, place)));
             }
         }
     }
@@ -65,7 +101,25 @@ pub(super) struct Pending {
 impl HostVault {
     /// What this host's indexes say, read as far as they were not read before; adopts what interrupted sessions left behind.
     pub(super) fn load_known(&self, dataset: &str, recipients: &[Recipient]) -> Result<KnownChunks> {
-        let mut known = self.indexes_cache().get(dataset).cloned().unwrap_or_default();
+        let cached = self.indexes_cache().get(dataset).cloned();
+        let kept = cached.or_else(|| self.read_kept(dataset)).filter(|known| !known.table.is_damaged());
+        let known = match kept {
+            Some(kept) => match self.bring_up_to_date(dataset, recipients, kept) {
+                // What was kept is damaged.
+                Err(VaultError::State { source, .. }) if source.kind() == std::io::ErrorKind::InvalidData => {
+                    tracing::warn!(dataset, "the table of chunks is damaged; the indexes are read again");
+                    self.bring_up_to_date(dataset, recipients, KnownChunks::default())?
+                }
+                other => other?,
+            },
+            None => self.bring_up_to_date(dataset, recipients, KnownChunks::default())?,
+        };
+        self.indexes_cache().insert(dataset.to_owned(), known.clone());
+        Ok(known)
+    }
+
+    fn bring_up_to_date(&self, dataset: &str, recipients: &[Recipient], mut known: KnownChunks) -> Result<KnownChunks> {
+        let before = known.read.len();
         let roster = self.roster();
         let chain = name::indexes_of(self.host_name(), dataset);
         let listed = self.storage().list(&chain).doing(|| format!("listing {chain}"))?;
@@ -80,7 +134,12 @@ impl HostVault {
             // One that was sealed to a former key of this host is a link of the chain all the same.
             let hash = read.as_ref().ok().map(|index| index.hash);
             match read.and_then(|index| index.open_body(std::slice::from_ref(self.state().index_key()))) {
-                Ok(body) => known.add(&body.packs),
+                Ok(body) => {
+                    known.add(&body.packs);
+                    if known.waiting.len() > WAITING_MAX {
+                        self.settle(dataset, &mut known)?;
+                    }
+                }
                 Err(e @ VaultError::Storage { .. }) => return Err(e),
                 // A damaged index costs an upload; `check` names it.
                 Err(e) => tracing::warn!(object = object.key, "{e}"),
@@ -94,16 +153,102 @@ impl HostVault {
         {
             known.head = Head { number: seen, hash: crate::crypt::unhex(&hash).map(Hash) };
         }
-        if known.others.is_empty()
+        if !known.inherited
             && let Some(bytes) = read_file(&inherited_path(self, dataset)?)?
         {
             let inherited: Inherited = codec::decode("the inherited index", &bytes)?;
             known.add(&inherited.packs);
             known.others = inherited.indexes;
+            known.inherited = true;
         }
         self.adopt_pending(dataset, recipients, &mut known)?;
-        self.indexes_cache().insert(dataset.to_owned(), known.clone());
+        if !known.waiting.is_empty() || known.read.len() != before {
+            self.settle(dataset, &mut known)?;
+            self.keep(dataset, &known)?;
+        }
         Ok(known)
+    }
+
+    /// Moves what waits into the table.
+    fn settle(&self, dataset: &str, known: &mut KnownChunks) -> Result<()> {
+        let directory = self.pending_directory()?;
+        let fresh_name =
+            || directory.join(format!("{}.{:016x}.chunks", name::encode(dataset), crate::crypt::random_u64()));
+        let added = known.table.add(std::mem::take(&mut known.waiting), &directory, Some(&fresh_name));
+        added.map_err(|source| VaultError::State {
+            path: directory.display().to_string(),
+            doing: "writing the table of chunks in it".to_owned(),
+            source,
+        })
+    }
+
+    fn kept_path(&self, dataset: &str) -> Result<PathBuf> {
+        Ok(self.pending_directory()?.join(format!("{}.known", name::encode(dataset))))
+    }
+
+    /// What was kept, if all of it is there and sound.
+    fn read_kept(&self, dataset: &str) -> Option<KnownChunks> {
+        let path = self.kept_path(dataset).ok()?;
+        let bytes = read_file(&path).ok()??;
+        let (sum, kept) = bytes.split_first_chunk::<32>()?;
+        if *sum != crate::crypt::hash(kept) {
+            return None;
+        }
+        let kept: Kept = codec::decode("what is kept of the indexes", kept).ok()?;
+        let directory = path.parent()?;
+        let runs: Vec<PathBuf> = kept.runs.iter().map(|run| directory.join(run)).collect();
+        Some(KnownChunks {
+            head: Head { number: kept.number, hash: kept.head },
+            read: kept.read.into_iter().collect(),
+            packs: kept.packs,
+            table: Table::open(&runs)?,
+            others: kept.others,
+            inherited: kept.inherited,
+            waiting: Vec::new(),
+        })
+    }
+
+    fn keep(&self, dataset: &str, known: &KnownChunks) -> Result<()> {
+        let path = self.kept_path(dataset)?;
+        let names = known.table.paths().filter_map(|run| Some(run.file_name()?.to_string_lossy().into_owned()));
+        let kept = Kept {
+            number: known.head.number,
+            head: known.head.hash,
+            read: known.read.iter().copied().collect(),
+            packs: known.packs.clone(),
+            others: known.others.clone(),
+            inherited: known.inherited,
+            runs: names.collect(),
+        };
+        let bytes = codec::encode(&kept)?;
+        write_secret_file(&path, &[&crate::crypt::hash(&bytes)[..], &bytes].concat())?;
+        // Runs that were merged into others; what another session may just be writing is left.
+        let prefix = format!("{}.", name::encode(dataset));
+        for entry in path.parent().into_iter().filter_map(|parent| std::fs::read_dir(parent).ok()).flatten().flatten() {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            let is_run = file.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".chunks"));
+            let age = entry.metadata().and_then(|found| found.modified()).ok().and_then(|at| at.elapsed().ok());
+            if is_run.is_some_and(|rest| rest.len() == 16)
+                && !kept.runs.contains(&file)
+                && age.is_some_and(|age| age > DRAFT_AGE_MAX)
+            {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets what is kept of a data set's indexes: they are read again.
+    pub(crate) fn forget_known(&self, dataset: &str) -> Result<()> {
+        self.indexes_cache().remove(dataset);
+        match std::fs::remove_file(self.kept_path(dataset)?) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(VaultError::State {
+                path: self.kept_path(dataset)?.display().to_string(),
+                doing: "removing it".to_owned(),
+                source,
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn pending_directory(&self) -> Result<PathBuf> {

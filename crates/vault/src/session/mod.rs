@@ -8,9 +8,11 @@
 
 mod known;
 mod packing;
+mod table;
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -40,10 +42,13 @@ use crate::storage::Put;
 use self::known::Pending;
 pub(crate) use self::known::{Inherited, KnownChunks, inherited_path};
 use self::packing::Packing;
+use self::table::Table;
 
 /// An interrupted session's index is at most so old (where the host's own list is lost, too).
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 const CHECKPOINT_PACKS: usize = 64;
+/// New chunks of a session that are kept in memory, about.
+const FRESH_MAX: usize = 128 << 10;
 /// Finished packs waiting for the writer.
 const QUEUE_PACKS: usize = 1;
 
@@ -73,6 +78,48 @@ impl Default for SessionOptions {
     }
 }
 
+/// What the vault had when the session began.
+#[derive(Debug)]
+struct Known {
+    table: Table,
+    /// Which of the packs that the table names can be relied on.
+    there: Vec<bool>,
+}
+
+impl Known {
+    fn contains(&self, id: &ChunkId) -> bool {
+        self.table.any(id, |pack| self.there.get(pack as usize) == Some(&true))
+    }
+}
+
+/// What came in since. What is in an index is moved to a table when it gets much.
+#[derive(Debug, Default)]
+struct Fresh {
+    ids: HashSet<ChunkId>,
+    indexed: Table,
+}
+
+impl Fresh {
+    fn contains(&self, id: &ChunkId) -> bool {
+        self.ids.contains(id) || self.indexed.any(id, |_| true)
+    }
+
+    /// Whether it was not there before.
+    fn insert(&mut self, id: ChunkId) -> bool {
+        !self.indexed.any(&id, |_| true) && self.ids.insert(id)
+    }
+
+    /// What cannot be moved stays where it is.
+    fn settle(&mut self, packs: &[PackRecord], directory: &Path) {
+        let chunks = || packs.iter().flat_map(|pack| &pack.frames).flat_map(|frame| frame.chunks());
+        if self.indexed.add(chunks().map(|(id, _)| table::record(&id, 0)).collect(), directory, None).is_ok() {
+            for (id, _) in chunks() {
+                self.ids.remove(&id);
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Unindexed {
     head: Head,
@@ -91,11 +138,11 @@ struct Shared {
     index_recipients: Vec<Recipient>,
     chunk_key: ChunkKey,
     packing: Packing,
-    known: HashSet<ChunkId>,
+    known: Known,
     /// What was pruned when it began.
     ledger: Arc<Ledger>,
     others: Vec<IndexSeen>,
-    fresh: Mutex<HashSet<ChunkId>>,
+    fresh: Mutex<Fresh>,
     queue: Mutex<Option<SyncSender<Finished>>>,
     in_flight: Mutex<usize>,
     landed: Condvar,
@@ -141,12 +188,6 @@ impl HostVault {
         let is_there =
             |(hash, bytes): &(Hash, u64)| present.get(&name::pack(&hash.0)) == Some(bytes) && !ledger.is_doomed(hash);
         let there: Vec<bool> = known.packs.iter().map(is_there).collect();
-        let chunks = known
-            .chunks
-            .iter()
-            .filter(|(_, pack)| there.get(**pack as usize) == Some(&true))
-            .map(|(id, _)| *id)
-            .collect();
         let secret: [u8; 32] = random();
         let sealed_secret = seal(std::slice::from_ref(&content), &secret)?;
         let (sender, receiver) = sync_channel(QUEUE_PACKS);
@@ -157,7 +198,7 @@ impl HostVault {
             index_recipients,
             chunk_key,
             packing: Packing::new(self.id(), secret, sealed_secret, options),
-            known: chunks,
+            known: Known { table: known.table, there },
             ledger,
             others: known.others,
             fresh: Mutex::default(),
@@ -280,7 +321,15 @@ impl Shared {
             let published =
                 self.vault.publish_index(&self.dataset, &self.index_recipients, unindexed.head, &body, finished);
             match published {
-                Ok(head) => unindexed.head = head,
+                Ok(head) => {
+                    unindexed.head = head;
+                    let mut fresh = lock(&self.fresh);
+                    if let Some(directory) = self.pending.list.parent()
+                        && fresh.ids.len() > FRESH_MAX
+                    {
+                        fresh.settle(&body.packs, directory);
+                    }
+                }
                 Err(e) => {
                     unindexed.packs = body.packs;
                     return Err(e);
@@ -394,6 +443,10 @@ impl BackupSession {
         let point = self.publish_snapshot(&draft, head)?;
         let _ = std::fs::remove_file(&shared.pending.list);
         let _ = std::fs::remove_file(&shared.pending.lock);
+        if shared.known.table.is_damaged() {
+            // What could not be looked up was stored again; the next session reads the indexes anew.
+            shared.vault.forget_known(&shared.dataset)?;
+        }
         Ok(point)
     }
 

@@ -252,3 +252,53 @@ fn a_session_that_is_dropped_leaves_no_point_and_no_thread() {
     assert!(faulty.list("snap/").unwrap().is_empty());
     back_up(&host, "app", 1, 10).unwrap();
 }
+
+/// Files of this ending in the host's state directory of the vault.
+fn kept_files(world: &World, ending: &str) -> Vec<std::path::PathBuf> {
+    let directory = world.state.vault_directory(&world.vault.id()).unwrap();
+    let all = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    all.filter(|path| path.to_string_lossy().ends_with(ending)).collect()
+}
+
+#[test]
+fn what_a_host_keeps_of_its_indexes_saves_reading_them_and_can_be_lost() {
+    let world = World::new();
+    let storage = Faulty::new(world.storage.clone());
+    // A new process each time.
+    let back_up_again = |seed, count| {
+        let before = storage.seen().len();
+        let point = back_up(&world.reopen(storage.clone()).unwrap(), "app", seed, count).unwrap();
+        let reads = |(operation, key): &(Operation, String)| *operation == Operation::Get && key.starts_with("index/");
+        (point, storage.seen().iter().skip(before).filter(|seen| reads(seen)).count())
+    };
+    back_up_again(1, 400);
+    back_up_again(1, 500);
+    assert_eq!(back_up_again(1, 500).1, 1, "each index is read once");
+    let (same, reads) = back_up_again(1, 500);
+    assert_eq!((same.bytes_new, reads), (0, 0));
+
+    let spoil = |path: &std::path::Path, at: usize| {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
+    for path in kept_files(&world, ".known") {
+        spoil(&path, 40);
+    }
+    let (same, reads) = back_up_again(1, 500);
+    assert_eq!((same.bytes_new, reads), (0, 2));
+    for path in kept_files(&world, ".chunks") {
+        std::fs::remove_file(path).unwrap();
+    }
+    let (same, reads) = back_up_again(1, 500);
+    assert_eq!((same.bytes_new, reads), (0, 2));
+    // A damaged page is no answer: its chunks are stored once more, and then all is well again.
+    for path in kept_files(&world, ".chunks") {
+        spoil(&path, 1000);
+    }
+    let (more, _) = back_up_again(1, 500);
+    assert!(more.bytes_new > 0);
+    assert!(is_right(&world.unlock(), &more, 1, 500).unwrap());
+    let (same, reads) = back_up_again(1, 500);
+    assert_eq!((same.bytes_new, reads), (0, 3));
+}

@@ -45,7 +45,7 @@ const SMALL_BYTES_MAX: u64 = 1 << 20;
 /// A group of neighbours is cut and stored once it has gathered this much.
 const GROUP_BYTES: u64 = 8 << 20;
 /// And this many files, so that a million empty files are no burden.
-const GROUP_FILES_MAX: usize = 16 << 10;
+const GROUP_FILES_MAX: usize = 4 << 10;
 /// What a summary lists by name; beyond it only the number grows.
 const LISTED_MAX: usize = 10_000;
 
