@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bad_days;
+mod buckets;
 mod copies;
 mod damage;
 mod demo;
@@ -15,6 +16,9 @@ mod newcomer;
 mod paper;
 mod plan;
 mod runs;
+#[path = "../../../adapters/tests/it/objects/servers.rs"]
+#[allow(dead_code)] // The other tests that include it use the rest.
+mod s3_servers;
 mod screens;
 mod served;
 mod status;

@@ -38,7 +38,7 @@ fn where_there_is_no_vault() {
     exit 1
     "#);
     insta::assert_snapshot!(machine.line("points --vault ftp://bucket/x").screen(), @r#"
-    error: storage of the kind "ftp" is not in this version; use a directory (file:///path or a bare path), az://…, gs://…, s3://…
+    error: storage of the kind "ftp" is not in this version; use a directory (file:///path or a bare path), az://…, gs://…, s3://…, ssh://…, unix://…
     exit 2
     "#);
     insta::assert_snapshot!(machine.line("points").screen(), @r#"

@@ -1,7 +1,7 @@
 //! A backup session: takes chunks from many threads, writes packs in the background, ends in a snapshot.
 //!
 //! ```text
-//! put (n threads) ─ hash ─ known? ─ frame of the thread ─ compress ─┐ seal into the pack ─ bounded queue ─ writer ─ index ─ snapshot
+//! put (n threads) ─ hash ─ known? ─ frame of the thread ─ compress ─┐ seal into the pack ─ bounded queue ─ writers ─ index ─ snapshot
 //! ```
 //! Invariants: packs before indexes before the snapshot; nothing is compressed that the vault has; an interrupted session loses no
 //! uploaded pack (the host keeps a list of what it is uploading, and checkpoints publish it); after a failure nothing is committed.
@@ -49,8 +49,10 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 const CHECKPOINT_PACKS: usize = 64;
 /// New chunks of a session that are kept in memory, about.
 const FRESH_MAX: usize = 128 << 10;
-/// Finished packs waiting for the writer.
+/// Finished packs waiting for a writer.
 const QUEUE_PACKS: usize = 1;
+/// However many a storage wants: each holds a pack in memory.
+const WRITERS_MAX: usize = 8;
 
 #[derive(Debug, Clone, Copy)]
 pub struct SessionOptions {
@@ -124,10 +126,12 @@ impl Fresh {
 struct Unindexed {
     head: Head,
     packs: Vec<PackRecord>,
+    /// On their way to the storage.
+    writing: Vec<PackRecord>,
     last: Instant,
 }
 
-/// A finished pack, on its way to the writer.
+/// A finished pack, on its way to a writer.
 type Finished = (Vec<u8>, PackRecord);
 
 #[derive(Debug)]
@@ -158,7 +162,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct BackupSession {
     shared: Arc<Shared>,
-    writer: Option<JoinHandle<()>>,
+    writers: Vec<JoinHandle<()>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -205,23 +209,33 @@ impl HostVault {
             queue: Mutex::new(Some(sender)),
             in_flight: Mutex::default(),
             landed: Condvar::new(),
-            unindexed: Mutex::new(Unindexed { head: known.head, packs: Vec::new(), last: Instant::now() }),
+            unindexed: Mutex::new(Unindexed {
+                head: known.head,
+                packs: Vec::new(),
+                writing: Vec::new(),
+                last: Instant::now(),
+            }),
             failed: AtomicBool::new(false),
             failure: Mutex::default(),
             bytes_new: AtomicU64::new(0),
             bytes_stored: AtomicU64::new(0),
             pending: self.open_pending(dataset)?,
         });
-        let writing = shared.clone();
-        let writer = std::thread::Builder::new()
-            .name("vault-writer".to_owned())
-            .spawn(move || writing.write_packs(&receiver))
-            .map_err(|source| VaultError::State {
-                path: "-".to_owned(),
-                doing: "starting a thread".to_owned(),
-                source,
-            })?;
-        Ok(BackupSession { shared, writer: Some(writer) })
+        let receiver = Arc::new(Mutex::new(receiver));
+        let mut session = BackupSession { shared, writers: Vec::new() };
+        for _ in 0..self.storage().parallel_writes().clamp(1, WRITERS_MAX) {
+            let (writing, receiver) = (session.shared.clone(), receiver.clone());
+            let writer = std::thread::Builder::new()
+                .name("vault-writer".to_owned())
+                .spawn(move || writing.write_packs(&receiver))
+                .map_err(|source| VaultError::State {
+                    path: "-".to_owned(),
+                    doing: "starting a thread".to_owned(),
+                    source,
+                })?;
+            session.writers.push(writer);
+        }
+        Ok(session)
     }
 }
 
@@ -278,13 +292,15 @@ impl Shared {
         let sent = queue.is_some_and(|queue| queue.send(finished).is_ok());
         if !sent {
             *lock(&self.in_flight) -= 1;
-            self.fail(&VaultError::invalid("the backup session", "its writer has ended"));
+            self.fail(&VaultError::invalid("the backup session", "its writers have ended"));
         }
         self.check()
     }
 
-    fn write_packs(&self, receiver: &Receiver<Finished>) {
-        while let Ok((bytes, record)) = receiver.recv() {
+    fn write_packs(&self, receiver: &Mutex<Receiver<Finished>>) {
+        loop {
+            let next = lock(receiver).recv();
+            let Ok((bytes, record)) = next else { return };
             // After a failure the queue is only emptied, so that nobody waits.
             if !self.failed.load(Ordering::SeqCst)
                 && let Err(e) = self.write_pack(&bytes, record)
@@ -299,11 +315,17 @@ impl Shared {
 
     fn write_pack(&self, bytes: &[u8], record: PackRecord) -> Result<()> {
         let key = name::pack(&record.hash.0);
-        let mut unindexed = lock(&self.unindexed);
-        let packs = unindexed.packs.iter().cloned().chain([record.clone()]).collect();
-        write_secret_file(&self.pending.list, &codec::encode(&self.body(packs))?)?;
+        {
+            let mut unindexed = lock(&self.unindexed);
+            unindexed.writing.push(record.clone());
+            let packs = unindexed.packs.iter().chain(&unindexed.writing).cloned().collect();
+            write_secret_file(&self.pending.list, &codec::encode(&self.body(packs))?)?;
+        }
+        // Nothing is held meanwhile: others write theirs.
         self.vault.storage().put_if_absent(&key, bytes).doing(|| format!("writing {key}"))?;
         self.bytes_stored.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let mut unindexed = lock(&self.unindexed);
+        unindexed.writing.retain(|other| other.hash != record.hash);
         unindexed.packs.push(record);
         if unindexed.packs.len() >= CHECKPOINT_PACKS || unindexed.last.elapsed() >= CHECKPOINT_EVERY {
             self.publish(&mut unindexed, false)?;
@@ -545,7 +567,7 @@ impl BackupSession {
 impl Drop for BackupSession {
     fn drop(&mut self) {
         lock(&self.shared.queue).take();
-        if let Some(writer) = self.writer.take() {
+        for writer in self.writers.drain(..) {
             // A writer that panicked has nothing left to say.
             let _ = writer.join();
         }

@@ -79,6 +79,8 @@ impl Doing {
             (_, "BlobAlreadyExists") | (304 | 412, _) => return Failure::Exists,
             (416, _) => return Failure::BeyondEnd,
             (_, "NoSuchBucket" | "ContainerNotFound") => StorageError::NoBucket { location },
+            // It was completed or given up: whoever completes looks whose object lies there.
+            (_, "NoSuchUpload") => return Failure::Exists,
             (404, _) if self.key.is_empty() => StorageError::NoBucket { location },
             (404, _) => StorageError::NotFound { key: self.key.clone() },
             (_, "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull") | (507, _) => {

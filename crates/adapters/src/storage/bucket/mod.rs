@@ -7,6 +7,7 @@ mod address;
 mod facts;
 mod failure;
 mod listing;
+mod parts;
 mod patience;
 mod policy;
 mod profile;

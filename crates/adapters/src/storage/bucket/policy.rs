@@ -30,9 +30,11 @@ fn s3(address: &Address, wanted: Wanted) -> Value {
         "Action": ["s3:GetBucketVersioning", "s3:GetBucketObjectLockConfiguration"], "Resource": bucket,
     });
     let read = json!({ "Sid": "Read", "Effect": "Allow", "Action": "s3:GetObject", "Resource": objects });
-    let create = json!({
-        "Sid": "CreateAndNeverReplace", "Effect": "Allow", "Action": "s3:PutObject", "Resource": objects,
-        "Condition": { "Null": { "s3:if-none-match": "false" } },
+    let create = json!({ "Sid": "Create", "Effect": "Allow", "Action": "s3:PutObject", "Resource": objects });
+    // Parts of an upload carry no condition; what makes an object of them does.
+    let never_replace = json!({
+        "Sid": "NeverReplace", "Effect": "Deny", "Action": "s3:PutObject", "Resource": objects,
+        "Condition": { "Null": { "s3:if-none-match": "true" }, "Bool": { "s3:ObjectCreationOperation": "true" } },
     });
     let statements = match wanted {
         Wanted::Reader => vec![list, read, ask],
@@ -53,7 +55,7 @@ fn s3(address: &Address, wanted: Wanted) -> Value {
             ]
             .map(|kind| format!("{bucket}/{under}{kind}/*"));
             let read = json!({ "Sid": "Read", "Effect": "Allow", "Action": "s3:GetObject", "Resource": own });
-            vec![list, read, create, ask]
+            vec![list, read, create, never_replace, ask]
         }
         Wanted::Pruner => {
             let delete =

@@ -27,7 +27,7 @@ use super::{facts, listing};
 
 /// The object by which a storage shows that it refuses a second creation. No listing shows it.
 pub(super) const PROOF: &str = ".lifeboat/create-if-absent";
-const PROOF_TEXT: &[u8] =
+pub(super) const PROOF_TEXT: &[u8] =
     b"lifeboat looks by this object whether the storage refuses to create what is there already.\n";
 /// Where what is permitted is tried out. No listing shows it either.
 const REHEARSAL: &str = ".lifeboat/doctor";
@@ -59,6 +59,8 @@ pub(super) struct Shared {
     pub(super) split_after: usize,
     pub(super) heard: Arc<Heard>,
     asks: Option<Arc<AmazonS3>>,
+    /// Whether an upload in parts can be completed on the condition that nothing is there.
+    pub(super) parts_proven: OnceCell<bool>,
 }
 
 /// What the storage said about itself, in passing.
@@ -89,6 +91,7 @@ impl BucketStorage {
             split_after: listing::SPLIT_AFTER,
             heard: Arc::default(),
             asks,
+            parts_proven: OnceCell::new(),
         };
         BucketStorage { shared: Arc::new(shared), runtime }
     }
@@ -244,11 +247,7 @@ impl Shared {
         let path = self.path(key).map_err(Failure::Final)?;
         let doing = self.doing("write", key);
         let limit = self.patience.for_upload(payload.content_length());
-        let options = || {
-            let mut attributes = Attributes::new();
-            attributes.insert(Attribute::Metadata(TOKEN.into()), token.to_owned().into());
-            PutOptions { mode: PutMode::Create, attributes, ..PutOptions::default() }
-        };
+        let options = || PutOptions { mode: PutMode::Create, attributes: signed_with(token), ..PutOptions::default() };
         let put = || self.store.put_opts(&path, payload.clone(), options());
         self.persist(&doing, limit, put).await.map(|(_, answer)| answer)
     }
@@ -257,8 +256,12 @@ impl Shared {
         self.prove().await?;
         let token = token();
         for _ in 0..CREATIONS_MAX {
-            match self.try_create(key, payload.clone(), &token).await {
-                Ok(_) => return Ok(Put::Created),
+            let tried = match self.takes_parts(&payload).await {
+                Some(s3) => self.create_in_parts(s3, key, &payload, &token).await,
+                None => self.try_create(key, payload.clone(), &token).await.map(|_| ()),
+            };
+            match tried {
+                Ok(()) => return Ok(Put::Created),
                 Err(Failure::Exists) => match self.token_of(key).await {
                     // An earlier try of ours, or one that something on the way repeated, was the one that made it.
                     Ok(there) if there.as_deref() == Some(token.as_str()) => return Ok(Put::Created),
@@ -387,6 +390,13 @@ impl From<tokio::time::error::Elapsed> for Unread {
     }
 }
 
+/// The metadata by which an object says who created it.
+pub(super) fn signed_with(token: &str) -> Attributes {
+    let mut attributes = Attributes::new();
+    attributes.insert(Attribute::Metadata(TOKEN.into()), token.to_owned().into());
+    attributes
+}
+
 fn token() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
@@ -467,6 +477,7 @@ impl Storage for BucketStorage {
             split_after: listing::SPLIT_AFTER,
             heard: shared.heard.clone(),
             asks: None,
+            parts_proven: OnceCell::new_with(Some(false)),
         };
         Ok(Some(Arc::new(BucketStorage { shared: Arc::new(beside), runtime: self.runtime.clone() })))
     }

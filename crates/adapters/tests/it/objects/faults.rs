@@ -157,3 +157,41 @@ fn a_listing_that_breaks_off_goes_on_where_it_was() {
         assert_eq!(bad.proxy.requests().len() - before, 4, "three pages, one of them twice: {spoil:?}");
     }
 }
+
+#[test]
+fn a_large_object_goes_in_parts_where_the_storage_can_be_trusted_with_them_and_is_told_right() {
+    let server = servers::emulated();
+    let bucket = server.bucket();
+    let proxy = Proxy::before(server.port);
+    let storage = open_at(&proxy.endpoint(), &bucket, User::Owner);
+    let truth = server.open(&bucket);
+    let bytes: Vec<u8> = (0..26_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for (round, spoil) in [None, Some(Spoil::ResetAfter), Some(Spoil::InternalErrorAfter), Some(Spoil::ResetBefore)]
+        .into_iter()
+        .enumerate()
+    {
+        let key = format!("pack/{round}");
+        if let Some(spoil) = spoil {
+            proxy.spoil(&format!("PUT /{bucket}/{key}?partNumber=2"), spoil, 1);
+            proxy.spoil(&format!("POST /{bucket}/{key}?uploadId"), spoil, 1);
+        }
+        assert_eq!(storage.put_if_absent(&key, &bytes).unwrap(), Put::Created, "{spoil:?}");
+        assert!(truth.get(&key).unwrap() == bytes, "{spoil:?}");
+        assert_eq!(storage.put_if_absent(&key, &bytes).unwrap(), Put::Exists, "{spoil:?}");
+    }
+    let parts = proxy.requests().iter().filter(|line| line.contains("partNumber=4")).count();
+    assert!(parts >= 8, "{:?}", proxy.requests());
+}
+
+#[test]
+fn where_an_upload_in_parts_would_replace_what_is_there_objects_go_whole() {
+    let bad = bad_line();
+    let bytes = vec![1; 26 << 20];
+    assert_eq!(bad.storage.put_if_absent("pack/1", &bytes).unwrap(), Put::Created);
+    assert_eq!(bad.storage.put_if_absent("pack/1", &bytes).unwrap(), Put::Exists);
+    assert_eq!(bad.storage.put_if_absent("pack/2", &bytes).unwrap(), Put::Created);
+    let uploads: Vec<String> =
+        bad.proxy.requests().into_iter().filter(|line| line.starts_with("POST ") && line.contains("uploads")).collect();
+    assert_eq!(uploads.len(), 1, "the one that found it out: {uploads:?}");
+    assert!(bad.truth.get("pack/2").unwrap() == bytes);
+}
