@@ -1,4 +1,4 @@
-//! The project's own chores: `cargo xtask test`, `pypi`, `bench`, `pictures`, `docs`.
+//! The project's own chores: `cargo xtask test`, `pypi`, `bench`, `fuzz`, `freeze`, `pictures`, `docs`.
 //!
 //! Invariant: a chore that could not be done entirely fails. Nothing is skipped because something was not installed.
 
@@ -6,6 +6,8 @@
 
 mod bench;
 mod docs;
+mod freeze;
+mod fuzz;
 #[cfg(test)]
 mod house;
 mod packages;
@@ -24,18 +26,25 @@ usage: cargo xtask CHORE
   bench      measures lifeboat beside its peers: `bench vault`, `bench sqlite`; writes docs/benchmarks.md; `bench catalog`: searches
   pypi       installs what the tests need of Python's registry, into target/pypi
   pictures   makes the README's pictures anew: runs the demo, then photographs its screen and its evidence page
+  fuzz       runs libFuzzer on every parser: `fuzz [--seconds N] [TARGET…]`
+  freeze     writes the example vault of today's format anew
   docs       makes the generated documents anew; `docs --check` only compares";
 
 /// Why a chore could not be done: a sentence that says what to do next.
 type Outcome = Result<ExitCode, String>;
 
 fn main() -> ExitCode {
+    if let Some(code) = fuzz::wrap() {
+        return code;
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         ["test"] => tests::run(),
         ["bench", rest @ ..] => bench::run(rest),
         ["pypi"] => pypi::install().map(|()| ExitCode::SUCCESS),
+        ["fuzz", rest @ ..] => fuzz::run(rest),
+        ["freeze"] => freeze::run(),
         ["pictures"] => pictures::make(),
         ["docs"] => docs::make(),
         ["docs", "--check"] => docs::check(),

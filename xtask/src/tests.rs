@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ExitCode, Stdio};
 
-use crate::{Outcome, cargo, docs, packages, pypi};
+use crate::{Outcome, cargo, docs, fuzz, packages, pypi};
 
 /// What one test binary reported.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +13,9 @@ struct Tally {
     passed: u64,
     failed: u64,
 }
+
+/// How long each parser is fuzzed here: enough to run its seeds and some thousand others.
+const FUZZ_SECONDS: &str = "3";
 
 pub(crate) fn run() -> Outcome {
     packages::install(packages::FOR_TESTS)?;
@@ -39,6 +42,10 @@ pub(crate) fn run() -> Outcome {
     println!("== cargo xtask docs --check");
     if !docs::is_current()? {
         complaints.push("a generated document is out of date");
+    }
+    println!("== cargo xtask fuzz --seconds {FUZZ_SECONDS}");
+    if fuzz::run(&["--seconds", FUZZ_SECONDS])? != ExitCode::SUCCESS {
+        complaints.push("a fuzzer found something");
     }
     if tally.passed == 0 {
         complaints.push("no test ran");

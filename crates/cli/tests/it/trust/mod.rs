@@ -1,0 +1,4 @@
+//! Who writes and who opens, and keys on paper.
+
+mod joining;
+mod paper;
