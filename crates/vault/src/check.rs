@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use crate::codec::Hash;
 use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, Severity, note};
+use crate::heal::Sample;
 use crate::index;
 use crate::keys::{self, Pair};
 use crate::name;
@@ -31,7 +32,13 @@ pub struct CheckReport {
     pub packs_read: u64,
     pub chunks_read: u64,
     pub bytes_read: u64,
+    /// Which part of the packs was read, where it was not all or none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<Sample>,
 }
+
+/// Everything, as a sample.
+const ALL: Sample = Sample { part: 0, of: 1 };
 
 impl CheckReport {
     /// Whether nothing is lost, damaged, forged or rolled back.
@@ -96,6 +103,16 @@ impl Vault {
 
     /// Checks what can be checked without keys.
     pub fn check(&self, options: CheckOptions) -> Result<CheckReport> {
+        self.check_reading(options.read_data.then_some(ALL))
+    }
+
+    /// As `check`, and reads this part of the packs.
+    pub fn check_sample(&self, sample: Sample) -> Result<CheckReport> {
+        let report = self.check_reading(Some(sample))?;
+        Ok(CheckReport { sample: Some(sample), ..report })
+    }
+
+    fn check_reading(&self, read: Option<Sample>) -> Result<CheckReport> {
         let mut report = CheckReport { findings: self.points(None)?.findings, ..CheckReport::default() };
         let (snapshots, _) = self.read_chains(None)?;
         report.points = snapshots.len() as u64;
@@ -119,7 +136,7 @@ impl Vault {
             note(read, &mut report.findings)?;
             dedup_last(&mut report.findings, before);
         }
-        self.check_packs(&named, options, &mut report)?;
+        self.check_packs(&named, read, &mut report)?;
         self.check_logs(&mut report)?;
         report.findings.extend(self.receipts()?.findings().iter().cloned());
         Ok(report)
@@ -263,14 +280,18 @@ impl Vault {
     fn check_packs(
         &self,
         named: &BTreeMap<Hash, (u64, String)>,
-        options: CheckOptions,
+        read: Option<Sample>,
         report: &mut CheckReport,
     ) -> Result<()> {
+        let given_up = self.given_up(&mut report.findings)?;
         let listed = self.storage().list("pack/").doing(|| "listing packs".to_owned())?;
         let there: HashMap<&str, u64> = listed.iter().map(|o| (o.key.as_str(), o.size)).collect();
         report.packs = listed.len() as u64;
         for (hash, (bytes, by)) in named {
             let key = name::pack(&hash.0);
+            if given_up.contains(hash) {
+                continue;
+            }
             match there.get(key.as_str()) {
                 None => report.findings.push(Finding::missing(
                     key,
@@ -292,7 +313,7 @@ impl Vault {
                 );
                 report.findings.push(Finding::new(Severity::Note, "unreferenced", &object.key, message));
             }
-            if options.read_data {
+            if read.is_some_and(|sample| sample.includes_key(&object.key)) {
                 let bytes = self.storage().get(&object.key).doing(|| format!("reading {}", object.key));
                 let read = bytes.and_then(|bytes| match name::pack(&crate::crypt::hash(&bytes)) == object.key {
                     true => Ok(bytes.len() as u64),
@@ -344,6 +365,16 @@ fn dedup_last(findings: &mut Vec<Finding>, start: usize) {
 impl Unlocked {
     /// Checks the structure, and the contents of every data set that the keys open.
     pub fn check(&self, options: CheckOptions) -> Result<CheckReport> {
+        self.check_opened(options.read_data.then_some(ALL))
+    }
+
+    /// As `check`, and reads this part of the packs.
+    pub fn check_sample(&self, sample: Sample) -> Result<CheckReport> {
+        let report = self.check_opened(Some(sample))?;
+        Ok(CheckReport { sample: Some(sample), ..report })
+    }
+
+    fn check_opened(&self, sample: Option<Sample>) -> Result<CheckReport> {
         // Packs are read once, here, with the stronger test.
         let mut report = Vault::check(self, CheckOptions { read_data: false })?;
         for finding in self.unlock_findings() {
@@ -358,13 +389,13 @@ impl Unlocked {
             report.findings.extend(source.findings().iter().cloned());
             dedup_last(&mut report.findings, before);
             self.check_points(&dataset, &source, &mut report)?;
-            if options.read_data {
-                self.read_packs(&source, &mut read, &mut report)?;
+            if let Some(sample) = sample {
+                self.read_packs(&source, sample, &mut read, &mut report)?;
                 self.read_logs(&dataset, &mut report)?;
             }
         }
-        if options.read_data {
-            self.hash_other_packs(&read, &mut report)?;
+        if let Some(sample) = sample {
+            self.hash_other_packs(&read, sample, &mut report)?;
         }
         Ok(report)
     }
@@ -373,6 +404,7 @@ impl Unlocked {
     fn check_points(&self, dataset: &str, source: &Source, report: &mut CheckReport) -> Result<()> {
         let there: HashSet<String> =
             self.storage().list("pack/").doing(|| "listing packs".to_owned())?.into_iter().map(|o| o.key).collect();
+        let given_up = self.given_up(&mut Vec::new())?;
         let identities: Vec<_> = self.refs.iter().cloned().collect();
         let mut done = HashSet::new();
         for snapshot in self.read_chains(Some(dataset))?.0 {
@@ -386,9 +418,8 @@ impl Unlocked {
             let before = report.findings.len();
             let ids = note(ids, &mut report.findings)?.unwrap_or_default();
             dedup_last(&mut report.findings, before);
-            let lost = |id: &&_| {
-                !source.has(id) || source.pack_of(id).is_none_or(|hash| !there.contains(&name::pack(&hash.0)))
-            };
+            let lost =
+                |id: &&_| !source.lies_in(id, |hash| there.contains(&name::pack(&hash.0)) && !given_up.contains(hash));
             let lost = ids.iter().filter(lost).count();
             if lost > 0 {
                 let message = format!(
@@ -401,10 +432,16 @@ impl Unlocked {
         Ok(())
     }
 
-    fn read_packs(&self, source: &Source, read: &mut HashSet<String>, report: &mut CheckReport) -> Result<()> {
+    fn read_packs(
+        &self,
+        source: &Source,
+        sample: Sample,
+        read: &mut HashSet<String>,
+        report: &mut CheckReport,
+    ) -> Result<()> {
         for pack in &source.packs {
             let key = name::pack(&pack.record.hash.0);
-            if !read.insert(key.clone()) {
+            if !sample.includes(&pack.record.hash.0) || !read.insert(key.clone()) {
                 continue;
             }
             let bytes = match self.storage().get(&key) {
@@ -453,9 +490,9 @@ impl Unlocked {
     }
 
     /// Packs of data sets that these keys do not open are still held against their names.
-    fn hash_other_packs(&self, read: &HashSet<String>, report: &mut CheckReport) -> Result<()> {
+    fn hash_other_packs(&self, read: &HashSet<String>, sample: Sample, report: &mut CheckReport) -> Result<()> {
         for object in self.storage().list("pack/").doing(|| "listing packs".to_owned())? {
-            if read.contains(&object.key) {
+            if read.contains(&object.key) || !sample.includes_key(&object.key) {
                 continue;
             }
             let bytes = self.storage().get(&object.key).doing(|| format!("reading {}", object.key))?;

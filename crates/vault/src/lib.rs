@@ -33,6 +33,7 @@ pub mod files;
 mod finding;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod heal;
 mod host;
 mod index;
 mod keys;
@@ -59,6 +60,7 @@ pub mod storage;
 pub use check::{CheckOptions, CheckReport, DatasetStat, Stat};
 pub use error::{Result, VaultError};
 pub use finding::{Finding, Severity};
+pub use heal::{BadPacks, Healed, Sample, SampleWish};
 pub use host::State;
 pub use log::{LogEntry, LogPiece, LogTrail, LogWriter};
 pub use open::{HostVault, InitOptions, Initialised, Unlocked, Vault};

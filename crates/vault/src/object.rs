@@ -9,8 +9,8 @@ use crate::keys::{self, Pair};
 use crate::name;
 use crate::roster::{self, Roster};
 use crate::sign::{PublicKey, Signed};
-use crate::storage::{Listed, Put, Storage, StorageError};
-use crate::{copy, index, log, prune, receipt, refs, snapshot};
+use crate::storage::{Listed, Put, Storage, StorageError, check_key};
+use crate::{copy, heal, index, log, prune, receipt, refs, snapshot};
 
 /// What a key says about its object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub(crate) enum Place {
     Tombstone(String, String, u64),
     Verification(String, String, u64),
     Receipt(String, u64),
+    /// A heal list: whose packs, of which data set.
+    Heal(String, String),
     /// The record of a copy, and whether it says that it is done.
     Copy(u64, bool),
     /// A record of a prune: generation and step.
@@ -65,6 +67,7 @@ impl PairOf {
 impl Place {
     /// `None` for a key that nothing of this version lies under.
     pub(crate) fn of(key: &str) -> Option<Place> {
+        check_key(key).ok()?;
         let parts: Vec<&str> = key.split('/').collect();
         let hash = crate::crypt::unhex::<32>;
         let pair_object = |pair: PairOf, file: &str| match file.rsplit_once('.')? {
@@ -104,6 +107,7 @@ impl Place {
             ["verify", host, dataset, number, _] => {
                 Place::Verification(name::decode(host)?, name::decode(dataset)?, name::parse_number(number)?)
             }
+            ["heal", host, dataset, _] => Place::Heal(name::decode(host)?, name::decode(dataset)?),
             ["copy", part] => {
                 let (number, done) = copy::parse_record(part)?;
                 Place::Copy(number, done)
@@ -139,6 +143,7 @@ impl Place {
             Place::Prune(_, step) => step.kind(),
             Place::Hold(_) => prune::HOLD_KIND,
             Place::Freeze(_) => prune::FREEZE_KIND,
+            Place::Heal(..) => heal::KIND,
         })
     }
 
@@ -153,6 +158,7 @@ impl Place {
             | Place::Snapshot(_, dataset, _)
             | Place::Log { dataset, .. }
             | Place::Tombstone(_, dataset, _)
+            | Place::Heal(_, dataset)
             | Place::Verification(_, dataset, _) => Some(dataset),
             _ => None,
         }
@@ -234,6 +240,7 @@ pub(crate) fn check(roster: &Roster, key: &str, place: &Place, bytes: &[u8]) -> 
             snapshot::check_verification(roster, &snapshot, key, &signed)?;
         }
         Place::Receipt(keeper, number) => receipt::check(roster, keeper, *number, bytes)?,
+        Place::Heal(host, dataset) => heal::check_list(roster, key, host, dataset, &signed)?,
         Place::Copy(number, done) => copy::check_record(roster, key, *number, *done, &signed)?,
         Place::Prune(generation, step) => prune::check_record(roster, *generation, *step, bytes)?,
         Place::Hold(number) => prune::check_hold(roster, *number, key, bytes)?,

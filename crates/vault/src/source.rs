@@ -371,14 +371,16 @@ impl Source {
         Ok(self.chunk_in(id, place, &frame)?.to_vec())
     }
 
-    pub(crate) fn has(&self, id: &ChunkId) -> bool {
-        self.places.contains_key(id)
-    }
-
     /// The pack that holds a chunk.
     pub(crate) fn pack_of(&self, id: &ChunkId) -> Option<Hash> {
         let place = self.places.get(id)?;
         self.packs.get(place.pack as usize).map(|p| p.record.hash)
+    }
+
+    /// Whether some pack that is good holds the chunk.
+    pub(crate) fn lies_in(&self, id: &ChunkId, good: impl Fn(&Hash) -> bool) -> bool {
+        let places = self.places.get(id).into_iter().chain(self.others.get(id).into_iter().flatten());
+        places.filter_map(|place| self.packs.get(place.pack as usize)).any(|pack| good(&pack.record.hash))
     }
 }
 

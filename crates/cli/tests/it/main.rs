@@ -3,7 +3,6 @@
 
 mod bad_days;
 mod buckets;
-mod copies;
 mod damage;
 mod demo;
 mod documents;
@@ -12,13 +11,13 @@ mod killed;
 mod look;
 mod machine;
 mod newcomer;
+mod places;
 mod plan;
 mod runs;
 #[path = "../../../adapters/tests/it/objects/servers.rs"]
 #[allow(dead_code)] // The other tests that include it use the rest.
 mod s3_servers;
 mod screens;
-mod served;
 mod status;
 mod trust;
 mod ways;

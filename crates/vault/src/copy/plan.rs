@@ -48,8 +48,10 @@ fn phase(place: &Place) -> Option<usize> {
         Place::Tombstone(..) | Place::Prune(..) => 7,
         Place::Snapshot(..) => 8,
         Place::Verification(..) | Place::Receipt(..) => 9,
-        // Holds, a freeze and what a pruner asks with are each vault's own.
-        Place::Enrolment(_) | Place::Copy(..) | Place::Hold(_) | Place::Freeze(_) | Place::Probe => return None,
+        // Holds, a freeze and what a pruner asks with are each vault's own; what is damaged here need not be there.
+        Place::Enrolment(_) | Place::Copy(..) | Place::Heal(..) | Place::Hold(_) | Place::Freeze(_) | Place::Probe => {
+            return None;
+        }
     })
 }
 const PHASES: usize = 10;

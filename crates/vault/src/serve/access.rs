@@ -70,7 +70,8 @@ impl Asker {
                 | Place::Refs(host, ..)
                 | Place::Snapshot(host, ..)
                 | Place::Tombstone(host, ..)
-                | Place::Verification(host, ..) => self.is(host),
+                | Place::Verification(host, ..)
+                | Place::Heal(host, _) => self.is(host),
                 Place::Pack(_) | Place::KeyFile(..) | Place::ChunkKey(_) | Place::Probe => false,
             }
     }
@@ -91,9 +92,12 @@ impl Asker {
             Place::Index(host, ..) | Place::Refs(host, ..) | Place::Snapshot(host, ..) => {
                 self.is(host) && signer.is_some_and(|name| self.is(name))
             }
-            Place::Log { .. } | Place::ChunkKey(_) | Place::Verification(..) | Place::Hold(_) | Place::Freeze(_) => {
-                signer.is_some_and(|name| self.is(name))
-            }
+            Place::Log { .. }
+            | Place::ChunkKey(_)
+            | Place::Verification(..)
+            | Place::Heal(..)
+            | Place::Hold(_)
+            | Place::Freeze(_) => signer.is_some_and(|name| self.is(name)),
             // The server looks whether the pair is new.
             Place::Statement(PairOf::Content(_), 1) => signer.is_some_and(|name| self.is(name)),
             Place::KeyFile(PairOf::Content(_), _) => true,

@@ -181,14 +181,17 @@ impl HostVault {
         let roster = self.roster();
         let index_recipients = vec![self.state().index_key().recipient(), roster.refs.parse()?, content.clone()];
         let known = self.load_known(dataset, &index_recipients)?;
-        let present: HashMap<String, u64> = self
+        let mut present: HashMap<String, u64> = self
             .storage()
             .list("pack/")
             .doing(|| "listing packs".to_owned())?
             .into_iter()
             .map(|o| (o.key, o.size))
             .collect();
-        // A pack that is gone, or is about to be pruned, is no pack: its chunks are uploaded again.
+        // A pack that is gone, damaged, or about to be pruned, is no pack: its chunks are uploaded again.
+        for bad in self.bad_packs_of(self.host_name(), dataset)? {
+            present.remove(&name::pack(&bad.0));
+        }
         let is_there =
             |(hash, bytes): &(Hash, u64)| present.get(&name::pack(&hash.0)) == Some(bytes) && !ledger.is_doomed(hash);
         let there: Vec<bool> = known.packs.iter().map(is_there).collect();

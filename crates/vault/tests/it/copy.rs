@@ -9,7 +9,7 @@ use lifeboat_vault::serve::{Rights, Who};
 use lifeboat_vault::storage::{Faulty, FsStorage, MemoryStorage, Storage};
 use lifeboat_vault::{CheckOptions, HostVault, LogPiece, Result, State, Vault, VaultError};
 
-use crate::serve_world::Near;
+use crate::serve::world::Near;
 use crate::world::{World, back_up, host_state, is_right, unlock};
 
 fn options(state: &State) -> CopyOptions {

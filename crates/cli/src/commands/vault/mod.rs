@@ -7,6 +7,7 @@ mod copy;
 mod doctor;
 mod enroll;
 mod freeze;
+mod heal;
 mod hold;
 mod init;
 mod leave;
@@ -40,6 +41,7 @@ enum Verb {
     Prune(prune::Args),
     Freeze(freeze::Args),
     Hold(hold::Args),
+    Heal(heal::Args),
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
@@ -58,5 +60,6 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Verb::Prune(args) => prune::run(args, ui),
         Verb::Freeze(args) => freeze::run(args, ui),
         Verb::Hold(args) => hold::run(args, ui),
+        Verb::Heal(args) => heal::run(args, ui),
     }
 }

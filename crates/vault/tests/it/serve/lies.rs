@@ -8,7 +8,7 @@ use lifeboat_vault::serve::{Connection, Dial, Remote, Rights, Who};
 use lifeboat_vault::storage::{MemoryStorage, Storage, StorageError};
 use lifeboat_vault::{CheckOptions, SigningKey, Vault};
 
-use crate::serve_world::{Near, connection};
+use crate::serve::world::{Near, connection};
 use crate::world::{World, back_up, host_state};
 
 fn frame(header: &[u8], body: &[u8]) -> Vec<u8> {

@@ -1,5 +1,8 @@
 //! A vault behind `vault serve`: what a host can do there, what it cannot, and what neither end can do to the other.
 
+mod lies;
+pub(crate) mod world;
+
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +12,7 @@ use lifeboat_vault::serve::{Rights, ServeOptions, Who};
 use lifeboat_vault::storage::{Faulty, MemoryStorage, Operation, Put, Storage, StorageError};
 use lifeboat_vault::{CheckOptions, HostVault, Role, TimeSource, Vault};
 
-use crate::serve_world::Near;
+use self::world::Near;
 use crate::world::{World, back_up, host_state, is_right, unlock};
 
 fn named(name: &str) -> Who {

@@ -1,0 +1,5 @@
+//! A vault in other places than a directory of one's own: served, copied, and healed from there.
+
+mod copies;
+mod healing;
+mod served;

@@ -1,0 +1,191 @@
+//! Every pack damaged in turn, and healed: from a copy, and from the host that still has the data; and packs read a part at a time.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use lifeboat_vault::copy::{CopyOptions, copy};
+use lifeboat_vault::storage::{MemoryStorage, Storage};
+use lifeboat_vault::{Badge, CheckOptions, CheckReport, Sample, SampleWish, Unlocked, Vault};
+
+use crate::world::{World, back_up, host_state, is_right};
+
+const ALL: CheckOptions = CheckOptions { read_data: true };
+const CHUNKS: u64 = 12;
+
+/// A world with three points that share nothing, so that there is a pack for each.
+fn world() -> World {
+    let world = World::new();
+    for seed in 0..3 {
+        back_up(&world.vault, "app", seed, CHUNKS).unwrap();
+    }
+    world
+}
+
+fn keys(world: &World, prefix: &str) -> Vec<String> {
+    world.storage.list(prefix).unwrap().into_iter().map(|o| o.key).collect()
+}
+
+fn damage(world: &World, key: &str) {
+    let mut bytes = world.storage.get(key).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    world.storage.put(key, &bytes).unwrap();
+}
+
+fn copy_of(world: &World) -> Arc<dyn Storage> {
+    let target: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+    let state = host_state(&world.directory, "copier");
+    let options = CopyOptions { owner: None, dataset: None, parallel: 2, bytes_per_second: None, state };
+    let source: Arc<dyn Storage> = world.storage.clone();
+    copy(&source, &target, &options, &|_, _| {}, &AtomicBool::new(false)).unwrap();
+    target
+}
+
+#[track_caller]
+fn assert_sound(unlocked: &Unlocked) -> CheckReport {
+    let report = unlocked.check(ALL).unwrap();
+    assert!(report.is_sound(), "{:?}", report.findings);
+    report
+}
+
+#[test]
+fn every_object_damaged_or_lost_comes_back_from_a_copy() {
+    let world = world();
+    let copied = copy_of(&world);
+    let everything = keys(&world, "");
+    for (number, key) in everything.iter().filter(|key| *key != "README.txt" && !key.starts_with("roster/")).enumerate()
+    {
+        let right = world.storage.get(key).unwrap();
+        match number % 2 {
+            0 => damage(&world, key),
+            _ => world.storage.delete(key).unwrap(),
+        }
+        // As a machine that has seen the vault as it was, without a key.
+        let mut rounds = 0;
+        loop {
+            let vault =
+                Vault::open(world.storage.clone(), Some(world.state.clone()), Some(&world.fingerprint)).unwrap();
+            let report = vault.check(ALL).unwrap();
+            let bad = report.bad_objects();
+            if bad.is_empty() {
+                break;
+            }
+            rounds += 1;
+            assert!(rounds < 4, "{key}: {:?}", report.findings);
+            let healed = vault.heal_from(&copied, &bad, &world.state).unwrap();
+            assert!(healed.lost.is_empty(), "{key}: {healed:?}");
+        }
+        assert!(rounds > 0 || world.storage.get(key).is_err(), "{key}: nothing was found wrong");
+        if rounds > 0 {
+            assert_eq!(world.storage.get(key).unwrap(), right, "{key}");
+        } else {
+            // A chunk-id key stands in every point, too; its absence is found with a key.
+            assert!(key.starts_with("keys/"), "{key}");
+            world.storage.put(key, &right).unwrap();
+        }
+    }
+    assert_sound(&world.unlock());
+    // Nothing of what is right is replaced, and what the copy has damaged is not taken.
+    let pack = keys(&world, "pack/").remove(0);
+    damage(&world, &pack);
+    let mut wrong = copied.get(&pack).unwrap();
+    wrong[5] ^= 1;
+    copied.put(&pack, &wrong).unwrap();
+    let healed = world.vault.heal_from(&copied, &BTreeSet::from([pack.clone()]), &world.state).unwrap();
+    assert_eq!(healed.lost, [pack]);
+    assert!(healed.findings.iter().any(|f| f.code == "damaged"));
+    let other = World::new();
+    assert!(world.vault.heal_from(&(other.storage as Arc<dyn Storage>), &BTreeSet::new(), &world.state).is_err());
+}
+
+#[test]
+fn every_pack_comes_back_from_the_host_that_still_has_the_data() {
+    let world = world();
+    for (number, pack) in keys(&world, "pack/").into_iter().enumerate() {
+        match number % 2 {
+            0 => damage(&world, &pack),
+            _ => world.storage.delete(&pack).unwrap(),
+        }
+        let report = world.unlock().check(ALL).unwrap();
+        assert_eq!(report.bad_objects(), BTreeSet::from([pack.clone()]));
+        let bad = world.unlock().bad_packs(&report).unwrap();
+        assert_eq!((bad.replaced.len(), bad.needed.as_slice()), (0, [pack.clone()].as_slice()));
+        // Every later point of the same data rests on it, too.
+        assert!(!bad.points.is_empty() && bad.points.iter().all(|p| p.badge == Badge::Corrupt));
+        for point in &bad.points {
+            world.vault.record_verification(point, Badge::Corrupt, "a pack is damaged").unwrap();
+        }
+        assert_eq!(world.vault.list_bad_packs(&report, &world.state).unwrap(), 1);
+        assert_eq!(world.vault.list_bad_packs(&report, &world.state).unwrap(), 0, "once is enough");
+
+        // The host still has all of it; it uploads what lay in that pack, and once.
+        let uploaded: Vec<u64> =
+            (0..3).map(|seed| back_up(&world.vault, "app", seed, CHUNKS).unwrap().bytes_new).collect();
+        assert_eq!(uploaded.iter().filter(|bytes| **bytes > 0).count(), 1, "{uploaded:?}");
+        assert_eq!(back_up(&world.vault, "app", number as u64, CHUNKS).unwrap().bytes_new, 0);
+
+        let unlocked = world.unlock();
+        let report = unlocked.check(ALL).unwrap();
+        let bad = unlocked.bad_packs(&report).unwrap();
+        assert_eq!((bad.replaced.as_slice(), bad.needed.len()), ([pack.clone()].as_slice(), 0));
+        unlocked.give_up(&bad).unwrap();
+        assert!(world.storage.get(&pack).is_err());
+        let unlocked = world.unlock();
+        assert_sound(&unlocked);
+        for point in unlocked.points(Some("app")).unwrap().points.iter().take(3) {
+            assert!(is_right(&unlocked, point, point.sequence - 1, CHUNKS).unwrap());
+        }
+    }
+    // Also who has no key misses nothing.
+    assert!(world.vault.check(ALL).unwrap().is_sound());
+}
+
+#[test]
+fn only_the_owner_gives_a_pack_up() {
+    let world = world();
+    let pack = keys(&world, "pack/").remove(0);
+    world.storage.delete(&pack).unwrap();
+    let report = world.vault.check(ALL).unwrap();
+    world.vault.list_bad_packs(&report, &world.state).unwrap();
+    // The host makes of its own list one that gives the pack up, and signs it.
+    let list = keys(&world, "heal/").remove(0);
+    let (at, bytes) = (list.rsplit_once('/').unwrap().0.to_owned(), world.storage.get(&list).unwrap());
+    let opened = lifeboat_vault::Signed::open("vault.heal", &list, &bytes).unwrap();
+    let mut payload = opened.payload.clone();
+    let state = payload.windows(4).position(|bytes| bytes == b"\x63app").unwrap() + 4;
+    assert_eq!(payload[state], 0);
+    payload[state] = 2;
+    let forged = lifeboat_vault::Signed::seal("vault.heal", &payload, world.state.signing_key()).unwrap();
+    world.storage.put(&format!("{at}/99999999999999999999-0"), &forged).unwrap();
+    let report = world.vault.check(ALL).unwrap();
+    assert!(report.bad_objects().contains(&pack), "{:?}", report.findings);
+    assert!(report.findings.iter().any(|f| f.code == "untrusted" && f.message.contains("may not give up")));
+}
+
+#[test]
+fn within_so_many_samples_everything_was_read() {
+    let world = World::new();
+    for seed in 0..12 {
+        back_up(&world.vault, "app", seed, 2).unwrap();
+    }
+    let packs = keys(&world, "pack/");
+    assert_eq!(packs.len(), 12);
+    for pack in &packs {
+        damage(&world, pack);
+    }
+    let mut found = BTreeSet::new();
+    let mut parts = Vec::new();
+    for _ in 0..4 {
+        let sample = world.vault.sample(SampleWish::Next(4)).unwrap();
+        let report = world.vault.check_sample(sample).unwrap();
+        let bad = report.bad_objects();
+        assert_eq!(report.sample, Some(sample));
+        assert!(bad.iter().all(|pack| found.insert(pack.clone())), "a pack was read twice");
+        assert_eq!(world.unlock().check_sample(sample).unwrap().bad_objects(), bad, "with a key, too");
+        world.vault.sample_read(sample).unwrap();
+        parts.push(sample.part);
+    }
+    assert_eq!((parts, found.into_iter().collect::<Vec<_>>()), (vec![0, 1, 2, 3], packs));
+    assert_eq!(world.vault.sample(SampleWish::Next(4)).unwrap(), Sample { part: 0, of: 4 });
+}
