@@ -395,4 +395,9 @@ impl Storage for Remote {
     fn location(&self) -> String {
         self.dial.location()
     }
+
+    /// While one pack is written at the other end, the next is on its way.
+    fn parallel_writes(&self) -> usize {
+        2
+    }
 }
