@@ -27,11 +27,17 @@ impl Cut {
         let starts = |magic: &[u8]| head.is_some_and(|head| head.starts_with(magic));
         let is_archive = head.and_then(|head| head.get(257..262)) == Some(b"ustar") || starts(b"!<arch>\n");
         let is_paged = size.is_multiple_of(PAGE_BYTES) && !is_archive && !starts(b"\x7fELF");
-        if is_paged || starts(b"SQLite format 3\0") { Cut::PAGES } else { Cut::Content }
+        match size {
+            _ if !is_paged && !starts(b"SQLite format 3\0") => Cut::Content,
+            // So that a file has at most a million pieces a terabyte.
+            0..GIBIBYTES_16 => Cut::PAGES,
+            _ => Cut::Fixed(1 << 20),
+        }
     }
 }
 
 const PAGE_BYTES: u64 = 4096;
+const GIBIBYTES_16: u64 = 16 << 30;
 
 struct Sizes {
     min: usize,
@@ -191,6 +197,7 @@ mod tests {
         tar[257..262].copy_from_slice(b"ustar");
         assert_eq!(Cut::of_file(8 << 20, Some(b"anything")), Cut::PAGES);
         assert_eq!(Cut::of_file(8 << 20, None), Cut::PAGES);
+        assert_eq!(Cut::of_file(64 << 30, None), Cut::Fixed(1 << 20));
         assert_eq!(Cut::of_file((8 << 20) + 512, Some(b"SQLite format 3\0")), Cut::PAGES);
         assert_eq!(Cut::of_file((8 << 20) + 512, Some(b"anything")), Cut::Content);
         assert_eq!(Cut::of_file(20_480 * 512, Some(&tar)), Cut::Content);
