@@ -147,7 +147,8 @@ pub(crate) fn show(findings: &[Finding], ui: &Ui) {
 /// How a verb ends that did its work: findings that cast doubt on the work itself stand.
 pub(crate) fn ends(findings: &[Finding]) -> Exit {
     let doubtful = |finding: &Finding| {
-        finding.severity == Severity::Alarm || matches!(finding.code, "freshness-unproven" | "owner-unproven")
+        finding.severity == Severity::Alarm
+            || matches!(finding.code, "freshness-unproven" | "owner-unproven" | "suspect" | "unchecked")
     };
     if findings.iter().any(doubtful) { Exit::Finding } else { Exit::Done }
 }

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use lifeboat_core::units::Size;
+use lifeboat_vault::prune::Hold;
 use lifeboat_vault::{Badge, PointInfo};
 use serde::Serialize;
 
@@ -34,6 +35,10 @@ struct Listed<'a> {
     bytes: u64,
     bytes_stored: u64,
     badge: Badge,
+    /// What is held against it, where it is suspect.
+    doubts: &'a [String],
+    /// Why no prune takes it, if it is held.
+    held: Option<&'a str>,
     epoch: u64,
 }
 
@@ -43,19 +48,26 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let wanted = args.dataset.map(|name| dataset_named(&found.points, &name)).transpose()?;
     let points: Vec<&PointInfo> =
         found.points.iter().filter(|point| wanted.as_ref().is_none_or(|wanted| point.dataset == *wanted)).collect();
-    let listed: Vec<Listed<'_>> = points.iter().map(|point| listed(point)).collect();
+    let (holds, hold_findings) = vault.holds().map_err(CommandError::of_vault)?;
+    let listed: Vec<Listed<'_>> = points.iter().map(|point| listed(point, &holds)).collect();
     ui.document(&listed)?;
     if points.is_empty() {
         ui.note("there are no recovery points yet; `lifeboat backup` takes one");
     } else {
-        ui.line(table(&points).trim_end());
+        ui.line(table(&points, &holds).trim_end());
     }
     door::show(&found.findings, ui);
+    door::show(&hold_findings, ui);
     let asked_for = points.first().filter(|_| wanted.is_some()).copied();
     Ok(door::ends_for(&found.findings, asked_for))
 }
 
-fn listed(point: &PointInfo) -> Listed<'_> {
+/// The hold that keeps a point today.
+fn hold_on<'a>(point: &PointInfo, holds: &'a [Hold]) -> Option<&'a Hold> {
+    holds.iter().find(|hold| !hold.has_ended(Timestamp::now()) && hold.covers(&point.id, &point.dataset))
+}
+
+fn listed<'a>(point: &'a PointInfo, holds: &'a [Hold]) -> Listed<'a> {
     Listed {
         id: &point.id,
         dataset: &point.dataset,
@@ -67,11 +79,13 @@ fn listed(point: &PointInfo) -> Listed<'_> {
         bytes: point.bytes,
         bytes_stored: point.bytes_stored,
         badge: point.badge,
+        doubts: &point.doubts,
+        held: hold_on(point, holds).map(|hold| hold.why.as_str()),
         epoch: point.epoch,
     }
 }
 
-fn table(points: &[&PointInfo]) -> String {
+fn table(points: &[&PointInfo], holds: &[Hold]) -> String {
     let rows: Vec<Vec<String>> = points
         .iter()
         .map(|point| {
@@ -81,7 +95,10 @@ fn table(points: &[&PointInfo]) -> String {
                 point.host.clone(),
                 point.files.to_string(),
                 Size(point.bytes).rounded(),
-                word(point.badge).to_owned(),
+                match hold_on(point, holds) {
+                    Some(_) => format!("{}, held", word(point.badge)),
+                    None => word(point.badge).to_owned(),
+                },
                 point.sequence.to_string(),
             ]
         })

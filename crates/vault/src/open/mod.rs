@@ -224,7 +224,6 @@ impl Vault {
     }
 
     #[cfg(test)]
-    #[allow(dead_code)]
     pub(crate) fn take_away(&self, rule: Option<crate::prune::Rule>) {
         *lock(&self.inner.taken_away) = rule;
     }

@@ -301,7 +301,7 @@ impl Vault {
         Ok(())
     }
 
-    fn check_hand(&self, by: &Hand<'_>, why: &str) -> Result<()> {
+    pub(crate) fn check_hand(&self, by: &Hand<'_>, why: &str) -> Result<()> {
         self.refresh()?;
         if why.trim().is_empty() || why.len() > TEXT_BYTES_MAX {
             let wrong = format!("it must say why, in 1 to {TEXT_BYTES_MAX} bytes");

@@ -8,6 +8,9 @@
 //! neither saw is suspect, until the next generation has looked. Invariants: nothing is deleted that no proposal condemned, nor before
 //! its time by the storage's own clock; while a kept point needs something that is not there, nothing is deleted at all.
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod checker;
 mod hold;
 mod keep;
 mod ledger;
@@ -210,10 +213,8 @@ pub(crate) enum Rule {
     WriterLooks,
     /// What neither saw is suspect.
     UnseenIsSuspect,
-    /// What is condemned waits.
-    CondemnedWaits,
-    /// What is young is spared.
-    YoungIsSpared,
+    /// A sweep looks for points that came since, before each handful of deletions.
+    LooksWhileDeleting,
     /// A number that a pruned point bore is not used again.
     NumbersAreNotReused,
 }

@@ -103,7 +103,7 @@ impl Pruner {
             return self.delete(&sweep, hash, &open.proposal).map(Swept::Done);
         }
         self.leave_tombstones(&open)?;
-        if now < waits.due && self.vault.obeys(Rule::CondemnedWaits) {
+        if now < waits.due {
             return Ok(Swept::Waits(waits));
         }
         let sweep = self.look_again(&open, now)?;
@@ -287,7 +287,7 @@ impl Pruner {
             snapshot.head.sequence > seen(&chain) && snapshot.head.prune_generation < sweep.generation
         };
         let late: Vec<&Arc<Snapshot>> = snapshots.iter().filter(is_late).collect();
-        if late.is_empty() || sweep.abandoned {
+        if late.is_empty() || sweep.abandoned || !self.vault.obeys(Rule::LooksWhileDeleting) {
             return Ok(HashSet::new());
         }
         let needed = Needed::of(&self.vault, &self.refs, late.iter().map(|snapshot| &***snapshot));

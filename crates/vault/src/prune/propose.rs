@@ -15,7 +15,7 @@ use crate::name;
 use crate::prune::keep::{Candidate, Limits, Why, decide};
 use crate::prune::live::{self, Needed, Survey};
 use crate::prune::record::{self, ChainHead, Condemned, Proposal, PrunedPoint};
-use crate::prune::{GRACE_HOURS_MIN, PruneOptions, Pruner, Rule};
+use crate::prune::{GRACE_HOURS_MIN, PruneOptions, Pruner};
 use crate::receipt::TimeSource;
 use crate::snapshot::{Badge, PointInfo, Snapshot, verification_prefix};
 use crate::storage::Listed;
@@ -275,7 +275,7 @@ impl Pruner {
         let mut spared = 0;
         let mut dead = Vec::new();
         for (key, pack) in survey.packs.iter().filter(|(_, pack)| pack.live_bytes == 0) {
-            let is_old = pack.touched.is_some_and(|at| at < lease) || !self.vault.obeys(Rule::YoungIsSpared);
+            let is_old = pack.touched.is_some_and(|at| at < lease);
             match is_old {
                 true => dead.push(Condemned { key: key.clone(), bytes: pack.bytes, hash: None }),
                 false => spared += pack.bytes,
@@ -286,7 +286,7 @@ impl Pruner {
 
     fn dead_refs(&self, needed: &Needed, lease: Timestamp) -> Result<Vec<Condemned>> {
         let is_dead = |object: &Listed| {
-            let is_old = object.stored_at.is_some_and(|at| at < lease) || !self.vault.obeys(Rule::YoungIsSpared);
+            let is_old = object.stored_at.is_some_and(|at| at < lease);
             is_old && !needed.refs.contains(&object.key)
         };
         let dead = live::list(&self.vault, "refs/")?.into_iter().filter(is_dead);

@@ -4,15 +4,18 @@
 //! notes are sealed to the content key. Invariant: a sequence has no gap but where a signed tombstone stands.
 
 mod points;
+mod suspicion;
 
 use jiff::Timestamp;
 use minicbor::{Decode, Encode};
 
 use crate::codec::{self, Hash, Moment};
-use crate::error::{Result, VaultError};
+use crate::error::{Doing, Result, VaultError};
 use crate::name;
+use crate::open::Vault;
 use crate::port::ChunkId;
-use crate::roster::Roster;
+use crate::prune::Hand;
+use crate::roster::{Role, Roster};
 use crate::sign::Signed;
 
 pub use self::points::Points;
@@ -292,6 +295,36 @@ pub(crate) fn check_verification(roster: &Roster, snapshot: &str, key: &str, sig
     match value.vault == roster.vault && value.snapshot == snapshot {
         true => Ok(()),
         false => Err(VaultError::untrusted(key, "it belongs to another place")),
+    }
+}
+
+/// How a verification begins that says that a suspect point is right.
+const ACCEPTED: &str = "accepted: ";
+
+/// Whether this verification says that a suspect point is right, by the owner or one who may: a host's own word is not enough.
+fn accepts(roster: &Roster, snapshot: &str, hash: &str, key: &str, bytes: &[u8]) -> Result<bool> {
+    let signed = Signed::open(VERIFICATION_KIND, key, bytes)?;
+    let value: Verification = codec::decode(key, &signed.payload)?;
+    let may = signed.signer == roster.owner || ACCEPTING_ROLES.iter().any(|role| roster.permits(&signed.signer, *role));
+    let is_it = value.vault == roster.vault && value.snapshot == snapshot && value.hash.to_string() == hash;
+    Ok(may && is_it && value.depth.starts_with(ACCEPTED))
+}
+
+const ACCEPTING_ROLES: [Role; 3] = [Role::Person, Role::Controller, Role::Pruner];
+
+impl Vault {
+    /// Says that a suspect point is what it should be. The owner may, and persons, controllers and pruners on the roster.
+    pub fn accept(&self, by: Hand<'_>, point: &PointInfo, why: &str) -> Result<()> {
+        self.check_hand(&by, why)?;
+        let roster = self.roster();
+        let key = by.key()?;
+        if key.public() != roster.owner && !ACCEPTING_ROLES.iter().any(|role| roster.permits(&key.public(), *role)) {
+            let why = "a host's own word is not enough; give the owner's key (--key)".to_owned();
+            return Err(VaultError::Refused { what: "accepting a suspect point".to_owned(), why });
+        }
+        let (key, bytes) = verification(&self.id(), point, Badge::Unverified, &format!("{ACCEPTED}{why}"), key)?;
+        self.storage().put_if_absent(&key, &bytes).doing(|| format!("writing {key}"))?;
+        Ok(())
     }
 }
 

@@ -14,7 +14,8 @@ use crate::index::Head;
 use crate::name;
 use crate::open::Vault;
 use crate::prune::{Ledger, Rule};
-use crate::snapshot::{Badge, PointInfo, Snapshot, badge_from, tombstone_key, verification_prefix};
+use crate::snapshot::suspicion::{self, Doubt, Shape};
+use crate::snapshot::{Badge, PointInfo, Snapshot, accepts, badge_from, tombstone_key, verification_prefix};
 use crate::storage::Listed;
 
 /// So many missing numbers of one gap are looked for one by one (pruned points leave long gaps full of tombstones).
@@ -70,9 +71,56 @@ impl Vault {
             }
             points.push(info);
         }
+        self.mark_doubts(&mut points, &verified, &mut findings)?;
         findings.extend(self.unfinished_copy()?);
         findings.extend(put_in_order(&mut points));
         Ok(Points { points, findings })
+    }
+
+    /// Marks points that look as if something had gone through the data before. `points`: chain by chain, oldest first.
+    fn mark_doubts(&self, points: &mut [PointInfo], verified: &[Listed], findings: &mut Vec<Finding>) -> Result<()> {
+        for chain in points.chunk_by_mut(|a, b| (&a.host, &a.dataset) == (&b.host, &b.dataset)) {
+            let mut shapes: Vec<Shape> = chain.iter().map(|point| Shape::of(point, false)).collect();
+            let mut judged = suspicion::judge(&shapes);
+            // What somebody accepted changes what is held against the points after it.
+            let mut asked = BTreeSet::new();
+            while let Some(place) = (0..chain.len()).find(|place| !judged[*place].is_empty() && asked.insert(*place)) {
+                if self.is_accepted(&chain[place], verified)? {
+                    shapes[place].accepted = true;
+                    judged = suspicion::judge(&shapes);
+                }
+            }
+            let mut origin = String::new();
+            for (point, doubts) in chain.iter_mut().zip(judged) {
+                for doubt in doubts {
+                    let why = match doubt {
+                        Doubt::Own(why) => {
+                            origin.clone_from(&point.id);
+                            findings.push(suspect(point, &why));
+                            why
+                        }
+                        Doubt::Follows => format!("it follows {origin}, which is suspect"),
+                    };
+                    point.doubts.push(why);
+                }
+                if !point.doubts.is_empty() && point.badge != Badge::Corrupt {
+                    point.badge = Badge::Suspect;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_accepted(&self, point: &PointInfo, verified: &[Listed]) -> Result<bool> {
+        let prefix = verification_prefix(&point.key);
+        let start = verified.partition_point(|o| o.key.as_str() < prefix.as_str());
+        for object in verified[start..].iter().take_while(|o| o.key.starts_with(&prefix)) {
+            let bytes = self.storage().get(&object.key).doing(|| format!("reading {}", object.key))?;
+            if accepts(&self.roster(), &point.key, &point.hash, &object.key, &bytes).unwrap_or(false) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The point before this one in its host's chain, if it is there.
@@ -289,6 +337,14 @@ impl Vault {
 struct Burials<'a> {
     ledger: &'a Ledger,
     keys: HashSet<String>,
+}
+
+fn suspect(point: &PointInfo, why: &str) -> Finding {
+    let message = format!(
+        "{} is suspect: {why}. Look at it before older points go; if it is right, say so: lifeboat vault accept {} --why …",
+        point.id, point.id
+    );
+    Finding::new(Severity::Warning, "suspect", &point.key, message)
 }
 
 fn mark_unchecked(point: &mut PointInfo) -> Finding {

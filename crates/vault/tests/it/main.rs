@@ -14,6 +14,7 @@ mod heal;
 mod hostile;
 mod look;
 mod prune;
+mod ransomware;
 mod receipts;
 mod serve;
 mod storage;

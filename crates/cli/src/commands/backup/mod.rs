@@ -67,6 +67,7 @@ struct Report {
     changed: Vec<String>,
     notes: Vec<String>,
     clock_back_seconds: Option<f64>,
+    doubts: Vec<String>,
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
@@ -101,7 +102,8 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
 
 fn tell(vault: &str, taken: Taken, ui: &Ui) -> Result<(), CommandError> {
     taken.say(ui);
-    let Taken { point, bytes_read, seconds, skipped, skipped_count, changed, notes, clock_back_seconds } = taken;
+    let Taken { point, bytes_read, seconds, skipped, skipped_count, changed, notes, clock_back_seconds, doubts } =
+        taken;
     ui.event(&Report {
         point: point.id,
         dataset: point.dataset,
@@ -122,5 +124,6 @@ fn tell(vault: &str, taken: Taken, ui: &Ui) -> Result<(), CommandError> {
         changed: changed.into_iter().map(|path| path.to_string_lossy().into_owned()).collect(),
         notes,
         clock_back_seconds,
+        doubts,
     })
 }

@@ -29,6 +29,8 @@ pub(super) struct Taken {
     pub(super) notes: Vec<String>,
     /// By how much this point's time is before the former one's.
     pub(super) clock_back_seconds: Option<f64>,
+    /// What is held against the point, where it is suspect.
+    pub(super) doubts: Vec<String>,
 }
 
 /// Backs up an item and commits it as a recovery point.
@@ -64,10 +66,13 @@ pub(super) fn take(
                 changed: Vec::new(),
                 notes: taken.notes,
                 clock_back_seconds: None,
+                doubts: Vec::new(),
             }
         }
     };
     let before = host.point_before(&taken.point).map_err(CommandError::of_vault)?;
+    let shown = host.points(Some(&item.dataset)).map_err(CommandError::of_vault)?.points;
+    taken.doubts = shown.into_iter().find(|p| p.id == taken.point.id).map(|p| p.doubts).unwrap_or_default();
     taken.clock_back_seconds = before.and_then(|before| taken.point.clock_back_seconds(&before));
     Ok(taken)
 }
@@ -106,6 +111,7 @@ fn take_files(
         skipped: summary.skipped,
         changed: summary.changed,
         clock_back_seconds: None,
+        doubts: Vec::new(),
     })
 }
 
@@ -123,6 +129,7 @@ impl Taken {
         self.skipped.iter().any(|skipped| !skipped.reason.starts_with("is a "))
             || self.skipped_count > self.skipped.len() as u64
             || self.clock_back_seconds.is_some()
+            || !self.doubts.is_empty()
     }
 
     pub(super) fn say(&self, ui: &Ui) {
@@ -142,6 +149,9 @@ impl Taken {
             Size(point.bytes_stored).rounded(),
             self.seconds
         ));
+        for doubt in &self.doubts {
+            ui.warn(format_args!("the recovery point is suspect: {doubt}; look at the data before older points go"));
+        }
         for skipped in &self.skipped {
             ui.warn(format_args!("not in it: {} {}", skipped.path.display(), skipped.reason));
         }

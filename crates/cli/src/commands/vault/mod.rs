@@ -2,6 +2,7 @@
 //!
 //! Invariant: whatever changes the roster or the recipients is done with the owner's key, and is said.
 
+mod accept;
 mod check;
 mod copy;
 mod doctor;
@@ -42,6 +43,7 @@ enum Verb {
     Freeze(freeze::Args),
     Hold(hold::Args),
     Heal(heal::Args),
+    Accept(accept::Args),
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
@@ -61,5 +63,6 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Verb::Freeze(args) => freeze::run(args, ui),
         Verb::Hold(args) => hold::run(args, ui),
         Verb::Heal(args) => heal::run(args, ui),
+        Verb::Accept(args) => accept::run(args, ui),
     }
 }
