@@ -42,7 +42,15 @@ impl Points {
 impl Vault {
     /// Every recovery point (of one data set, or of all).
     pub fn points(&self, dataset: Option<&str>) -> Result<Points> {
-        let (snapshots, mut findings) = self.read_chains(dataset)?;
+        self.points_of(self.read_chains(dataset)?)
+    }
+
+    /// Those of one host's chain alone: nothing is read, and nothing remembered, of what others wrote.
+    pub fn points_of_host(&self, host: &str, dataset: &str) -> Result<Points> {
+        self.points_of(self.read_chains_where(&|of, set| of == host && set == dataset)?)
+    }
+
+    fn points_of(&self, (snapshots, mut findings): (Vec<Arc<Snapshot>>, Vec<Finding>)) -> Result<Points> {
         let (roster, ledger) = (self.roster(), self.ledger()?);
         let verified = self.storage().list("verify/").doing(|| "listing verifications".to_owned())?;
         let mut points = Vec::with_capacity(snapshots.len());
@@ -147,6 +155,10 @@ impl Vault {
     }
 
     pub(crate) fn read_chains(&self, dataset: Option<&str>) -> Result<(Vec<Arc<Snapshot>>, Vec<Finding>)> {
+        self.read_chains_where(&|_, set| dataset.is_none_or(|wanted| wanted == set))
+    }
+
+    fn read_chains_where(&self, wanted: &dyn Fn(&str, &str) -> bool) -> Result<(Vec<Arc<Snapshot>>, Vec<Finding>)> {
         self.refresh()?;
         let mut findings = self.findings();
         // Before the snapshots: what is missing among them must be known to be pruned.
@@ -184,7 +196,7 @@ impl Vault {
         }
         let mut snapshots = Vec::new();
         for ((host, set), numbers) in chains {
-            if dataset.is_none_or(|wanted| wanted == set) {
+            if wanted(&host, &set) {
                 self.read_chain((&host, &set), &numbers, &burials, &mut snapshots, &mut findings)?;
             }
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use lifeboat_core::plan::{DataSet, Service, Source};
 use lifeboat_core::runbook::Target;
-use lifeboat_vault::{Badge, Finding, PointInfo, Points, Unlocked};
+use lifeboat_vault::{Badge, Finding, PointInfo, Points, Severity, Unlocked};
 
 use super::Args;
 use crate::commands::points::{dataset_named, no_points, time};
@@ -50,6 +50,7 @@ pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
     };
     let of_it: Vec<&PointInfo> = points.points.iter().filter(|point| point.dataset == dataset).collect();
     let point = choose(args, &dataset, &of_it, at, true).inspect_err(told)?.clone();
+    let passed_by = passed_by(args, &of_it, &point, at);
     // Only streams of databases have positions.
     let how = match of_it.iter().any(|point| point.position.is_some()) {
         true => {
@@ -58,6 +59,7 @@ pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
         }
         false => How::Files,
     };
+    points.findings.extend(passed_by);
     Ok(vec![task(vault, point, args.to.clone(), how, points.findings)])
 }
 
@@ -186,6 +188,22 @@ fn choose<'a>(
     })
 }
 
+/// Newer points than the chosen one that are known to be corrupt: an older state in place of the newest is no secret.
+fn passed_by(args: &Args, points: &[&PointInfo], chosen: &PointInfo, at: Option<Timestamp>) -> Option<Finding> {
+    let newer = points.iter().rev().take_while(|point| point.id != chosen.id);
+    let newest = newer
+        .filter(|point| point.badge == Badge::Corrupt && point.epoch >= chosen.epoch)
+        .filter(|point| args.host.as_ref().is_none_or(|host| point.host == *host))
+        .find(|point| args.point.is_none() && at.is_none_or(|at| point.taken_at <= at))?;
+    let message = format!(
+        "recovery point {} is known to be corrupt; {}, of {}, is restored in its place (`vault heal` may bring the newer back)",
+        newest.id,
+        chosen.id,
+        time(chosen.taken_at)
+    );
+    Some(Finding { severity: Severity::Alarm, code: "corrupt", object: newest.id.clone(), message })
+}
+
 fn of_plan(args: &Args, loaded: &Loaded, at: Option<Timestamp>, ui: &Ui) -> Result<Vec<Task>, CommandError> {
     let plan = &loaded.plan;
     let Some(name) = &args.what else {
@@ -294,6 +312,7 @@ fn look(args: &Args, name: &str, dataset: &DataSet, at: Option<Timestamp>, ui: &
     points.retain(|point| point.dataset == dataset.name);
     let of_it: Vec<&PointInfo> = points.iter().collect();
     let point = choose(args, &dataset.name, &of_it, at, false).inspect_err(|_| door::show(&findings, ui))?.clone();
+    findings.extend(passed_by(args, &of_it, &point, at));
     let reach = reach(&vault, &point, &mut findings)?;
     Ok(Found { vault, points, point, reach, findings })
 }
