@@ -188,7 +188,7 @@ fn readme(point: &PointInfo, format: Format, stem: &str, parts: &[Part], archive
     };
     format!(
         "This is {dataset} of host {host} as of {taken} (recovery point {id}):\n\
-         {files} files, {bytes} bytes, in {count} parts.\n\
+         {files}, {bytes} bytes, in {count}.\n\
          \n\
          It is restored without lifeboat, in this directory, by these commands:\n\
          \n\
@@ -202,8 +202,8 @@ fn readme(point: &PointInfo, format: Format, stem: &str, parts: &[Part], archive
         host = point.host,
         taken = time(point.taken_at),
         id = point.id,
-        files = archived.files,
+        files = counted(archived.files, "file"),
         bytes = archived.bytes,
-        count = parts.len(),
+        count = counted(parts.len() as u64, "part"),
     )
 }
