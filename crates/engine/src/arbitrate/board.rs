@@ -385,10 +385,15 @@ impl Arbiter {
 
     /// The object with the highest number under a prefix.
     pub(super) fn latest<T: DeserializeOwned>(&self, prefix: &str) -> Result<Option<T>, ArbiterError> {
+        Ok(self.latest_numbered(prefix)?.map(|(_, body)| body))
+    }
+
+    /// The same, and its number: who goes on from it must not look for the number again, it may be another's by then.
+    pub(super) fn latest_numbered<T: DeserializeOwned>(&self, prefix: &str) -> Result<Option<(u64, T)>, ArbiterError> {
         match self.numbers(prefix)?.last() {
             Some(number) => {
                 let key = format!("{prefix}{number}");
-                self.read(&key)?.map_or(Err(ArbiterError::Vanished { key }), |body| Ok(Some(body)))
+                self.read(&key)?.map_or(Err(ArbiterError::Vanished { key }), |body| Ok(Some((*number, body))))
             }
             None => Ok(None),
         }

@@ -159,8 +159,9 @@ impl Arbiter {
         T: Serialize + serde::de::DeserializeOwned,
     {
         for _ in 0..RACES_MAX {
-            let latest: Option<T> = self.latest(prefix)?;
-            let number = self.numbers(prefix)?.last().copied().unwrap_or(0) + 1;
+            // One look for both: what is decided from one object must not be written after a later one that nobody read.
+            let (number, latest) =
+                self.latest_numbered(prefix)?.map_or((1, None), |(last, body)| (last + 1, Some(body)));
             match (make(latest.as_ref())?, latest) {
                 (None, Some(latest)) => return Ok(latest),
                 (None, None) => break,
