@@ -205,7 +205,6 @@ impl Pruner {
 
 /// A rule that tests take away, to see that it is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(test), allow(dead_code))]
 pub(crate) enum Rule {
     /// A sweep looks again at what is needed.
     SweepLooksAgain,
