@@ -230,8 +230,12 @@ pub(crate) fn read(
         let (key, head) = read_head(storage, roster, host, dataset, needed)?;
         objects.insert(*needed, open_body(&key, &place, &head, identities)?.pages);
     }
-    let mut ids = Vec::new();
+    let (mut ids, mut named) = (Vec::new(), HashSet::new());
     for at in &body.row {
+        // A writer names no chunk twice, so no page either; a row that does would only take memory.
+        if !named.insert(at.id.0) {
+            return Err(VaultError::damaged(&key, "it names a page twice"));
+        }
         let pages = match &at.object {
             None => Some(&body.pages),
             Some(object) => objects.get(object),
@@ -298,5 +302,40 @@ mod tests {
         let after = split(&changed);
         assert!(after.iter().filter(|p| !before.contains(p)).count() <= 2);
         assert_eq!(split(&[ids[0], ids[1], ids[0]]).iter().map(|p| p.0.len()).sum::<usize>(), 64);
+    }
+
+    #[test]
+    fn a_row_that_names_a_page_twice_takes_no_memory() {
+        use crate::open::{InitOptions, Vault};
+        let directory = tempfile::tempdir().unwrap();
+        let state = crate::State::open(directory.path(), Some("alpha")).unwrap();
+        let refs = Identity::generate();
+        let options = InitOptions {
+            recipients: vec![refs.recipient(), Identity::generate().recipient()],
+            ..InitOptions::default()
+        };
+        let storage = std::sync::Arc::new(crate::storage::MemoryStorage::new());
+        let (vault, _) = Vault::init(storage.clone(), &state, &options).unwrap();
+        let (recipients, place, roster) = ([refs.recipient()], name::refs_of("alpha", "app"), vault.roster());
+        let read_with_row = |times: usize| {
+            let ids: Vec<ChunkId> = (0..2u8).map(|n| ChunkId([n; 32])).collect();
+            let pages = split(&ids);
+            let at = PagePlace { object: None, page: 0, id: Hash(crate::crypt::hash(&pages[0].0)) };
+            let body = codec::encode(&RefsBody { pages, row: vec![at; times] }).unwrap();
+            let head = RefsHead {
+                vault: roster.vault.clone(),
+                host: "alpha".to_owned(),
+                dataset: "app".to_owned(),
+                needs: Vec::new(),
+                sealed: seal_frame(&recipients, &place, &body).unwrap(),
+            };
+            let bytes = Signed::seal(KIND, &codec::encode(&head).unwrap(), state.signing_key()).unwrap();
+            let hash = Hash(crate::crypt::hash(&bytes));
+            storage.put_if_absent(&format!("{place}{hash}"), &bytes).unwrap();
+            read(&*storage, &roster, "alpha", "app", &hash, std::slice::from_ref(&refs))
+        };
+        assert_eq!(read_with_row(1).unwrap().len(), 2);
+        let error = read_with_row(1000).map(|ids| ids.len()).unwrap_err();
+        assert!(error.to_string().contains("names a page twice"), "{error}");
     }
 }
