@@ -179,6 +179,13 @@ impl CommandError {
         CommandError::from(error).kind(kind)
     }
 
+    /// The same, where what is not valid can only be what was asked for.
+    pub(crate) fn of_wish(error: VaultError) -> CommandError {
+        let is_wish = matches!(error, VaultError::Invalid { .. });
+        let made = CommandError::of_vault(error);
+        if is_wish { made.kind(Kind::Usage) } else { made }
+    }
+
     pub(crate) fn of_storage(error: StorageError) -> CommandError {
         let kind = match &error {
             StorageError::UnknownScheme { .. } | StorageError::BadAddress { .. } => Kind::Usage,

@@ -3,7 +3,7 @@
 //! Invariant: who is believed in the arbiter is who is on the roster of a vault whose owner the plan names, or was when
 //! one could last be read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use lifeboat_adapters::site::{LocalSite, LocalSiteConfig, SiteSettings, site_fro
 use lifeboat_core::plan::{Name, Plan, Reach, Service, Site as PlanSite};
 use lifeboat_core::runbook::compile::Inventory;
 use lifeboat_core::runbook::place::{IsolatedAuthority, Isolation, Place};
-use lifeboat_engine::arbitrate::{Arbiter, Trusted, Trustee};
+use lifeboat_engine::arbitrate::{Arbiter, SiteHosts, Trusted, Trustee};
 use lifeboat_engine::journal::Journal;
 use lifeboat_engine::perform::{Waiting, World};
 use lifeboat_engine::port::{Clock, PortError, Site};
@@ -64,6 +64,7 @@ impl Wiring {
             .hint("on the first day, make its directory, outside of every site; after that, see where it has gone")?;
         let trusted = trusted(&vaults, &state, &|text| ui.warn(text))?;
         let arbiter = Arbiter::new(storage, Arc::new(state.clone()), trusted, Arc::clone(&clock));
+        let arbiter = arbiter.with_hosts(site_hosts(&loaded.plan));
         let arbiter = Arc::new(arbiter.remembering(state.directory())?);
         Ok(Wiring { loaded, state, clock, arbiter, vaults, waiting: Waiting::default() })
     }
@@ -200,6 +201,12 @@ pub(crate) fn agent_state(site: &PlanSite) -> Option<PathBuf> {
         Reach::Local { root, .. } => Some(Path::new(root).join(".lifeboat/host")),
         _ => None,
     }
+}
+
+/// Which machines may report for which site: one that is enrolled under the site's name, or under that of a host of it.
+fn site_hosts(plan: &Plan) -> SiteHosts {
+    let hosts = |site: &PlanSite| site.hosts.keys().cloned().collect::<BTreeSet<String>>();
+    plan.sites.iter().map(|(name, site)| (name.clone(), &hosts(site) | &BTreeSet::from([name.clone()]))).collect()
 }
 
 pub(crate) fn vault_places(plan: &Plan, state: &State) -> BTreeMap<Name, VaultPlace> {

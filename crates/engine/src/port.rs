@@ -423,6 +423,8 @@ pub struct Reach {
     pub point: Option<String>,
     /// What makes this less certain than it looks: a vault that could not be read, freshness unproven.
     pub findings: Vec<String>,
+    /// Newer recovery points that are known to be corrupt, and what it costs that they are.
+    pub passed_by: Vec<String>,
 }
 
 /// What protects a data set in one vault.

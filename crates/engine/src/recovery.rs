@@ -1,6 +1,7 @@
 //! What the vaults hold of the plan's data sets, and the way back from there.
 //!
-//! Invariant: a vault that cannot be read makes the answer less certain and says so; it never makes a loss look smaller.
+//! Invariant: a vault that cannot be read makes the answer less certain and says so, and so does a newer point that is corrupt; neither
+//! makes a loss look smaller.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -182,6 +183,40 @@ impl Vaults {
         })
     }
 
+    /// Of each vault the newest point beyond this state that is known to be corrupt: an older state in place of a newer one is no
+    /// secret. What a log brings back all the same costs nothing, and is not among them.
+    fn passed_by(&self, volume: &VolumeSpec, target: &Target, epoch: u64, state: Option<Timestamp>) -> Vec<String> {
+        let until = match target {
+            Target::Point(_) => return Vec::new(),
+            Target::At(time) => time.parse::<Timestamp>().ok(),
+            Target::Newest => None,
+        };
+        let mut passed_by = Vec::new();
+        for name in &volume.vaults {
+            // A vault that cannot be read is told of where its newest state is asked for.
+            let Ok(place) = self.place(name) else { continue };
+            let Ok(points) = place.open().and_then(|vault| points(&vault, place, &volume.dataset)) else { continue };
+            let beyond = |point: &&PointInfo| {
+                let counts = point.epoch >= epoch && until.is_none_or(|until| point.taken_at <= until);
+                counts && (point.epoch, Some(point.taken_at)) > (epoch, state)
+            };
+            let corrupt = points.iter().filter(|point| point.badge == Badge::Corrupt).filter(beyond);
+            let Some(newest) = corrupt.max_by_key(|point| (point.epoch, point.taken_at)) else { continue };
+            let cost = state.map_or_else(
+                || "nothing else is left".to_owned(),
+                |state| {
+                    let seconds = newest.taken_at.duration_since(state).as_secs_f64().max(0.0);
+                    format!("{seconds:.1} s of its data are lost with it")
+                },
+            );
+            passed_by.push(format!(
+                "recovery point {} of {} in `{name}` is known to be corrupt and was passed by: {cost}",
+                newest.id, newest.taken_at
+            ));
+        }
+        passed_by
+    }
+
     /// A vault's newest state that counts, and up to where it reaches.
     fn newest_in(&self, name: &str, dataset: &str) -> Result<Option<(PointInfo, Timestamp, Vec<String>)>, PortError> {
         let place = self.place(name)?;
@@ -280,13 +315,14 @@ impl Recovery for Vaults {
                             source_time: Some(until),
                             vault: Some(name.clone()),
                             point: Some(point.id),
-                            findings: Vec::new(),
+                            ..Reach::default()
                         };
                     }
                 }
             }
         }
         best.findings = findings;
+        best.passed_by = self.passed_by(volume, target, best_epoch, best.source_time);
         Ok(best)
     }
 
@@ -314,7 +350,10 @@ impl Recovery for Vaults {
                 .place(name)
                 .and_then(|place| self.restore_from(place, &*restorer, &request, floor, cancel, &mut failures))
             {
-                Ok(restored) => return Ok(facts(name, &restored, failures)),
+                Ok(restored) => {
+                    let passed_by = self.passed_by(volume, target, restored.point.epoch, Some(restored.as_of));
+                    return Ok(facts(name, &restored, failures, passed_by));
+                }
                 Err(error) if cancel.is_cancelled() => return Err(error),
                 Err(error) => {
                     failures.push(format!("{name}: {}", with_cause(&error)));
@@ -337,7 +376,7 @@ impl Recovery for Vaults {
     }
 }
 
-fn facts(vault: &str, restored: &Restored, failures: Vec<String>) -> Facts {
+fn facts(vault: &str, restored: &Restored, failures: Vec<String>, passed_by: Vec<String>) -> Facts {
     Facts::from([
         ("vault".to_owned(), json!(vault)),
         ("point".to_owned(), json!(restored.point.id)),
@@ -350,5 +389,6 @@ fn facts(vault: &str, restored: &Restored, failures: Vec<String>) -> Facts {
         ("verified".to_owned(), json!(restored.verified)),
         ("notes".to_owned(), json!(restored.notes)),
         ("gave_way".to_owned(), json!(failures)),
+        ("passed_by".to_owned(), json!(passed_by)),
     ])
 }

@@ -14,7 +14,7 @@ use lifeboat_engine::port::{Cancel, Floor, LogStream, PointRequest, PointTaken, 
 use lifeboat_engine::recovery::Vaults;
 use lifeboat_engine::vaults::VaultPlace;
 use lifeboat_vault::storage::Storage;
-use lifeboat_vault::{Identity, State};
+use lifeboat_vault::{Badge, Identity, State};
 use rusqlite::Connection;
 
 use crate::source_sqlite::{DATASET, WAL, await_durable, commit, counter, create, source, start};
@@ -193,4 +193,46 @@ fn where_nothing_may_be_lost_every_vault_must_have_answered() {
     fs::rename(root.join("away"), vault_directory(root, "far")).unwrap();
     let facts = restore(Floor::Furthest).unwrap();
     assert_eq!((facts["vault"].as_str(), counter(&to.join("orders.db"))), (Some("far"), 2));
+}
+
+#[test]
+fn a_corrupt_newest_point_is_passed_by_and_what_that_costs_is_said() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let (near, far) = (VaultWorld::new(root, "near"), VaultWorld::new(root, "far"));
+    let database = create(root, WAL);
+    commit(&database, 1, 300);
+    let older = take(root, &near, 1);
+    commit(&database, 2, 300);
+    let newer = take(root, &near, 1);
+    near.host.record_verification(&newer.point, Badge::Corrupt, "a chunk is missing").unwrap();
+    let restore = |worlds: &[&VaultWorld], name: &str, target: &Target| {
+        let (recovery, volume, to) = (recovery(root, worlds), volume(worlds), root.join(name));
+        let reach = recovery.reach(&volume, target).unwrap();
+        let floor = Floor::At(Timestamp::MIN);
+        let facts = recovery.restore(&volume, target, &to, false, floor, &Cancel::default()).unwrap();
+        (reach, facts["passed_by"].clone(), counter(&to.join("orders.db")))
+    };
+    let (reach, passed_by, reached) = restore(&[&near], "alone", &Target::Newest);
+    assert_eq!(
+        (reach.point, reach.source_time, reached),
+        (Some(older.point.id.clone()), Some(older.point.taken_at), 1)
+    );
+    let cost = newer.point.taken_at.duration_since(older.point.taken_at).as_secs_f64();
+    let said = format!(
+        "recovery point {} of {} in `near` is known to be corrupt and was passed by: {cost:.1} s of its data are lost with it",
+        newer.point.id, newer.point.taken_at
+    );
+    assert_eq!((&reach.passed_by, &passed_by), (&vec![said.clone()], &serde_json::json!([said])));
+    // Nothing was passed by where the moment, the point or another vault does not ask for it.
+    let then = Target::At(older.point.taken_at.to_string());
+    for (name, worlds, target) in
+        [("then", vec![&near], &then), ("named", vec![&near], &Target::Point(older.point.id.clone()))]
+    {
+        let (reach, passed_by, _) = restore(&worlds, name, target);
+        assert_eq!((reach.passed_by.as_slice(), passed_by), ([].as_slice(), serde_json::json!([])), "{name}");
+    }
+    take(root, &far, 1);
+    let (reach, passed_by, reached) = restore(&[&near, &far], "far", &Target::Newest);
+    assert_eq!((reach.passed_by.as_slice(), passed_by, reached), ([].as_slice(), serde_json::json!([]), 2));
 }

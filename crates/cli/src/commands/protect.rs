@@ -77,6 +77,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     if args.once {
         return once(&wiring, &site, ui);
     }
+    wiring.arbiter.check_may_report(&site).kind(Kind::Refused)?;
     let mut domains = Vec::new();
     for service in wiring.plan().services.values() {
         if service.primary == site || service.recovery.contains(&site) {

@@ -13,6 +13,7 @@ mod machine;
 mod newcomer;
 mod places;
 mod plan;
+mod retention;
 mod runs;
 #[path = "../../../adapters/tests/it/objects/servers.rs"]
 #[allow(dead_code)] // The other tests that include it use the rest.

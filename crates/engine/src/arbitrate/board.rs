@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::epoch::Claim;
 use super::memory::Memory;
-use super::trust::{Trusted, role_names, signers};
+use super::trust::{SiteHosts, Trusted, Trustee, role_names, signers};
 use crate::port::Clock;
 
 /// No object here is larger; the largest is the first entry of a journal, with its run-book.
@@ -53,6 +53,14 @@ pub enum ArbiterError {
         role_names(signers(key), " or a ")
     )]
     MayNotWrite { key: String, name: String, roles: Vec<Role> },
+    #[error(
+        "the arbiter's object {key} is signed by {name}, which is no host of {site} in the plan; find out who wrote it before you go on"
+    )]
+    WrongSite { key: String, name: String, site: String },
+    #[error(
+        "this machine ({name}) is no host of {site} in the plan, so what it says of {site} counts for nobody; enrol it under the name {site}, or name it in the plan as a host of [site.{site}]"
+    )]
+    NotOfSite { name: String, site: String },
     #[error(
         "the arbiter's storage at {location} is not the one that was seen here before: {found}; see what is mounted there. If it was made anew on purpose, remove {memory} on every machine"
     )]
@@ -132,6 +140,7 @@ impl ArbiterError {
                 | ArbiterError::RunTaken { .. }
                 | ArbiterError::LockLost { .. }
                 | ArbiterError::MayNotWrite { .. }
+                | ArbiterError::NotOfSite { .. }
                 | ArbiterError::OtherArbiter { .. }
                 | ArbiterError::RolledBack { .. }
         )
@@ -194,6 +203,8 @@ pub struct Arbiter {
     storage: Arc<dyn Storage>,
     key: Arc<dyn Signs>,
     trusted: RwLock<Trusted>,
+    /// Which hosts may report for which site; without, any.
+    hosts: Option<SiteHosts>,
     clock: Arc<dyn Clock>,
     memory: Option<Memory>,
     identified: AtomicBool,
@@ -209,7 +220,12 @@ impl Arbiter {
     /// `trusted` is what the roster says; this host's own key counts only if it is in there.
     pub fn new(storage: Arc<dyn Storage>, key: Arc<dyn Signs>, trusted: Trusted, clock: Arc<dyn Clock>) -> Arbiter {
         let identified = AtomicBool::new(false);
-        Arbiter { storage, key, trusted: RwLock::new(trusted), clock, memory: None, identified }
+        Arbiter { storage, key, trusted: RwLock::new(trusted), hosts: None, clock, memory: None, identified }
+    }
+
+    /// Believes of a site only what its own hosts say (and controllers, who decide anyway).
+    pub fn with_hosts(self, hosts: SiteHosts) -> Arbiter {
+        Arbiter { hosts: Some(hosts), ..self }
     }
 
     /// Remembers in this state directory which arbiter it is and what was seen of it.
@@ -225,7 +241,8 @@ impl Arbiter {
     /// The same word in another storage: who signs and who is believed stays.
     pub fn elsewhere(&self, storage: Arc<dyn Storage>) -> Arbiter {
         let trusted = self.trusted.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Arbiter::new(storage, Arc::clone(&self.key), trusted, Arc::clone(&self.clock))
+        let arbiter = Arbiter::new(storage, Arc::clone(&self.key), trusted, Arc::clone(&self.clock));
+        Arbiter { hosts: self.hosts.clone(), ..arbiter }
     }
 
     /// Takes over a newer roster.
@@ -275,9 +292,26 @@ impl Arbiter {
                 name: trustee.name.clone(),
                 roles: trustee.roles.clone(),
             }),
+            Some(trustee) => match self.foreign_site(key, trustee) {
+                Some(site) => Err(ArbiterError::NotOfSite { name: trustee.name.clone(), site }),
+                None => Ok(()),
+            },
             // Who reads it says who is unknown to whom; this host's own roster may be the older one.
-            _ => Ok(()),
+            None => Ok(()),
         }
+    }
+
+    /// Whether others would believe what this machine reports for a site.
+    pub fn check_may_report(&self, site: &str) -> Result<(), ArbiterError> {
+        self.check_own_role(&format!("agents/{site}/"))
+    }
+
+    /// The site that a report is about, where the one who signed it does not belong there.
+    fn foreign_site(&self, key: &str, trustee: &Trustee) -> Option<String> {
+        let (site, _) = key.strip_prefix("agents/")?.split_once('/')?;
+        let hosts = self.hosts.as_ref()?;
+        let belongs = hosts.get(site).is_some_and(|hosts| hosts.contains(&trustee.name));
+        (!belongs && !trustee.roles.contains(&Role::Controller)).then(|| site.to_owned())
     }
 
     /// Makes sure, once, that this is the arbiter that was seen here before. `make`: a new one is given its identity.
@@ -354,7 +388,11 @@ impl Arbiter {
                 let (name, roles) = (trustee.name.clone(), trustee.roles.clone());
                 return Err(ArbiterError::WrongRole { key: key.into(), name, roles });
             }
-            Some(_) => {}
+            Some(trustee) => {
+                if let Some(site) = self.foreign_site(key, trustee) {
+                    return Err(ArbiterError::WrongSite { key: key.into(), name: trustee.name.clone(), site });
+                }
+            }
         }
         let hash: String = signed.hash.iter().map(|byte| format!("{byte:02x}")).collect();
         serde_json::from_slice(&signed.payload).map(|body| Some((body, hash))).map_err(|error| {

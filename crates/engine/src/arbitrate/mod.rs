@@ -12,7 +12,7 @@
 //! | `leases/DOMAIN/EPOCH` | `Lease` | replaced | a controller or host |
 //! | `desired/DOMAIN/GENERATION` | `DesiredWriter` | once | a controller; the first by a host, too |
 //! | `traffic/NAME/GENERATION` | `TrafficGeneration` | once | a controller; the first by a host, too |
-//! | `agents/SITE/DATASET` | `AgentReport` | replaced | a host |
+//! | `agents/SITE/DATASET` | `AgentReport` | replaced | a host of that site |
 //! | `canary/SERVICE/N` | `CanaryRecord` | once | a controller, host or observer |
 //! | `locks/SERVICE/N`, `lock-beats/SERVICE/N` | `LockClaim`, `LockBeat` | once, replaced | a controller |
 //! | `journal/RUN/SEQ` | `Sealed` | once | a controller |
@@ -33,4 +33,4 @@ pub use epoch::Claim;
 pub use lease::{Lease, LeaseHeld, LeaseObserver, LeaseView};
 pub use lock::{Acquire, Attempt, HeldLock, LockBeat, LockClaim, LockState, LockTimes, LockWatch};
 pub use mirror::{Mirror, MirrorState};
-pub use trust::{Trusted, Trustee, role_names};
+pub use trust::{SiteHosts, Trusted, Trustee, role_names};

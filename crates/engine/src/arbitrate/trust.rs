@@ -1,9 +1,9 @@
 //! Who may sign what in the arbiter's storage.
 //!
 //! Invariant: a host decides nothing. It reports, and on the very first day, when nobody was ever named, it may publish what the
-//! plan says; every later claim and generation, every lock and journal is a controller's.
+//! plan says; every later claim and generation, every lock and journal is a controller's. It reports for its own site.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lifeboat_vault::{PublicKey, Role};
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,9 @@ impl Trustee {
 
 /// Who is believed: public keys, under which name they are on the roster, and as what.
 pub type Trusted = BTreeMap<PublicKey, Trustee>;
+
+/// Sites, and the names on the roster of the hosts that belong there.
+pub type SiteHosts = BTreeMap<String, BTreeSet<String>>;
 
 /// The roles whose word counts at this place.
 pub(crate) fn signers(key: &str) -> &'static [Role] {

@@ -3,6 +3,8 @@
 //! Invariant: an objective is met only by something that was measured; a check that was skipped, failed or never
 //! reached is not passed; a person's word is shown as a person's word.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use lifeboat_core::plan::Strategy;
 use lifeboat_core::run::{Entry, RunState, RunView, StepView};
@@ -421,6 +423,7 @@ fn reservations(
             ));
         }
     }
+    found.extend(passed_by(view));
     if view.runbook.strategy == Strategy::WarmStandby
         && protected_again(view).is_none()
         && view.runbook.purpose != Purpose::Drill
@@ -428,6 +431,33 @@ fn reservations(
         found.push("Whether the service is protected again was not part of this run.".to_owned());
     }
     found
+}
+
+/// Newer recovery points that were corrupt: as the restore found where there was one, else as the assessment did.
+fn passed_by(view: &RunView) -> Vec<String> {
+    let texts = |fact: Option<&Value>| -> Vec<String> {
+        let texts = fact.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+        texts.map(str::to_owned).collect()
+    };
+    let mut of_datasets: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (step, seen) in steps(view).filter(|(_, seen)| is_done(seen)) {
+        match &step.action {
+            Action::AssessLoss { volumes, .. } => {
+                for volume in volumes {
+                    let fact = seen.facts.get(&volume.dataset).and_then(|fact| fact.get("passed_by"));
+                    of_datasets.insert(&volume.dataset, texts(fact));
+                }
+            }
+            Action::Restore { volume, .. } => {
+                of_datasets.insert(&volume.dataset, texts(seen.facts.get("passed_by")));
+            }
+            _ => {}
+        }
+    }
+    let said = of_datasets.into_iter().flat_map(|(dataset, texts)| {
+        texts.into_iter().map(move |text| format!("`{dataset}` is older than its newest recovery point: {text}."))
+    });
+    said.collect()
 }
 
 /// Seconds as people say them.

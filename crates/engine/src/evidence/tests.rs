@@ -551,3 +551,22 @@ fn what_was_really_restored_bounds_the_loss_and_giving_way_is_said() {
         evidence.reservations
     );
 }
+
+#[test]
+fn a_corrupt_newest_point_that_was_passed_by_stands_in_the_verdict() {
+    let mut journal = Journal::start(runbook(Purpose::Failover, "site-lost"), Some(DISASTER));
+    let mut script = Script::from([("inspect-standby".to_owned(), (0.1, Ok(("unusable", Facts::new()))))]);
+    let passed_by = "recovery point north/entries/0000000007 of then in `near` is known to be corrupt and was passed by: \
+                     240.0 s of its data are lost with it";
+    let facts = Facts::from([
+        ("as_of".to_owned(), DISASTER.into()),
+        ("gave_way".to_owned(), Vec::<String>::new().into()),
+        ("passed_by".to_owned(), vec![passed_by].into()),
+    ]);
+    script.insert("restore-entries".to_owned(), (0.5, Ok(("restored", facts))));
+    journal.run(&script);
+    let evidence = journal.evidence(None);
+    let said: Vec<_> = evidence.reservations.iter().filter(|said| said.contains("known to be corrupt")).collect();
+    assert_eq!(said.len(), 1, "{:?}", evidence.reservations);
+    assert!(said[0].starts_with("`entries` is older than") && said[0].contains("240.0 s"), "{said:?}");
+}

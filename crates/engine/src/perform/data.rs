@@ -58,6 +58,7 @@ impl World {
                 "vault": reach.vault,
                 "point": reach.point,
                 "findings": reach.findings,
+                "passed_by": reach.passed_by,
             });
             facts.insert(volume.dataset.clone(), fact);
         }

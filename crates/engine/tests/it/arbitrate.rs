@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier};
 use lifeboat_core::desired::{AgentReport, AgentRole, TrafficAnswer};
 use lifeboat_engine::arbitrate::{
     Acquire, Arbiter, ArbiterError, Attempt, CanaryRecord, Claim, LeaseHeld, LeaseObserver, LeaseView, LockState,
-    LockTimes, LockWatch, Trusted, Trustee,
+    LockTimes, LockWatch, SiteHosts, Trusted, Trustee,
 };
 use lifeboat_engine::port::Clock;
 use lifeboat_vault::storage::{Faulty, FsStorage, MemoryStorage, Storage};
@@ -121,6 +121,38 @@ fn a_host_reports_and_begins_the_first_day_and_decides_nothing() {
     for role in [Role::Person, Role::Observer, Role::Pruner, Role::Keeper] {
         assert!(matches!(at(&[role]).report(&report(1)), Err(ArbiterError::MayNotWrite { .. })), "{role:?}");
     }
+}
+
+#[test]
+fn a_host_reports_for_its_own_site_and_for_no_other() {
+    let memory = Arc::new(MemoryStorage::new());
+    let bench = Bench::on(memory.clone());
+    let (north, db1) = (Arc::new(SigningKey::generate().unwrap()), Arc::new(SigningKey::generate().unwrap()));
+    let trusted = Trusted::from([
+        (north.public(), Trustee::new("north", &[Role::Host])),
+        (db1.public(), Trustee::new("db1", &[Role::Host])),
+        (bench.key.public(), Trustee::new("us", &[Role::Controller, Role::Host])),
+    ]);
+    let hosts: SiteHosts = [("north", ["north", "db1"]), ("south", ["south", "db2"])]
+        .map(|(s, h)| (s.into(), h.map(Into::into).into()))
+        .into();
+    let with = |key: &Arc<SigningKey>, trusted: &Trusted| {
+        Arbiter::new(memory.clone(), key.clone(), trusted.clone(), bench.clock.clone()).with_hosts(hosts.clone())
+    };
+    let reader = with(&bench.key, &trusted);
+    for (beat, key) in [(1, &north), (2, &db1), (3, &bench.key)] {
+        with(key, &trusted).report(&report(beat)).unwrap();
+        assert_eq!(reader.agent_report("north", "orders").unwrap().unwrap().beat, beat);
+    }
+    let of_south = AgentReport { site: "south".into(), ..report(4) };
+    let refused = with(&north, &trusted).report(&of_south).unwrap_err();
+    assert!(refused.is_refusal());
+    insta::assert_snapshot!(refused, @"this machine (north) is no host of south in the plan, so what it says of south counts for nobody; enrol it under the name south, or name it in the plan as a host of [site.south]");
+    assert!(with(&north, &trusted).check_may_report("south").is_err());
+    with(&north, &trusted).check_may_report("north").unwrap();
+    // One that was broken into writes it all the same: nobody believes it, and nobody takes it for silence.
+    Arbiter::new(memory.clone(), north.clone(), trusted.clone(), bench.clock.clone()).report(&of_south).unwrap();
+    insta::assert_snapshot!(reader.agent_report("south", "orders").unwrap_err(), @"the arbiter's object agents/south/orders is signed by north, which is no host of south in the plan; find out who wrote it before you go on");
 }
 
 #[test]

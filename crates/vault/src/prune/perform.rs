@@ -13,7 +13,7 @@ use crate::error::{Doing, Result, VaultError};
 use crate::name;
 use crate::prune::ledger::Open;
 use crate::prune::live::{self, Needed};
-use crate::prune::propose::{Proposed, heads, refuse_alarms};
+use crate::prune::propose::{Proposed, check_wish, heads, refuse_alarms};
 use crate::prune::record::{self, Condemned, Done, Proposal, PrunedPoint, Step, Sweep, Tombstone};
 use crate::prune::{PruneOptions, Pruner, Rule};
 use crate::snapshot::{Snapshot, verification_prefix};
@@ -58,6 +58,7 @@ pub enum Swept {
 impl Pruner {
     /// The generation that is not done, if there is one.
     pub fn open_prune(&self, options: &PruneOptions) -> Result<Option<OpenPrune>> {
+        check_wish(options)?;
         let ledger = self.vault.ledger()?;
         let Some(open) = &ledger.open else { return Ok(None) };
         let key = record::key(open.proposal.generation, Step::Proposal);

@@ -80,7 +80,7 @@ impl Pruner {
     }
 
     pub(super) fn propose_at(&self, options: &PruneOptions, now: Timestamp) -> Result<Proposed> {
-        check(options)?;
+        check_wish(options)?;
         let ledger = self.vault.ledger()?;
         if let Some(open) = &ledger.open {
             let why =
@@ -314,7 +314,8 @@ impl Pruner {
     }
 }
 
-fn check(options: &PruneOptions) -> Result<()> {
+/// Whatever is asked for: a backup at work has its time.
+pub(super) fn check_wish(options: &PruneOptions) -> Result<()> {
     if options.grace < SignedDuration::from_hours(GRACE_HOURS_MIN) {
         let why = format!("a backup at work may need what is condemned for {GRACE_HOURS_MIN} hours; it cannot be less");
         return Err(VaultError::invalid("the time that what is condemned waits", why));

@@ -85,6 +85,12 @@ fn what_no_rule_wants_goes_and_the_rest_restores() {
     let waits = pruner.go_on(&at(&world, 4, &options)).unwrap();
     assert_eq!(waits, Swept::Waits(open));
     assert_eq!(world.storage.list("pack/").unwrap().len(), before);
+    // Nor can anybody ask for less time than a backup at work has.
+    let hasty = PruneOptions { grace: SignedDuration::from_hours(1), ..at(&world, 4, &options) };
+    for refused in [pruner.go_on(&hasty).map(|_| ()), pruner.open_prune(&hasty).map(|_| ())] {
+        assert!(matches!(refused, Err(VaultError::Invalid { .. })), "{refused:?}");
+    }
+    assert_eq!(world.storage.list("pack/").unwrap().len(), before);
     let Swept::Done(swept) = pruner.go_on(&at(&world, 6, &options)).unwrap() else { panic!("not swept") };
     assert!(swept.kept.is_empty(), "{swept:?}");
     assert_eq!(world.storage.list("pack/").unwrap().len(), before - 2);

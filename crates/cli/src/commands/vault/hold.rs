@@ -97,7 +97,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
                 true => opened.release_hold(Hand::Member(&door::state(ui, None)?), number, &why),
                 false => opened.release_hold(Hand::Owner(&named.unlock(&key, ui)?), number, &why),
             }
-            .map_err(CommandError::of_vault)?;
+            .map_err(CommandError::of_wish)?;
             list(&named, ui)
         }
     }

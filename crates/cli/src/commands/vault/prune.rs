@@ -115,13 +115,13 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let mut findings = pruner.vault().findings();
     let mut report = Report::default();
     let begun = match args.dry_run {
-        true => match pruner.open_prune(&options).map_err(CommandError::of_vault)? {
+        true => match pruner.open_prune(&options).map_err(CommandError::of_wish)? {
             Some(open) => Swept::Waits(open),
             None => Swept::Nothing,
         },
         false => {
             let _waiting = ui.waiting("pruning");
-            pruner.go_on(&options).map_err(CommandError::of_vault)?
+            pruner.go_on(&options).map_err(CommandError::of_wish)?
         }
     };
     report.begun_before = Some(&begun);
@@ -132,7 +132,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     }
     let proposed = {
         let _waiting = ui.waiting("looking at what is needed");
-        pruner.propose(&options).map_err(CommandError::of_vault)?
+        pruner.propose(&options).map_err(CommandError::of_wish)?
     };
     findings.extend(proposed.findings.iter().cloned());
     report.proposed = Some(&proposed);
