@@ -32,6 +32,13 @@ pub(crate) enum Place {
         timeline: u64,
         number: u64,
     },
+    /// A run of old log objects in one.
+    GatheredLog {
+        dataset: String,
+        lineage: String,
+        timeline: u64,
+        span: log::Span,
+    },
     Tombstone(String, String, u64),
     Verification(String, String, u64),
     Receipt(String, u64),
@@ -94,6 +101,12 @@ impl Place {
             ["snap", host, dataset, number] => {
                 Place::Snapshot(name::decode(host)?, name::decode(dataset)?, name::parse_number(number)?)
             }
+            ["log", dataset, lineage, timeline, "gathered", _] => {
+                let (dataset, lineage) = (name::decode(dataset)?, name::decode(lineage)?);
+                let timeline = name::parse_number(timeline)?;
+                let span = log::Span::parse(key.strip_prefix(&log::chain(&dataset, &lineage, timeline))?)?;
+                Place::GatheredLog { dataset, lineage, timeline, span }
+            }
             ["log", dataset, lineage, timeline, thousands, rest] => {
                 let (dataset, lineage) = (name::decode(dataset)?, name::decode(lineage)?);
                 let timeline = name::parse_number(timeline)?;
@@ -136,6 +149,7 @@ impl Place {
             Place::Refs(..) => refs::KIND,
             Place::Snapshot(..) => snapshot::KIND,
             Place::Log { .. } => log::KIND,
+            Place::GatheredLog { .. } => log::GATHERED_KIND,
             Place::Tombstone(..) => prune::TOMBSTONE_KIND,
             Place::Verification(..) => snapshot::VERIFICATION_KIND,
             Place::Receipt(..) => receipt::KIND,
@@ -157,6 +171,7 @@ impl Place {
             | Place::Refs(_, dataset, _)
             | Place::Snapshot(_, dataset, _)
             | Place::Log { dataset, .. }
+            | Place::GatheredLog { dataset, .. }
             | Place::Tombstone(_, dataset, _)
             | Place::Heal(_, dataset)
             | Place::Verification(_, dataset, _) => Some(dataset),
@@ -182,9 +197,12 @@ impl Place {
     /// What one such object may hold at most.
     pub(crate) fn bytes_max(&self) -> u64 {
         match self {
-            Place::Pack(_) | Place::Index(..) | Place::Refs(..) | Place::Log { .. } | Place::Prune(..) => {
-                crate::storage::OBJECT_BYTES_MAX
-            }
+            Place::Pack(_)
+            | Place::Index(..)
+            | Place::Refs(..)
+            | Place::Log { .. }
+            | Place::GatheredLog { .. }
+            | Place::Prune(..) => crate::storage::OBJECT_BYTES_MAX,
             Place::Snapshot(..) => 32 << 20,
             Place::Roster(_) | Place::Receipt(..) => 8 << 20,
             _ => 1 << 20,
@@ -231,6 +249,9 @@ pub(crate) fn check(roster: &Roster, key: &str, place: &Place, bytes: &[u8]) -> 
         }
         Place::Log { dataset, lineage, timeline, number } => {
             log::check(roster, dataset, lineage, *timeline, *number, bytes)?;
+        }
+        Place::GatheredLog { dataset, lineage, timeline, span } => {
+            log::check_gathered(roster, dataset, lineage, *timeline, *span, bytes)?;
         }
         Place::Tombstone(host, dataset, number) => {
             prune::read_tombstone(&one, roster, host, dataset, *number)?;

@@ -88,6 +88,12 @@ impl Receipts {
         }
     }
 
+    /// When a receipt says that these very bytes came under this key; the object itself may be gone.
+    pub(crate) fn received_bytes(&self, key: &str, hash: &[u8; 32]) -> Option<Timestamp> {
+        let receipts = self.taken.get(key).into_iter().flatten();
+        receipts.filter(|taken| taken.hash.0 == *hash).map(|taken| taken.at).min()
+    }
+
     /// Whether some receipt names this object.
     pub fn names(&self, key: &str) -> bool {
         self.taken.contains_key(key)

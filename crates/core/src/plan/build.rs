@@ -409,6 +409,7 @@ fn protect(table: Reader<'_>) -> Option<Protect> {
         weekly: table.count_or("weekly", 0),
         monthly: table.count_or("monthly", 0),
         yearly: table.count_or("yearly", 0),
+        log: table.parsed("log"),
     });
     Some(Protect { to: table.text("to")?, every: full.schedule()?, keep, log: table.value("log").is_some() })
 }

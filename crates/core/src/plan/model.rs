@@ -371,6 +371,9 @@ pub struct Keep {
     pub weekly: u32,
     pub monthly: u32,
     pub yearly: u32,
+    /// How far back any moment can be restored; absent: to the oldest point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<Span>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -44,7 +44,7 @@ fn phase(place: &Place) -> Option<usize> {
         Place::Pack(_) => 3,
         Place::Index(..) => 4,
         Place::Refs(..) => 5,
-        Place::Log { .. } => 6,
+        Place::Log { .. } | Place::GatheredLog { .. } => 6,
         Place::Tombstone(..) | Place::Prune(..) => 7,
         Place::Snapshot(..) => 8,
         Place::Verification(..) | Place::Receipt(..) => 9,

@@ -39,6 +39,7 @@ struct Inner {
     owner: String,
     roster: RwLock<Arc<Loaded>>,
     logs: Mutex<HashMap<String, Vec<LogEntry>>>,
+    containers: Mutex<crate::log::Containers>,
     snapshots: Mutex<HashMap<String, Arc<Snapshot>>>,
     indexes: Mutex<HashMap<String, crate::session::KnownChunks>>,
     ledger: Mutex<Option<Arc<Ledger>>>,
@@ -85,6 +86,7 @@ impl Vault {
             owner,
             roster: RwLock::new(Arc::new(loaded)),
             logs: Mutex::default(),
+            containers: Mutex::default(),
             snapshots: Mutex::default(),
             indexes: Mutex::default(),
             ledger: Mutex::default(),
@@ -152,6 +154,7 @@ impl Vault {
                 *self.inner.roster.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
                 // What was believed under the roster before may not count under this one.
                 lock(&self.inner.logs).clear();
+                lock(&self.inner.containers).clear();
                 lock(&self.inner.snapshots).clear();
                 self.check_roster_against_memory()
             }
@@ -217,6 +220,10 @@ impl Vault {
 
     pub(crate) fn cache_log(&self, chain: &str, entries: Vec<LogEntry>) {
         lock(&self.inner.logs).insert(chain.to_owned(), entries);
+    }
+
+    pub(crate) fn containers(&self) -> MutexGuard<'_, crate::log::Containers> {
+        lock(&self.inner.containers)
     }
 
     pub(crate) fn snapshots_cache(&self) -> MutexGuard<'_, HashMap<String, Arc<Snapshot>>> {

@@ -15,6 +15,7 @@ mod hold;
 mod keep;
 mod ledger;
 mod live;
+mod logs;
 mod perform;
 mod propose;
 mod record;
@@ -41,7 +42,9 @@ pub(crate) use self::ledger::Ledger;
 pub(crate) use self::ledger::read_tombstone;
 pub use self::perform::{OpenPrune, SweepReport, Swept};
 pub use self::propose::{PointVerdict, Proposed};
-pub(crate) use self::record::{PREFIX as RECORDS, Step, TOMBSTONE_KIND, Tombstone, check_record, parse_key};
+pub(crate) use self::record::{
+    LogCut, PREFIX as RECORDS, Step, TOMBSTONE_KIND, Tombstone, check_record, check_signer, parse_key,
+};
 
 /// How long what is condemned waits at least: as long as the lease of a backup that is at work.
 pub const GRACE_HOURS_MIN: i64 = crate::index::LEASE_HOURS;
@@ -61,6 +64,10 @@ pub struct PruneOptions {
     pub min_age: SignedDuration,
     /// How long what is condemned waits; at least `GRACE_HOURS_MIN`.
     pub grace: SignedDuration,
+    /// How far back logs reach, by data set; without one, to the data set's oldest point.
+    pub log_windows: BTreeMap<String, SignedDuration>,
+    /// The same for every data set that has none of its own.
+    pub log_window: Option<SignedDuration>,
     /// Go by the times that hosts claim: for a vault that was copied without receipts.
     pub by_claimed_time: bool,
     /// The pruner's own clock, where it is not the system's.
@@ -75,6 +82,8 @@ impl Default for PruneOptions {
             points: BTreeSet::new(),
             min_age: SignedDuration::from_hours(MIN_AGE_HOURS),
             grace: SignedDuration::from_hours(GRACE_HOURS_MIN),
+            log_windows: BTreeMap::new(),
+            log_window: None,
             by_claimed_time: false,
             now: None,
         }
@@ -88,6 +97,10 @@ impl PruneOptions {
 
     fn rules_of(&self, dataset: &str) -> Option<KeepRules> {
         self.datasets.get(dataset).copied().or(self.rules)
+    }
+
+    fn log_window_of(&self, dataset: &str) -> Option<SignedDuration> {
+        self.log_windows.get(dataset).copied().or(self.log_window)
     }
 }
 

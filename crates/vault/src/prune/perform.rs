@@ -10,11 +10,12 @@ use jiff::Timestamp;
 
 use crate::codec::Hash;
 use crate::error::{Doing, Result, VaultError};
+use crate::log;
 use crate::name;
 use crate::prune::ledger::Open;
 use crate::prune::live::{self, Needed};
 use crate::prune::propose::{Proposed, check_wish, heads, refuse_alarms};
-use crate::prune::record::{self, Condemned, Done, Proposal, PrunedPoint, Step, Sweep, Tombstone};
+use crate::prune::record::{self, Condemned, Done, LogCut, Proposal, PrunedPoint, Step, Sweep, Tombstone};
 use crate::prune::{PruneOptions, Pruner, Rule};
 use crate::snapshot::{Snapshot, verification_prefix};
 use crate::storage::Put;
@@ -83,13 +84,19 @@ impl Pruner {
     pub fn perform(&self, proposed: &Proposed, options: &PruneOptions) -> Result<OpenPrune> {
         self.check_thawed()?;
         self.storage_now(options)?;
-        let proposal = &proposed.proposal;
+        let mut proposal = proposed.proposal.clone();
+        // What takes the place of something is there, and was read back, before anything is condemned.
+        for run in &proposed.runs {
+            self.check_thawed()?;
+            proposal.gathered.push(self.gather(run, proposal.generation)?);
+        }
+        let generation = proposal.generation;
         let taken = || VaultError::Conflict {
-            object: record::key(proposal.generation, Step::Proposal),
+            object: record::key(generation, Step::Proposal),
             why: "another pruner made a proposal".to_owned(),
         };
         let hash = proposal.publish(&**self.vault.storage(), self.key())?.ok_or_else(taken)?;
-        self.leave_tombstones(&Open { proposal: Arc::new(proposal.clone()), hash, sweep: None })?;
+        self.leave_tombstones(&Open { proposal: Arc::new(proposal), hash, sweep: None })?;
         self.open_prune(options)?.ok_or_else(taken)
     }
 
@@ -128,6 +135,7 @@ impl Pruner {
             objects: Vec::new(),
             logs: Vec::new(),
             spared: Vec::new(),
+            gathered: Vec::new(),
         };
         Ok(self.sweep(sweep, &open.proposal)?.generation)
     }
@@ -198,9 +206,30 @@ impl Pruner {
             abandoned: false,
             heads: heads(survivors()),
             objects: proposal.objects.iter().filter(may_go).cloned().collect(),
-            logs: proposal.logs.clone(),
+            logs: self.cuts_again(proposal, &snapshots, &saved)?,
             spared,
+            gathered: proposal.gathered.clone(),
         })
+    }
+
+    fn cuts_again(
+        &self,
+        proposal: &Proposal,
+        snapshots: &[Arc<Snapshot>],
+        saved: &[Arc<Snapshot>],
+    ) -> Result<Vec<LogCut>> {
+        let chain = |snapshot: &Arc<Snapshot>| {
+            let position = snapshot.head.position.as_ref()?;
+            Some(log::chain(&snapshot.head.dataset, &position.lineage, position.timeline))
+        };
+        let saved: HashSet<String> = saved.iter().filter_map(chain).collect();
+        let seen = |chain: &str| proposal.heads.iter().find(|head| head.chain == chain).map_or(0, |head| head.number);
+        let newer = snapshots.iter().filter_map(|snapshot| {
+            let head = &snapshot.head;
+            let is_new = head.sequence > seen(&name::snapshots_of(&head.host, &head.dataset));
+            is_new.then_some((head.dataset.as_str(), head.position.as_ref()?))
+        });
+        self.cuts_that_stand(&proposal.logs, &saved, newer)
     }
 
     /// Points of the proposal that were put on hold since, and their snapshots.
@@ -252,6 +281,8 @@ impl Pruner {
                 gone.insert(object.key.clone());
             }
         }
+        let logs = self.delete_logs(&sweep.logs, &sweep.gathered)?;
+        (objects, bytes) = (objects + logs.0, bytes + logs.1);
         let mut kept: Vec<String> = kept.difference(&gone).cloned().collect();
         kept.sort();
         let done = Done {

@@ -14,6 +14,7 @@ use crate::keys::{self, Pair};
 use crate::name;
 use crate::prune::keep::{Candidate, Limits, Why, decide};
 use crate::prune::live::{self, Needed, Survey};
+use crate::prune::logs::{Base, Run};
 use crate::prune::record::{self, ChainHead, Condemned, Proposal, PrunedPoint};
 use crate::prune::{GRACE_HOURS_MIN, PruneOptions, Pruner};
 use crate::receipt::TimeSource;
@@ -51,14 +52,23 @@ pub struct Proposed {
     pub spared_bytes: u64,
     /// Bytes in packs that stay for the sake of others in them.
     pub waste_bytes: u64,
+    /// Log objects that go because no point that stays needs them, and their bytes.
+    pub log_objects: u64,
+    pub log_bytes: u64,
+    /// Log objects that are put together into `log_containers`.
+    pub log_gathered: u64,
+    pub log_containers: u64,
     pub findings: Vec<Finding>,
     #[serde(skip)]
     pub(super) proposal: Proposal,
+    #[serde(skip)]
+    pub(super) runs: Vec<Run>,
 }
 
 impl Proposed {
     pub fn is_empty(&self) -> bool {
-        self.proposal.points.is_empty() && self.proposal.objects.is_empty() && self.proposal.logs.is_empty()
+        let Proposal { points, objects, logs, .. } = &self.proposal;
+        points.is_empty() && objects.is_empty() && logs.is_empty() && self.runs.is_empty()
     }
 
     pub fn pruned(&self) -> impl Iterator<Item = &PointVerdict> {
@@ -71,6 +81,14 @@ struct Known {
     snapshot: Arc<Snapshot>,
     info: PointInfo,
     received: (Timestamp, TimeSource),
+}
+
+impl Known {
+    /// What a log goes on from.
+    fn base(&self) -> Option<Base<'_>> {
+        let Known { info, received, .. } = self;
+        Some(Base { dataset: &info.dataset, position: info.position.as_ref()?, received: received.0 })
+    }
 }
 
 impl Pruner {
@@ -116,6 +134,9 @@ impl Pruner {
         objects.extend(packs);
         objects.sort();
         objects.dedup();
+        let bases: Vec<Base<'_>> = kept.iter().filter_map(|place| known[*place].base()).collect();
+        let logs = self.plan_logs(&bases, &|dataset| options.log_window_of(dataset), now, lease)?;
+        findings.extend(logs.findings);
         let points = known.iter().zip(&verdicts).filter_map(|(known, verdict)| {
             let why = verdict.pruned.clone()?;
             Some(PrunedPoint { snapshot: known.snapshot.key.clone(), hash: known.snapshot.hash, why })
@@ -129,19 +150,25 @@ impl Pruner {
             heads: heads(known.iter().map(|known| &*known.snapshot)),
             points: points.collect(),
             objects,
-            logs: Vec::new(),
+            logs: logs.cuts,
             moved: Vec::new(),
+            gathered: Vec::new(),
         };
         Ok(Proposed {
             generation: proposal.generation,
             points: verdicts,
             objects: proposal.objects.len() as u64,
             packs: pack_count,
-            bytes: proposal.objects.iter().map(|object| object.bytes).sum(),
+            bytes: proposal.objects.iter().map(|object| object.bytes).sum::<u64>() + logs.cut_bytes,
             spared_bytes,
             waste_bytes,
+            log_objects: logs.cut_objects,
+            log_bytes: logs.cut_bytes,
+            log_gathered: logs.run_objects,
+            log_containers: logs.runs.len() as u64,
             findings,
             proposal,
+            runs: logs.runs,
         })
     }
 

@@ -54,6 +54,20 @@ pub(crate) struct LogCut {
     pub(crate) last: Option<Hash>,
 }
 
+/// Log objects that lie in a container, too, and go one by one.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct GatheredRun {
+    #[n(0)]
+    pub(crate) chain: String,
+    #[n(1)]
+    pub(crate) first: u64,
+    #[n(2)]
+    pub(crate) last: u64,
+    /// Of the container.
+    #[n(3)]
+    pub(crate) hash: Hash,
+}
+
 /// How far a chain of snapshots was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct ChainHead {
@@ -88,6 +102,8 @@ pub(crate) struct Proposal {
     /// Packs (among the objects) whose live frames are moved elsewhere before the sweep.
     #[n(9)]
     pub(crate) moved: Vec<Hash>,
+    #[cbor(n(10), default)]
+    pub(crate) gathered: Vec<GatheredRun>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -112,6 +128,8 @@ pub(crate) struct Sweep {
     /// Snapshots whose tombstones do not count: they were put on hold since the proposal.
     #[n(8)]
     pub(crate) spared: Vec<String>,
+    #[cbor(n(9), default)]
+    pub(crate) gathered: Vec<GatheredRun>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

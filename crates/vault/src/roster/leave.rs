@@ -3,10 +3,11 @@
 //! Invariant: what counts after a revocation was there before it, by the storage's word where a time is given; a host's own clock
 //! decides nothing.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::error::{Doing, Result, VaultError};
 use crate::keys::{self, Pair};
+use crate::log::LogEntry;
 use crate::name;
 use crate::open::Unlocked;
 use crate::receipt::Receipts;
@@ -71,8 +72,12 @@ impl Unlocked {
         let mut ends: std::collections::BTreeMap<u64, (u64, bool)> = std::collections::BTreeMap::new();
         for entry in entries.iter().filter(|entry| entry.host == member) {
             let (end, closed) = ends.entry(entry.timeline).or_insert((entry.number, false));
-            let object = listed.iter().find(|object| object.key == entry.key);
-            *closed |= object.map_or(Ok(true), |object| cut.is_after(object))?;
+            *closed |= match listed.binary_search_by(|object| object.key.as_str().cmp(&entry.key)) {
+                Ok(place) => listed.get(place).map_or(Ok(true), |object| cut.is_after(object))?,
+                Err(_) => {
+                    cut.is_gathered_after(&listed, &crate::log::chain(dataset, lineage, entry.timeline), entry)?
+                }
+            };
             if !*closed {
                 *end = entry.number + 1;
             }
@@ -100,6 +105,22 @@ impl Cut<'_> {
                 "neither a receipt nor the storage says when it came; revoke without a time (what is there counts), or remove it first",
             )),
         }
+    }
+
+    /// An object that lies in a container only came, at the latest, a prune's grace before its container did.
+    fn is_gathered_after(&self, listed: &[Listed], chain: &str, entry: &LogEntry) -> Result<bool> {
+        let Some(since) = self.since else { return Ok(false) };
+        let hash = crate::crypt::unhex(&entry.hash).unwrap_or_default();
+        if let Some(at) = self.receipts.and_then(|receipts| receipts.received_bytes(&entry.key, &hash)) {
+            return Ok(at >= since);
+        }
+        let holds = |object: &&Listed| {
+            let span = object.key.strip_prefix(chain).and_then(crate::log::Span::parse);
+            span.is_some_and(|span| span.holds(entry.number))
+        };
+        let gathered_at = listed.iter().find(holds).and_then(|object| object.stored_at);
+        let grace = SignedDuration::from_hours(crate::prune::GRACE_HOURS_MIN);
+        Ok(gathered_at.is_none_or(|at| at.checked_sub(grace).is_ok_and(|latest| latest >= since)))
     }
 
     /// The first number that does not count, in a chain of plain numbers; `None` for an empty one.

@@ -63,7 +63,7 @@ impl Asker {
                 | Place::Receipt(..)
                 | Place::Copy(..) => true,
                 // Whoever writes a log next goes on from its end; its payloads are sealed.
-                Place::Log { .. } => true,
+                Place::Log { .. } | Place::GatheredLog { .. } => true,
                 // Every writer must know what was pruned, and that pruning is stopped.
                 Place::Prune(..) | Place::Hold(_) | Place::Freeze(_) => true,
                 Place::Index(host, ..)
@@ -101,7 +101,7 @@ impl Asker {
             // The server looks whether the pair is new.
             Place::Statement(PairOf::Content(_), 1) => signer.is_some_and(|name| self.is(name)),
             Place::KeyFile(PairOf::Content(_), _) => true,
-            Place::Tombstone(..) | Place::Prune(..) | Place::Probe => prune,
+            Place::Tombstone(..) | Place::Prune(..) | Place::GatheredLog { .. } | Place::Probe => prune,
             Place::Receipt(..) => return Err("receipts are the server's own"),
             Place::Copy(..) => return Err("it has no right to copy"),
             Place::Readme | Place::Roster(_) | Place::Statement(..) | Place::KeyFile(..) => {
@@ -128,6 +128,7 @@ impl Asker {
                 | Place::Refs(..)
                 | Place::Snapshot(..)
                 | Place::Log { .. }
+                | Place::GatheredLog { .. }
                 | Place::Verification(..)
                 | Place::Probe
         );

@@ -43,6 +43,9 @@ pub(crate) struct Args {
     dataset: Vec<String>,
     #[command(flatten)]
     keep: KeepArgs,
+    /// Let logs reach back so far at least; without it, to the oldest point that is kept
+    #[arg(long, value_name = "TIME")]
+    keep_log: Option<String>,
     /// Prune this point (HOST/DATASET/NUMBER, as `points --json` shows it), whatever the rules say; may be given several times
     #[arg(long, value_name = "ID")]
     point: Vec<String>,
@@ -173,7 +176,7 @@ fn open(named: &Named, keys: &[PathBuf], ui: &Ui) -> Result<Pruner, CommandError
 
 fn options(args: &Args, named: &Named, ui: &Ui) -> Result<PruneOptions, CommandError> {
     let given = args.keep.rules();
-    let mut datasets = BTreeMap::new();
+    let (mut datasets, mut log_windows) = (BTreeMap::new(), BTreeMap::new());
     let mut rules = None;
     if let Some(given) = given {
         match args.dataset.is_empty() {
@@ -187,6 +190,9 @@ fn options(args: &Args, named: &Named, ui: &Ui) -> Result<PruneOptions, CommandE
                 let into = dataset.protect.iter().find(|protect| protect.to == named.name);
                 if let Some(protect) = into.filter(|_| wanted) {
                     datasets.insert(dataset.name.clone(), rules_of(protect.keep));
+                    if let Some(window) = protect.keep.log.and_then(|window| SignedDuration::try_from(window.0).ok()) {
+                        log_windows.insert(dataset.name.clone(), window);
+                    }
                 }
             }
         }
@@ -196,9 +202,15 @@ fn options(args: &Args, named: &Named, ui: &Ui) -> Result<PruneOptions, CommandE
         )
         .hint("for example --keep-daily 7 --keep-weekly 4 --keep-monthly 12; see docs/retention.md"));
     }
+    let log_window = args.keep_log.as_deref().map(|text| span("--keep-log", text)).transpose()?;
+    if log_window.is_some() {
+        log_windows.clear();
+    }
     Ok(PruneOptions {
         rules,
         datasets,
+        log_windows,
+        log_window,
         points: args.point.iter().cloned().collect(),
         min_age: span("--min-age", &args.min_age)?,
         grace: span("--grace", &args.grace)?,
@@ -208,7 +220,7 @@ fn options(args: &Args, named: &Named, ui: &Ui) -> Result<PruneOptions, CommandE
 }
 
 fn rules_of(keep: Keep) -> KeepRules {
-    let Keep { last, hourly, daily, weekly, monthly, yearly } = keep;
+    let Keep { last, hourly, daily, weekly, monthly, yearly, log: _ } = keep;
     KeepRules { last, hourly, daily, weekly, monthly, yearly }
 }
 
@@ -273,6 +285,20 @@ fn tell_proposed(proposed: &Proposed, args: &Args, ui: &Ui) {
         Size(proposed.bytes).rounded(),
         counted(proposed.packs, "pack")
     ));
+    if proposed.log_objects > 0 {
+        ui.line(format_args!(
+            "  {} of logs, which no point that stays needs: {}",
+            counted(proposed.log_objects, "object"),
+            Size(proposed.log_bytes).rounded()
+        ));
+    }
+    if proposed.log_gathered > 0 {
+        ui.line(format_args!(
+            "  {} of logs put together into {}",
+            counted(proposed.log_gathered, "object"),
+            counted(proposed.log_containers, "object")
+        ));
+    }
     if proposed.spared_bytes > 0 {
         ui.line(format_args!(
             "  {} is not needed either, and spared for now: a backup that is at work may be about to need it",

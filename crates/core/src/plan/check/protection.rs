@@ -193,7 +193,7 @@ fn residency(checker: &mut Checker<'_>, held: Held<'_>) {
 /// What was deleted or spoiled an hour ago is only found in a point that is older than that.
 fn history(checker: &mut Checker<'_>, held: Held<'_>) {
     for (number, protect) in held.dataset.protect.iter().enumerate() {
-        let Keep { last, hourly, daily, weekly, monthly, yearly } = protect.keep;
+        let Keep { last, hourly, daily, weekly, monthly, yearly, log: _ } = protect.keep;
         if last + hourly + daily + weekly + monthly + yearly == 1 && !protect.log {
             let number = number.to_string();
             let path = held.path_to(&["protect"]);

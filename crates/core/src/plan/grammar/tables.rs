@@ -521,6 +521,11 @@ static KEEP: Table = Table {
         with_default("weekly", KEPT, "0", "One a week, for so many weeks."),
         with_default("monthly", KEPT, "0", "One a month, for so many months."),
         with_default("yearly", KEPT, "0", "One a year, for so many years."),
+        optional(
+            "log",
+            DURATION,
+            "How far back any moment can be restored, where a log is streamed; older points stand for themselves. Without it, back to the oldest point.",
+        ),
     ],
     choices: &[],
 };

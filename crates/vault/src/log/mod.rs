@@ -2,9 +2,14 @@
 //!
 //! They are numbered from 0 in each timeline and name their predecessor's hash, so that a missing one is seen by name, and two
 //! writers of one timeline collide at the next number instead of both going on. Positions stand in the clear head. Invariant: an
-//! object is never overwritten; a writer that crashed adopts what it had stored and continues after it.
+//! object is never overwritten; a writer that crashed adopts what it had stored and continues after it. Of a timeline whose beginning was
+//! pruned, the prune's word says where it begins and what its first object must name.
+
+mod gathered;
+mod writer;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use minicbor::{Decode, Encode};
@@ -13,18 +18,27 @@ use crate::codec::{self, Hash, Moment};
 use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, Severity, note};
 use crate::name;
-use crate::open::{HostVault, Vault};
+use crate::open::Vault;
+use crate::prune::LogCut;
 use crate::roster::Roster;
-use crate::seal::{Recipient, seal_frame};
 use crate::sign::Signed;
 use crate::snapshot::Position;
-use crate::storage::Put;
+
+use self::gathered::Shelf;
+pub(crate) use self::gathered::{
+    CONTAINER_BYTES, CONTAINER_OBJECTS_MAX, Containers, KIND as GATHERED_KIND, Span, check as check_gathered,
+    hashes_in, seal as seal_gathered,
+};
+pub use self::writer::LogWriter;
 
 pub(crate) const KIND: &str = "vault.log";
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 
 /// A writer notes its own head in the host's state after so many appends.
 const REMEMBER_EVERY: u64 = 32;
+
+/// What follows an object that is older than this may have been gathered meanwhile, and is looked for in a listing, too.
+const GATHERED_AFTER_HOURS: i64 = 24;
 
 /// So many unreadable objects in a row are passed by while a position is looked for.
 const UNREADABLE_MAX: usize = 8;
@@ -163,8 +177,15 @@ pub(crate) fn check(
 
 /// The sealed payload of a log object, read again and checked to be the one that the entry was read from.
 pub(crate) fn read_sealed(vault: &Vault, entry: &LogEntry) -> Result<Vec<u8>> {
-    let bytes = vault.storage().get(&entry.key).doing(|| format!("reading {}", entry.key))?;
-    let opened = open(&vault.roster(), &entry.dataset, &entry.lineage, entry.timeline, entry.number, &bytes)?;
+    let of = Timeline { dataset: &entry.dataset, lineage: &entry.lineage, timeline: entry.timeline };
+    let opened = match vault.read_object(&of, entry.number) {
+        // Gathered since it was listed.
+        Err(VaultError::Missing { .. }) => {
+            vault.list_timeline(&of)?;
+            vault.read_object(&of, entry.number)?
+        }
+        other => other?,
+    };
     if opened.entry.hash != entry.hash {
         return Err(VaultError::untrusted(&entry.key, "it was replaced since it was first read"));
     }
@@ -197,8 +218,16 @@ impl Vault {
     pub fn log_next(&self, last: &LogEntry) -> Result<Option<LogEntry>> {
         let next = last.number.saturating_add(1);
         let of = Timeline { dataset: &last.dataset, lineage: &last.lineage, timeline: last.timeline };
-        match self.read_entry(&of, next, Some(last)) {
+        match self.read_entry(&of, next, Some(last), None) {
             Ok(entry) => Ok(Some(entry)),
+            Err(VaultError::Missing { .. }) if is_long_ago(last) => {
+                // Who slept so long finds what follows gathered, or pruned.
+                let shelf = self.list_timeline(&of)?;
+                match shelf.numbers.last().is_some_and(|newest| *newest >= next) {
+                    true => self.read_entry(&of, next, Some(last), None).map(Some),
+                    false => Ok(None),
+                }
+            }
             Err(VaultError::Missing { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -219,15 +248,51 @@ impl Vault {
     fn read_since(&self, dataset: &str, position: &Position) -> Result<(LogTrail, Vec<u64>, Option<VaultError>)> {
         self.refresh()?;
         let of = Timeline { dataset, lineage: &position.lineage, timeline: position.timeline };
-        let chain = chain(dataset, of.lineage, of.timeline);
-        let seen = self.remembered_head(&chain)?;
-        let listed = self.storage().list(&chain).doing(|| format!("listing {chain}"))?;
-        let number = |key: &str| number_in(key.strip_prefix(&chain)?);
-        let mut numbers: Vec<u64> = listed.iter().filter_map(|object| number(&object.key)).collect();
-        numbers.sort_unstable();
+        let seen = self.remembered_head(&chain(dataset, of.lineage, of.timeline))?;
+        let shelf = self.list_timeline(&of)?;
+        let floor = self.floor(&of, &shelf)?;
+        let extent = Extent { numbers: &from_floor(shelf.numbers, floor.as_ref()), floor, seen: seen.as_ref() };
         let mut trail = LogTrail::default();
-        let trouble = self.read_timeline(&of, (&numbers, seen.as_ref()), Some(position.counter), &mut trail)?;
-        Ok((trail, numbers, trouble))
+        let trouble = self.read_timeline(&of, &extent, Some(position.counter), &mut trail)?;
+        let leads_on = |first: &LogEntry| {
+            first.last <= position.counter || (!first.mark && first.first <= position.counter.saturating_add(1))
+        };
+        if let (Some(floor), Some(first)) = (&extent.floor, trail.entries.first())
+            && first.number == floor.below
+            && !leads_on(first)
+        {
+            let message = format!(
+                "the log of {dataset} right after position {} was pruned: what this point holds can be restored, and nothing after it",
+                position.counter
+            );
+            trail.findings.push(Finding::new(Severity::Note, "log-pruned", &floor.chain, message));
+            trail.entries.clear();
+        }
+        Ok((trail, extent.numbers.to_vec(), trouble))
+    }
+
+    /// One object, wherever it lies; what is before it is not looked at.
+    pub(crate) fn log_entry(&self, dataset: &str, lineage: &str, timeline: u64, number: u64) -> Result<LogEntry> {
+        let of = Timeline { dataset, lineage, timeline };
+        self.list_timeline(&of)?;
+        self.read_object(&of, number).map(|opened| opened.entry)
+    }
+
+    /// What lies in a timeline, listed anew.
+    fn list_timeline(&self, of: &Timeline<'_>) -> Result<Shelf> {
+        let chain = chain(of.dataset, of.lineage, of.timeline);
+        let listed = self.storage().list(&chain).doing(|| format!("listing {chain}"))?;
+        let shelf = Shelf::of(&listed, &chain);
+        self.note_containers(&chain, &shelf);
+        Ok(shelf)
+    }
+
+    /// Where a timeline begins, if its beginning was pruned. Prunes are only asked where something is missing.
+    fn floor(&self, of: &Timeline<'_>, shelf: &Shelf) -> Result<Option<LogCut>> {
+        match shelf.has_gaps() {
+            false => Ok(None),
+            true => Ok(self.ledger()?.log_floors.get(&chain(of.dataset, of.lineage, of.timeline)).cloned()),
+        }
     }
 
     /// The last object of a timeline. None of those before it may be missing; what is in them is not looked at.
@@ -238,7 +303,15 @@ impl Vault {
             return Err(error);
         }
         let Some(last) = trail.entries.last().cloned() else { return Ok(None) };
-        match (0..last.number).zip(&numbers).find(|(expected, found)| expected != *found) {
+        let begin = match numbers.first() {
+            // What is below it was pruned, or the first of it is missing.
+            Some(first) if *first > 0 => {
+                let of = Timeline { dataset, lineage, timeline };
+                self.floor(&of, &Shelf::of_numbers(numbers.clone()))?.map_or(0, |floor| floor.below)
+            }
+            _ => 0,
+        };
+        match (begin..last.number).zip(&numbers).find(|(expected, found)| expected != *found) {
             Some((missing, _)) => {
                 Err(VaultError::Missing { object: name::log_object(dataset, lineage, timeline, missing) })
             }
@@ -252,12 +325,13 @@ impl Vault {
         // Before the listing: what was seen by then must be in it, whatever is appended meanwhile.
         let remembered = self.remembered_timelines(dataset, lineage)?;
         let listed = self.storage().list(&prefix).doing(|| format!("listing {prefix}"))?;
-        let mut timelines: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        let mut timelines: BTreeMap<u64, Shelf> = BTreeMap::new();
         for object in &listed {
             if let Some((timeline, rest)) = object.key[prefix.len()..].split_once('/')
-                && let (Ok(timeline), Some(number)) = (timeline.parse(), number_in(rest))
+                && let Ok(timeline) = timeline.parse()
+                && (number_in(rest).is_some() || Span::parse(rest).is_some())
             {
-                timelines.entry(timeline).or_default().push(number);
+                timelines.entry(timeline).or_default().add(rest);
             }
         }
         for timeline in remembered.keys() {
@@ -265,10 +339,14 @@ impl Vault {
         }
         let mut trail = LogTrail::default();
         let mut trouble = None;
-        for (timeline, numbers) in timelines {
-            let seen = remembered.get(&timeline);
+        for (timeline, mut shelf) in timelines {
             let of = Timeline { dataset, lineage, timeline };
-            if let Some(error) = self.read_timeline(&of, (&numbers, seen), None, &mut trail)? {
+            shelf.settle();
+            self.note_containers(&chain(dataset, lineage, timeline), &shelf);
+            let floor = self.floor(&of, &shelf)?;
+            let numbers = from_floor(shelf.numbers, floor.as_ref());
+            let extent = Extent { numbers: &numbers, floor, seen: remembered.get(&timeline) };
+            if let Some(error) = self.read_timeline(&of, &extent, None, &mut trail)? {
                 trouble.get_or_insert(error);
             }
         }
@@ -294,17 +372,20 @@ impl Vault {
     fn read_timeline(
         &self,
         of: &Timeline<'_>,
-        (numbers, seen): (&[u64], Option<&(u64, String)>),
+        extent: &Extent<'_>,
         since: Option<u64>,
         trail: &mut LogTrail,
     ) -> Result<Option<VaultError>> {
+        let Extent { numbers, floor, seen } = extent;
         let chain = chain(of.dataset, of.lineage, of.timeline);
         let mut entries = self.cached_log(&chain);
         let cached = entries.len();
-        keep_usable(&mut entries, numbers, since);
+        let begin = floor.as_ref().map_or(0, |floor| floor.below);
+        entries.retain(|entry| entry.number >= begin);
+        keep_usable(&mut entries, numbers, begin, since);
         let start = match entries.first() {
             Some(first) => first.number,
-            None => since.map_or(0, |counter| self.find_start(of, numbers, counter)),
+            None => since.map_or(begin, |counter| self.find_start(of, numbers, counter)),
         };
         let mut trouble = None;
         // A listing that ran beside an append may lack an object and have its successor, so each number is looked for.
@@ -314,7 +395,7 @@ impl Vault {
             if number >= end {
                 break;
             }
-            match self.read_entry(of, number, entries.last()) {
+            match self.read_entry(of, number, entries.last(), floor.as_ref()) {
                 Ok(entry) => entries.push(entry),
                 Err(error @ VaultError::Missing { .. }) => {
                     trouble = Some(error);
@@ -369,18 +450,44 @@ impl Vault {
         numbers.get(high.max(low)).copied().unwrap_or(0)
     }
 
+    /// Reads an object where it lies: in a container, which brings its neighbours along, or alone.
     fn read_object(&self, of: &Timeline<'_>, number: u64) -> Result<Opened> {
+        let opened = |bytes: &[u8]| open(&self.roster(), of.dataset, of.lineage, of.timeline, number, bytes);
+        let gathered = self.span_of(&chain(of.dataset, of.lineage, of.timeline), number).map(|span| {
+            let container: Arc<gathered::Container> = self.container(of, span)?;
+            container.object(number).map_or_else(
+                || Err(VaultError::damaged(span.key(&chain(of.dataset, of.lineage, of.timeline)), "it was cut off")),
+                opened,
+            )
+        });
+        if let Some(Ok(found)) = gathered {
+            return Ok(found);
+        }
         let key = name::log_object(of.dataset, of.lineage, of.timeline, number);
-        let bytes = self.storage().get(&key).doing(|| format!("reading {key}"))?;
-        open(&self.roster(), of.dataset, of.lineage, of.timeline, number, &bytes)
+        match (self.storage().get(&key), gathered) {
+            // What is wrong is the container, not that the object does not lie alone any more.
+            (Err(e), Some(Err(error))) if e.is_not_found() => Err(error),
+            (bytes, _) => opened(&bytes.doing(|| format!("reading {key}"))?),
+        }
     }
 
-    /// Reads an object and holds it against the one before it, where that is known; the very first has none.
-    fn read_entry(&self, of: &Timeline<'_>, number: u64, before: Option<&LogEntry>) -> Result<LogEntry> {
+    /// Reads an object and holds it against the one before it, where that is known; the very first has none, and what the first after a
+    /// pruned beginning must name, the prune says.
+    fn read_entry(
+        &self,
+        of: &Timeline<'_>,
+        number: u64,
+        before: Option<&LogEntry>,
+        floor: Option<&LogCut>,
+    ) -> Result<LogEntry> {
         let opened = self.read_object(of, number)?;
         let previous = opened.previous.map(|h| h.to_string());
-        let is_checked = before.is_some() || number == 0;
-        if is_checked && previous.as_ref() != before.map(|b| &b.hash) {
+        let expected = match (before, floor) {
+            (Some(before), _) => Some(Some(before.hash.clone())),
+            (None, Some(floor)) if floor.below == number => Some(floor.last.map(|hash| hash.to_string())),
+            (None, _) => (number == 0).then_some(None),
+        };
+        if expected.is_some_and(|expected| previous != expected) {
             return Err(VaultError::untrusted(opened.entry.key, "it does not name the object before it"));
         }
         if before.is_some_and(|b| opened.entry.last < b.last) {
@@ -390,7 +497,29 @@ impl Vault {
     }
 }
 
+/// What there is to be read of a timeline.
+struct Extent<'a> {
+    numbers: &'a [u64],
+    floor: Option<LogCut>,
+    /// The newest that was seen here before, and its hash.
+    seen: Option<&'a (u64, String)>,
+}
+
+/// What is below the floor is pruned, whether it is still there or not.
+fn from_floor(mut numbers: Vec<u64>, floor: Option<&LogCut>) -> Vec<u64> {
+    if let Some(floor) = floor {
+        numbers.retain(|number| *number >= floor.below);
+    }
+    numbers
+}
+
+fn is_long_ago(entry: &LogEntry) -> bool {
+    let age = Timestamp::now().duration_since(entry.stored_at);
+    age > jiff::SignedDuration::from_hours(GATHERED_AFTER_HOURS)
+}
+
 /// One timeline of one lineage.
+#[derive(Clone, Copy)]
 struct Timeline<'a> {
     dataset: &'a str,
     lineage: &'a str,
@@ -406,8 +535,8 @@ pub(crate) fn number_in(place: &str) -> Option<u64> {
 
 /// Drops of what was read before what does not reach back far enough, and what is not there any more: a hostile storage may
 /// take it away again.
-fn keep_usable(entries: &mut Vec<LogEntry>, numbers: &[u64], since: Option<u64>) {
-    let reaches_back = |first: &LogEntry| first.number == 0 || since.is_some_and(|counter| first.last <= counter);
+fn keep_usable(entries: &mut Vec<LogEntry>, numbers: &[u64], begin: u64, since: Option<u64>) {
+    let reaches_back = |first: &LogEntry| first.number == begin || since.is_some_and(|counter| first.last <= counter);
     let from = match entries.first() {
         Some(first) if reaches_back(first) => numbers.binary_search(&first.number),
         _ => Err(0),
@@ -437,135 +566,6 @@ fn check_against_memory(
             Some(VaultError::untrusted(object, "it was replaced since it was first seen here"))
         }
         Some(_) => None,
-    }
-}
-
-/// Appends to one timeline of a lineage. One writer at a time: a second one is told `Conflict`.
-#[derive(Debug)]
-pub struct LogWriter {
-    vault: HostVault,
-    dataset: String,
-    lineage: String,
-    timeline: u64,
-    content: Recipient,
-    next: u64,
-    previous: Option<Hash>,
-    last: Option<LogEntry>,
-}
-
-impl HostVault {
-    /// Opens a timeline for appending; continues after what is stored there already (see `LogWriter::last`).
-    pub fn log_writer(&self, dataset: &str, lineage: &str, timeline: u64) -> Result<LogWriter> {
-        name::check(dataset, "the data set's name")?;
-        name::check(lineage, "the lineage")?;
-        self.check_enrolled()?;
-        let content = self.content_recipient(dataset)?;
-        let last = self.log_end(dataset, lineage, timeline)?;
-        if let Some(last) = &last
-            && last.host != self.host_name()
-        {
-            let why = format!("host {} writes timeline {timeline} already; a new writer needs a new epoch", last.host);
-            return Err(VaultError::Conflict { object: last.key.clone(), why });
-        }
-        let previous = last.as_ref().and_then(|l| crate::crypt::unhex(&l.hash)).map(Hash);
-        Ok(LogWriter {
-            vault: self.clone(),
-            dataset: dataset.to_owned(),
-            lineage: lineage.to_owned(),
-            timeline,
-            content,
-            next: last.as_ref().map_or(0, |l| l.number + 1),
-            previous,
-            last,
-        })
-    }
-}
-
-impl LogWriter {
-    /// The last object of the timeline, from before a crash perhaps: the source continues after its position.
-    pub fn last(&self) -> Option<&LogEntry> {
-        self.last.as_ref()
-    }
-
-    pub fn timeline(&self) -> u64 {
-        self.timeline
-    }
-
-    pub fn lineage(&self) -> &str {
-        &self.lineage
-    }
-
-    /// Stores one piece. It is durable when this returns; after an error, call again with the same or open a new writer.
-    pub fn append(&mut self, piece: LogPiece, payload: &[u8]) -> Result<LogEntry> {
-        if payload.len() > PAYLOAD_BYTES_MAX {
-            return Err(VaultError::TooLarge {
-                what: "a log piece".to_owned(),
-                size: payload.len() as u64,
-                limit: PAYLOAD_BYTES_MAX as u64,
-            });
-        }
-        let floor = self.last.as_ref().map_or(0, |l| l.last);
-        if piece.first > piece.last || piece.last < floor {
-            let why = format!("it runs from {} to {}, after {floor} was stored", piece.first, piece.last);
-            return Err(VaultError::invalid("the log piece", why));
-        }
-        let key = name::log_object(&self.dataset, &self.lineage, self.timeline, self.next);
-        let head = LogHead {
-            vault: self.vault.roster().vault.clone(),
-            dataset: self.dataset.clone(),
-            lineage: self.lineage.clone(),
-            timeline: self.timeline,
-            number: self.next,
-            previous: self.previous,
-            host: self.vault.host_name().to_owned(),
-            first: piece.first,
-            last: piece.last,
-            source_time: piece.source_time.into(),
-            stored_at: Timestamp::now().into(),
-            mark: piece.mark,
-            final_mark: piece.final_mark,
-            bytes: payload.len() as u64,
-            sealed: seal_frame(std::slice::from_ref(&self.content), &key, payload)?,
-        };
-        let bytes = Signed::seal(KIND, &codec::encode(&head)?, self.vault.state().signing_key())?;
-        match self.vault.storage().put_if_absent(&key, &bytes).doing(|| format!("writing {key}"))? {
-            Put::Created => self.advance(&bytes),
-            Put::Exists => self.adopt(&key, &piece, payload.len() as u64),
-        }
-    }
-
-    /// An earlier attempt whose answer was lost had stored this very piece; anything else there is another writer's.
-    fn adopt(&mut self, key: &str, piece: &LogPiece, bytes: u64) -> Result<LogEntry> {
-        let stored = self.vault.storage().get(key).doing(|| format!("reading {key}"))?;
-        let opened = open(&self.vault.roster(), &self.dataset, &self.lineage, self.timeline, self.next, &stored)?;
-        let e = &opened.entry;
-        let same = (e.first, e.last, e.source_time, e.mark, e.final_mark, e.bytes)
-            == (
-                piece.first,
-                piece.last,
-                Timestamp::from(Moment::from(piece.source_time)),
-                piece.mark,
-                piece.final_mark,
-                bytes,
-            );
-        if !same || e.host != self.vault.host_name() || opened.previous != self.previous {
-            let why = format!("host {} wrote it; two writers of one timeline must not be", e.host);
-            return Err(VaultError::Conflict { object: key.to_owned(), why });
-        }
-        self.advance(&stored)
-    }
-
-    fn advance(&mut self, bytes: &[u8]) -> Result<LogEntry> {
-        let opened = open(&self.vault.roster(), &self.dataset, &self.lineage, self.timeline, self.next, bytes)?;
-        self.previous = Some(opened.hash);
-        self.next += 1;
-        // Now and then, so that a log that is rolled back is noticed without slowing each append.
-        if opened.entry.final_mark || self.next.is_multiple_of(REMEMBER_EVERY) {
-            let chain = chain(&self.dataset, &self.lineage, self.timeline);
-            self.vault.remember_head(&chain, opened.entry.number, opened.hash.0)?;
-        }
-        self.last = Some(opened.entry.clone());
-        Ok(opened.entry)
     }
 }
 

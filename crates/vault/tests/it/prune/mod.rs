@@ -1,5 +1,7 @@
 //! Pruning: what is not wanted goes, what is wanted stays restorable, whoever is at work meanwhile and wherever it is killed.
 
+mod logs;
+
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};

@@ -1,0 +1,389 @@
+//! What becomes of logs: how far back each reaches, and which runs of small old objects are put into one.
+//!
+//! A log is needed from the position of the oldest kept point in it; with a window, from the newest kept point that is older than the
+//! window. Its last object always stays: whoever wrote it goes on from there. Invariants: nothing is cut or gathered of a log in which
+//! something is missing or wrong, nor what came less than a lease ago; every object's signature and place in its chain was checked,
+//! so that a host cannot have more cut than its points let go of; a run goes only while its container is the one that was read back.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::codec::Hash;
+use crate::error::{Doing, Result, VaultError};
+use crate::finding::{Finding, Severity};
+use crate::log::{self, LogEntry, Span};
+use crate::name;
+use crate::object::{self, Place};
+use crate::prune::Pruner;
+use crate::prune::live;
+use crate::prune::record::{GatheredRun, LogCut};
+use crate::snapshot::Position;
+use crate::storage::Put;
+
+/// Fewer are not worth a container, unless nothing follows them.
+const RUN_OBJECTS_MIN: u64 = 64;
+/// Larger ones stay alone.
+const SMALL_BYTES_MAX: u64 = 1 << 20;
+/// So many objects between two looks at the freeze.
+const PER_LOOK: usize = 1024;
+
+/// A point that stays, as far as logs need to know.
+pub(super) struct Base<'a> {
+    pub(super) dataset: &'a str,
+    pub(super) position: &'a Position,
+    pub(super) received: Timestamp,
+}
+
+/// A run that is to be put into one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Run {
+    dataset: String,
+    lineage: String,
+    timeline: u64,
+    span: Span,
+    hashes: Vec<String>,
+}
+
+/// What is to be done about logs.
+#[derive(Debug, Default)]
+pub(super) struct LogPlan {
+    pub(super) cuts: Vec<LogCut>,
+    /// Objects that the cuts take, and their bytes.
+    pub(super) cut_objects: u64,
+    pub(super) cut_bytes: u64,
+    pub(super) runs: Vec<Run>,
+    pub(super) run_objects: u64,
+    pub(super) findings: Vec<Finding>,
+}
+
+/// One object of a timeline, as it is listed.
+struct Lying {
+    bytes: u64,
+    stored_at: Option<Timestamp>,
+}
+
+/// One timeline, as it is listed.
+#[derive(Default)]
+struct Row {
+    singles: BTreeMap<u64, Lying>,
+    spans: BTreeMap<Span, Lying>,
+}
+
+impl Row {
+    fn newest(&self) -> Option<Timestamp> {
+        self.singles.values().chain(self.spans.values()).filter_map(|lying| lying.stored_at).max()
+    }
+
+    fn is_old(&self, number: u64, lease: Timestamp) -> bool {
+        match self.singles.get(&number) {
+            Some(single) => single.stored_at.is_some_and(|at| at < lease),
+            // What is gathered was old then.
+            None => true,
+        }
+    }
+}
+
+/// Timelines by data set, lineage and number.
+type Rows = BTreeMap<(String, String), BTreeMap<u64, Row>>;
+
+impl Pruner {
+    /// Reads every log and says what is to be done about it. `window`: how far back each data set's log must reach, if not to its oldest
+    /// point.
+    pub(super) fn plan_logs(
+        &self,
+        bases: &[Base<'_>],
+        window: &dyn Fn(&str) -> Option<SignedDuration>,
+        now: Timestamp,
+        lease: Timestamp,
+    ) -> Result<LogPlan> {
+        let mut plan = LogPlan::default();
+        for ((dataset, lineage), rows) in self.list_logs()? {
+            let trail = self.vault.log_trail(&dataset, &lineage)?;
+            if trail.findings.iter().any(|finding| finding.severity == Severity::Alarm) {
+                plan.findings.extend(trail.findings);
+                continue;
+            }
+            for (timeline, row) in rows {
+                let from = trail.entries.partition_point(|entry| entry.timeline < timeline);
+                let until = trail.entries.partition_point(|entry| entry.timeline <= timeline);
+                let entries = trail.entries.get(from..until).unwrap_or_default();
+                let (Some(first), Some(last)) = (entries.first(), entries.last()) else { continue };
+                let of_it = |base: &&Base<'_>| {
+                    base.dataset == dataset && base.position.lineage == lineage && base.position.timeline == timeline
+                };
+                let begin = window(&dataset).map(|window| now.checked_sub(window).unwrap_or(Timestamp::MIN));
+                let counter = reaches_back_to(bases.iter().filter(of_it), begin);
+                let over = begin.is_some_and(|begin| row.newest().is_some_and(|newest| newest < begin));
+                let keep = match counter {
+                    Some(counter) if !over => {
+                        entries.iter().find(|e| e.last >= counter).map_or(last.number, |e| e.number)
+                    }
+                    _ => last.number,
+                };
+                let below = (first.number..keep).find(|number| !row.is_old(*number, lease)).unwrap_or(keep);
+                let chain = log::chain(&dataset, &lineage, timeline);
+                if below > first.number {
+                    plan.cut(&chain, below, entries, &row);
+                }
+                let rest = entries.iter().filter(|entry| (below..last.number).contains(&entry.number));
+                plan.gather(rest, &row, lease);
+            }
+        }
+        Ok(plan)
+    }
+
+    fn list_logs(&self) -> Result<Rows> {
+        let mut rows = Rows::new();
+        for object in live::list(&self.vault, "log/")? {
+            let lying = Lying { bytes: object.size, stored_at: object.stored_at };
+            match Place::of(&object.key) {
+                Some(Place::Log { dataset, lineage, timeline, number }) => {
+                    let row = rows.entry((dataset, lineage)).or_default().entry(timeline).or_default();
+                    row.singles.insert(number, lying);
+                }
+                Some(Place::GatheredLog { dataset, lineage, timeline, span }) => {
+                    let row = rows.entry((dataset, lineage)).or_default().entry(timeline).or_default();
+                    row.spans.insert(span, lying);
+                }
+                _ => {}
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Puts a run into its container, and reads it back. Changes nothing for anybody who reads.
+    pub(super) fn gather(&self, run: &Run, generation: u64) -> Result<GatheredRun> {
+        let storage = self.vault.storage();
+        let chain = log::chain(&run.dataset, &run.lineage, run.timeline);
+        let key = run.span.key(&chain);
+        let mut objects = Vec::with_capacity(run.hashes.len());
+        for (number, hash) in (run.span.first..).zip(&run.hashes) {
+            let key = name::log_object(&run.dataset, &run.lineage, run.timeline, number);
+            let bytes = storage.get(&key).doing(|| format!("reading {key}"))?;
+            if crate::crypt::hex(&crate::crypt::hash(&bytes)) != *hash {
+                return Err(VaultError::untrusted(key, "it was replaced since it was first read"));
+            }
+            objects.push(bytes);
+        }
+        let place = (self.vault.id(), run.dataset.as_str(), run.lineage.as_str(), run.timeline);
+        let place = (place.0.as_str(), place.1, place.2, place.3);
+        let sealed = log::seal_gathered(place, run.span, generation, objects, self.key())?;
+        if storage.put_if_absent(&key, &sealed).doing(|| format!("writing {key}"))? == Put::Exists {
+            let there = storage.get(&key).doing(|| format!("reading {key}"))?;
+            let place = Place::of(&key).ok_or_else(|| VaultError::damaged(&key, "it has no place"))?;
+            let holds_the_same =
+                object::check(&self.vault.roster(), &key, &place, &there).is_ok() && self.holds(&key, &there, run)?;
+            if !holds_the_same {
+                storage.put(&key, &sealed).doing(|| format!("writing {key}"))?;
+            }
+        }
+        let back = storage.get(&key).doing(|| format!("reading {key} again"))?;
+        match self.holds(&key, &back, run)? {
+            true => Ok(GatheredRun {
+                chain,
+                first: run.span.first,
+                last: run.span.last,
+                hash: Hash(crate::crypt::hash(&back)),
+            }),
+            false => Err(VaultError::damaged(key, "it does not hold what was just written into it")),
+        }
+    }
+
+    /// Whether a container holds these very objects.
+    fn holds(&self, key: &str, bytes: &[u8], run: &Run) -> Result<bool> {
+        let hashes = log::hashes_in(&self.vault.roster(), (&run.dataset, &run.lineage, run.timeline), run.span, bytes);
+        match hashes {
+            Ok(hashes) => Ok(hashes.iter().map(ToString::to_string).eq(run.hashes.iter().cloned())),
+            Err(VaultError::Damaged { .. } | VaultError::Untrusted { .. }) => Ok(false),
+            Err(error) => {
+                tracing::warn!(object = key, "{error}");
+                Err(error)
+            }
+        }
+    }
+
+    /// Which cuts still stand, when everything is looked at again: not where a point was put on hold in that log, nor where one came since
+    /// that the rest would not lead on from.
+    pub(super) fn cuts_that_stand<'a>(
+        &self,
+        cuts: &[LogCut],
+        saved: &HashSet<String>,
+        newer: impl Iterator<Item = (&'a str, &'a Position)>,
+    ) -> Result<Vec<LogCut>> {
+        let mut lowest: BTreeMap<String, u64> = BTreeMap::new();
+        for (dataset, position) in newer {
+            let chain = log::chain(dataset, &position.lineage, position.timeline);
+            let counter = lowest.entry(chain).or_insert(position.counter);
+            *counter = position.counter.min(*counter);
+        }
+        let mut stand = Vec::new();
+        for cut in cuts.iter().filter(|cut| !saved.contains(&cut.chain)) {
+            let joins = match lowest.get(&cut.chain) {
+                Some(counter) => self.first_at(cut)?.is_some_and(|entry| {
+                    entry.last <= *counter || (!entry.mark && entry.first <= counter.saturating_add(1))
+                }),
+                None => true,
+            };
+            if joins {
+                stand.push(cut.clone());
+            }
+        }
+        Ok(stand)
+    }
+
+    fn first_at(&self, cut: &LogCut) -> Result<Option<LogEntry>> {
+        match place_of(&cut.chain) {
+            Some((dataset, lineage, timeline)) => {
+                self.vault.log_entry(&dataset, &lineage, timeline, cut.below).map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Deletes the beginnings of logs that a sweep cuts, and what lies in containers, too. Answers how many objects and bytes went.
+    pub(super) fn delete_logs(&self, cuts: &[LogCut], gathered: &[GatheredRun]) -> Result<(u64, u64)> {
+        let chains: BTreeSet<&str> =
+            cuts.iter().map(|cut| cut.chain.as_str()).chain(gathered.iter().map(|run| run.chain.as_str())).collect();
+        let (mut objects, mut bytes) = (0, 0);
+        for chain in chains {
+            let below = cuts.iter().filter(|cut| cut.chain == chain).map(|cut| cut.below).max().unwrap_or(0);
+            let mut runs = Vec::new();
+            for run in gathered.iter().filter(|run| run.chain == chain && run.last >= below) {
+                if self.is_there(run)? {
+                    runs.push(run);
+                }
+            }
+            // In order of their numbers, so that what is left always goes up to the end.
+            let mut goes: BTreeMap<(u64, String), u64> = BTreeMap::new();
+            for object in live::list(&self.vault, chain)? {
+                let is_gone = match Place::of(&object.key) {
+                    Some(Place::Log { number, .. }) => {
+                        let is_gathered = runs.iter().any(|run| (run.first..=run.last).contains(&number));
+                        (number < below || is_gathered).then_some(number)
+                    }
+                    Some(Place::GatheredLog { span, .. }) => (span.last < below).then_some(span.last),
+                    _ => None,
+                };
+                if let Some(number) = is_gone {
+                    goes.insert((number, object.key), object.size);
+                }
+            }
+            for (place, ((_, key), size)) in goes.into_iter().enumerate() {
+                if place.is_multiple_of(PER_LOOK) {
+                    self.check_thawed()?;
+                }
+                self.vault.storage().delete(&key).doing(|| format!("removing {key}"))?;
+                objects += 1;
+                bytes += size;
+            }
+        }
+        Ok((objects, bytes))
+    }
+
+    /// Whether the container is the one that was written.
+    fn is_there(&self, run: &GatheredRun) -> Result<bool> {
+        let key = Span { first: run.first, last: run.last }.key(&run.chain);
+        match self.vault.storage().get(&key) {
+            Err(e) if e.is_not_found() => Ok(false),
+            other => Ok(crate::crypt::hash(&other.doing(|| format!("reading {key}"))?) == run.hash.0),
+        }
+    }
+}
+
+impl LogPlan {
+    fn cut(&mut self, chain: &str, below: u64, entries: &[LogEntry], row: &Row) {
+        let last = entries.iter().find(|entry| entry.number + 1 == below);
+        let last = last.and_then(|entry| crate::crypt::unhex(&entry.hash)).map(Hash);
+        self.cuts.push(LogCut { chain: chain.to_owned(), below, last });
+        let singles = row.singles.range(..below).map(|(_, lying)| lying);
+        let spans = row.spans.iter().filter(|(span, _)| span.last < below).map(|(_, lying)| lying);
+        for lying in singles.chain(spans) {
+            self.cut_objects += 1;
+            self.cut_bytes += lying.bytes;
+        }
+    }
+
+    /// Rows of small old objects, each up to a container's size. Of a log that still grows a short rest waits for more.
+    fn gather<'a>(&mut self, entries: impl Iterator<Item = &'a LogEntry>, row: &Row, lease: Timestamp) {
+        let ended = row.newest().is_some_and(|newest| newest < lease);
+        let (mut run, mut bytes): (Option<Run>, u64) = (None, 0);
+        let mut close = |run: Option<Run>, full: bool| {
+            if let Some(run) = run
+                && (run.hashes.len() as u64 >= RUN_OBJECTS_MIN || ((full || ended) && run.hashes.len() > 1))
+            {
+                self.run_objects += run.hashes.len() as u64;
+                self.runs.push(run);
+            }
+        };
+        for entry in entries {
+            let single = row
+                .singles
+                .get(&entry.number)
+                .filter(|single| single.bytes <= SMALL_BYTES_MAX && single.stored_at.is_some_and(|at| at < lease));
+            let joins = |run: &Run| run.span.last + 1 == entry.number;
+            let full = bytes >= log::CONTAINER_BYTES
+                || run.as_ref().is_some_and(|run| run.hashes.len() as u64 >= log::CONTAINER_OBJECTS_MAX);
+            if full || single.is_none() || !run.as_ref().is_none_or(joins) {
+                close(run.take(), full);
+                bytes = 0;
+            }
+            let Some(single) = single else { continue };
+            bytes += single.bytes;
+            let number = entry.number;
+            let run = run.get_or_insert_with(|| Run {
+                dataset: entry.dataset.clone(),
+                lineage: entry.lineage.clone(),
+                timeline: entry.timeline,
+                span: Span { first: number, last: number },
+                hashes: Vec::new(),
+            });
+            run.span.last = number;
+            run.hashes.push(entry.hash.clone());
+        }
+        close(run, bytes >= log::CONTAINER_BYTES);
+    }
+}
+
+/// The position from which on a log is needed; `None` where no point that stays needs any of it.
+fn reaches_back_to<'a>(bases: impl Iterator<Item = &'a Base<'a>>, begin: Option<Timestamp>) -> Option<u64> {
+    let bases: Vec<&Base<'_>> = bases.collect();
+    let oldest = bases.iter().map(|base| base.position.counter).min()?;
+    let before = |base: &&&Base<'_>| begin.is_some_and(|begin| base.received <= begin);
+    let newest_before = bases.iter().filter(before).map(|base| base.position.counter).max();
+    Some(newest_before.unwrap_or(oldest))
+}
+
+/// Data set, lineage and timeline of a chain.
+fn place_of(chain: &str) -> Option<(String, String, u64)> {
+    match chain.split('/').collect::<Vec<_>>()[..] {
+        ["log", dataset, lineage, timeline, ""] => {
+            Some((name::decode(dataset)?, name::decode(lineage)?, name::parse_number(timeline)?))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_reaches_back_to_its_oldest_point_or_to_the_one_before_the_window() {
+        let position = |counter| Position { lineage: "l".to_owned(), timeline: 1, counter };
+        let positions = [position(10), position(20), position(30)];
+        let at = |day: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_hours(24 * day);
+        let bases: Vec<Base<'_>> = positions
+            .iter()
+            .zip(1..)
+            .map(|(position, day)| Base { dataset: "d", position, received: at(day) })
+            .collect();
+        let reaches = |begin: Option<i64>| reaches_back_to(bases.iter(), begin.map(at));
+        assert_eq!(reaches(None), Some(10));
+        assert_eq!(reaches(Some(0)), Some(10));
+        assert_eq!(reaches(Some(2)), Some(20));
+        assert_eq!(reaches(Some(9)), Some(30));
+        assert_eq!(reaches_back_to([].iter(), None), None);
+    }
+}

@@ -1,0 +1,249 @@
+//! Pruning logs: they reach back as far as points or a window need them, and lie in few objects.
+
+use jiff::{SignedDuration, Timestamp};
+use lifeboat_vault::prune::Swept;
+use lifeboat_vault::storage::{Faulty, MemoryStorage, Storage};
+use lifeboat_vault::{
+    CheckOptions, ChunkSink, HostVault, LogEntry, LogPiece, PointInfo, Position, PruneOptions, SessionOptions,
+    SnapshotDraft, Unlocked, Vault,
+};
+use std::sync::Arc;
+
+use super::{at, check_is_silent, keys, last, later, prune_all, pruner};
+use crate::world::{World, host_state, unlock};
+
+const LINEAGE: &str = "l";
+
+fn payload(n: u64) -> Vec<u8> {
+    format!("transaction {n}").into_bytes()
+}
+
+/// Appends transactions, one an object, to the log of `app`.
+fn append(vault: &HostVault, transactions: std::ops::RangeInclusive<u64>) {
+    let mut writer = vault.log_writer("app", LINEAGE, 1).unwrap();
+    for n in transactions {
+        let piece = LogPiece { first: n, last: n, source_time: Timestamp::now(), mark: false, final_mark: false };
+        writer.append(piece, &payload(n)).unwrap();
+    }
+}
+
+/// A full point that the log goes on from after this transaction.
+fn base(vault: &HostVault, counter: u64) -> PointInfo {
+    let session = vault.begin("app", SessionOptions::default()).unwrap();
+    let id = session.put(&[counter as u8; 3000]).unwrap().id;
+    let position = Position { lineage: LINEAGE.to_owned(), timeline: 1, counter };
+    let draft = SnapshotDraft {
+        root: id.0.to_vec(),
+        references: vec![id],
+        source_time: Timestamp::now(),
+        position: Some(position),
+        ..SnapshotDraft::default()
+    };
+    session.commit(draft).unwrap()
+}
+
+/// What follows a point, as a restore reads it.
+fn follows(unlocked: &Unlocked, point: &PointInfo) -> Vec<u64> {
+    let trail = unlocked.log_since("app", point.position.as_ref().unwrap()).unwrap();
+    let right = |entry: &LogEntry| {
+        assert_eq!(unlocked.read_log(entry).unwrap(), payload(entry.first));
+        entry.first
+    };
+    let counter = point.position.as_ref().unwrap().counter;
+    trail.entries.iter().filter(|entry| entry.first > counter).map(right).collect()
+}
+
+fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<u64> {
+    range.collect()
+}
+
+/// Objects in the log: alone, and containers.
+fn lying(world: &World) -> (usize, usize) {
+    let (gathered, alone): (Vec<String>, Vec<String>) =
+        keys(world, "log/").into_iter().partition(|key| key.contains("/gathered/"));
+    (alone.len(), gathered.len())
+}
+
+/// Three points with two hundred transactions after each.
+fn three_bases() -> (World, Vec<PointInfo>) {
+    let world = World::new();
+    let mut points = Vec::new();
+    for n in 0..3 {
+        points.push(base(&world.vault, n * 200));
+        append(&world.vault, n * 200 + 1..=n * 200 + 200);
+    }
+    (world, points)
+}
+
+#[test]
+fn a_log_goes_as_far_as_no_point_needs_it_and_the_rest_is_gathered() {
+    let (world, points) = three_bases();
+    let options = last(2);
+    let pruner = pruner(&world);
+    let day_3 = at(&world, 3, &options);
+    let proposed = pruner.propose(&day_3).unwrap();
+    assert_eq!((proposed.log_objects, proposed.log_gathered, proposed.log_containers), (199, 400, 1), "{proposed:?}");
+    assert!(keys(&world, "log/").len() == 600 && proposed.log_bytes > 100_000);
+    pruner.perform(&proposed, &day_3).unwrap();
+    // Both ways lie there for a while, and either is right.
+    assert_eq!(lying(&world), (600, 1));
+    assert_eq!(follows(&world.unlock(), &points[1]), numbers(201..=600));
+    let Swept::Done(swept) = pruner.go_on(&at(&world, 6, &options)).unwrap() else { panic!("not swept") };
+    assert!(swept.objects > 599, "{swept:?}");
+    assert_eq!(lying(&world), (1, 1));
+    assert_eq!(follows(&world.unlock(), &points[1]), numbers(201..=600));
+    assert_eq!(follows(&world.unlock(), &points[2]), numbers(401..=600));
+    check_is_silent(&world);
+    // The host goes on from the end, as a new process and as one that ran all the while.
+    let again = HostVault::open(world.storage.clone(), world.state.clone(), Some(&world.fingerprint)).unwrap();
+    assert_eq!(again.log_writer("app", LINEAGE, 1).unwrap().last().unwrap().last, 600);
+    append(&again, 601..=602);
+    append(&world.vault, 603..=603);
+    assert_eq!(follows(&world.unlock(), &points[2]), numbers(401..=603));
+    // And so does the next prune, which takes the container when its last point goes.
+    world.storage.set_clock(Timestamp::now());
+    let newest = base(&world.vault, 603);
+    append(&world.vault, 604..=604);
+    let Swept::Done(_) = prune_later(&world, 10, &last(1)) else { panic!("not swept") };
+    assert_eq!(lying(&world), (2, 0), "{:?}", keys(&world, "log/"));
+    assert_eq!(follows(&world.unlock(), &newest), [604]);
+    check_is_silent(&world);
+}
+
+fn prune_later(world: &World, day: i64, options: &PruneOptions) -> Swept {
+    let pruner = pruner(world);
+    let first = at(world, day, options);
+    let proposed = pruner.propose(&first).unwrap();
+    pruner.perform(&proposed, &first).unwrap();
+    pruner.go_on(&at(world, day + 3, options)).unwrap()
+}
+
+#[test]
+fn a_window_lets_go_of_a_log_and_the_older_points_stand_for_themselves() {
+    let (world, points) = three_bases();
+    // All points came long before the window, so the newest of them bears the log.
+    let options = PruneOptions { log_window: Some(SignedDuration::from_hours(24)), ..last(3) };
+    // The newest transaction came within the window.
+    world.storage.set_clock(later(3));
+    append(&world.vault, 601..=601);
+    let Swept::Done(_) = prune_all(&world, &options) else { panic!("not swept") };
+    let unlocked = world.unlock();
+    assert_eq!(follows(&unlocked, &points[2]), numbers(401..=601));
+    let old = unlocked.log_since("app", points[0].position.as_ref().unwrap()).unwrap();
+    assert!(old.entries.is_empty(), "{old:?}");
+    insta::assert_snapshot!(old.findings[0].message, @"the log of app right after position 0 was pruned: what this point holds can be restored, and nothing after it");
+    assert_eq!(unlocked.points(Some("app")).unwrap().points.len(), 3);
+    check_is_silent(&world);
+}
+
+#[test]
+fn a_log_in_which_something_is_missing_is_left_alone() {
+    let (world, _) = three_bases();
+    let lost = keys(&world, "log/")[300].clone();
+    world.storage.delete(&lost).unwrap();
+    let proposed = pruner(&world).propose(&at(&world, 3, &last(1))).unwrap();
+    assert_eq!((proposed.log_objects, proposed.log_gathered), (0, 0));
+    assert!(proposed.findings.iter().any(|finding| finding.object == lost), "{:?}", proposed.findings);
+}
+
+#[test]
+fn who_slept_while_a_log_was_gathered_follows_it_on() {
+    let (world, points) = three_bases();
+    let sleeper = Vault::open(world.storage.clone(), None, Some(&world.fingerprint)).unwrap();
+    let entries = sleeper.log_entries("app", LINEAGE, None).unwrap();
+    // An object from before yesterday, as its own clock says: that is when listings are asked.
+    let tail = LogEntry { stored_at: later(-3), ..entries[450].clone() };
+    let Swept::Done(_) = prune_all(&world, &last(2)) else { panic!("not swept") };
+    let next = sleeper.log_next(&tail).unwrap().unwrap();
+    assert_eq!(next.number, 451);
+    // What it had read before can still be opened by its entry.
+    assert_eq!(world.unlock().read_log(&entries[300]).unwrap(), payload(301));
+    // What went is not taken for the end of the log.
+    let gone = LogEntry { stored_at: later(-3), ..entries[20].clone() };
+    assert!(sleeper.log_next(&gone).is_err());
+    assert_eq!(points.len(), 3);
+}
+
+#[test]
+fn a_container_that_no_pruner_signed_or_that_was_damaged_counts_for_nothing() {
+    let (world, points) = three_bases();
+    let other = World::new();
+    let options = last(3);
+    let pruner = pruner(&world);
+    let day_3 = at(&world, 3, &options);
+    pruner.perform(&pruner.propose(&day_3).unwrap(), &day_3).unwrap();
+    let containers: Vec<String> = keys(&world, "log/").into_iter().filter(|key| key.contains("gathered")).collect();
+    let right: Vec<Vec<u8>> = containers.iter().map(|key| world.storage.get(key).unwrap()).collect();
+    // Damaged while its objects still lie alone: they are read, and nothing of it is swept.
+    let mut rotten = right[0].clone();
+    let middle = rotten.len() / 2;
+    rotten[middle] ^= 1;
+    world.storage.put(&containers[0], &rotten).unwrap();
+    assert_eq!(follows(&world.unlock(), &points[0]), numbers(1..=600));
+    let before = lying(&world);
+    pruner.go_on(&at(&world, 6, &options)).unwrap();
+    assert_eq!(lying(&world), before);
+    // The next prune puts it right, and then it goes.
+    let Swept::Done(_) = prune_later(&world, 10, &options) else { panic!("not swept") };
+    assert_eq!(lying(&world), (1, 1));
+    assert_eq!(follows(&world.unlock(), &points[0]), numbers(1..=600));
+    // Damaged when it is all there is: named, and no wrong byte is given.
+    for bytes in [rotten, b"junk".to_vec()] {
+        world.storage.put(&containers[0], &bytes).unwrap();
+        let trail = world.unlock().log_trail("app", LINEAGE).unwrap();
+        assert!(trail.findings.iter().any(|finding| finding.object == containers[0]), "{:?}", trail.findings);
+    }
+    world.storage.put(&containers[0], &right[0]).unwrap();
+    check_is_silent(&world);
+    // The host's own key makes objects, but no container: an envelope that it signed for another place is refused.
+    let forged = lifeboat_vault::Signed::seal("vault.log.gathered", &right[0], world.state.signing_key()).unwrap();
+    world.storage.put(&containers[0], &forged).unwrap();
+    let trail = world.unlock().log_trail("app", LINEAGE).unwrap();
+    assert!(!trail.findings.is_empty());
+    assert_ne!(other.fingerprint, world.fingerprint);
+}
+
+#[test]
+fn a_prune_of_logs_that_is_killed_at_any_operation_is_taken_up_again() {
+    let world = World::new();
+    let points = [base(&world.vault, 0), base(&world.vault, 30)];
+    append(&world.vault, 1..=100);
+    let objects = world.storage.snapshot();
+    for crash_at in (0..).step_by(3) {
+        let storage = Arc::new(MemoryStorage::from_snapshot(objects.clone()));
+        let at = |days| {
+            storage.set_clock(later(days));
+            PruneOptions { now: Some(later(days)), ..last(1) }
+        };
+        let open = |storage: Arc<dyn Storage>| unlock(storage, &world.fingerprint, &world.owner).unwrap();
+        let faulty = Faulty::new(storage.clone());
+        let pruner = open(faulty.clone()).pruner().unwrap();
+        faulty.crash_after(crash_at, crash_at % 2 == 0);
+        let killed = || {
+            let options = at(3);
+            pruner.perform(&pruner.propose(&options)?, &options)?;
+            pruner.go_on(&at(6))
+        };
+        let done = killed().is_ok();
+        assert_eq!(follows(&open(storage.clone()), &points[1]), numbers(31..=100), "{crash_at}");
+        let next = open(storage.clone()).pruner().unwrap();
+        if matches!(next.go_on(&at(9)).unwrap(), Swept::Nothing) && !done {
+            let proposed = next.propose(&at(9)).unwrap();
+            if !proposed.is_empty() {
+                next.perform(&proposed, &at(9)).unwrap();
+                next.go_on(&at(12)).unwrap();
+            }
+        }
+        let unlocked = open(storage.clone());
+        assert_eq!(follows(&unlocked, &points[1]), numbers(31..=100), "{crash_at}");
+        assert_eq!(storage.list("log/").unwrap().len(), 2, "{crash_at}");
+        assert!(unlocked.check(CheckOptions::default()).unwrap().is_sound(), "{crash_at}");
+        let fresh = host_state(&world.directory, "alpha");
+        let host = HostVault::open(storage.clone(), fresh, Some(&world.fingerprint)).unwrap();
+        assert_eq!(host.log_writer("app", LINEAGE, 1).unwrap().last().unwrap().last, 100);
+        if done {
+            assert!(crash_at > 100, "{crash_at}");
+            return;
+        }
+    }
+}
