@@ -9,10 +9,11 @@ use crate::error::{Result, VaultError};
 
 pub(crate) const TAG_BYTES: usize = 16;
 
-/// The operating system's randomness; a machine without it must not seal anything.
+/// The operating system's randomness; a machine without it must not seal anything. (AWS-LC's own generator gathers jitter for 20 ms
+/// in each process before it gives the first byte: as long as all the rest of a small backup.)
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    if aws_lc_rs::rand::fill(&mut bytes).is_err() {
+    if getrandom::fill(&mut bytes).is_err() {
         std::process::abort();
     }
     bytes

@@ -1,6 +1,6 @@
 //! What is backed up: made from what is on the machine, or from a seed, the same every time.
 //!
-//! Invariant: data is made once and kept; what a round changes in it, the next round puts back.
+//! Invariant: data is made once and kept; what a round changes in it is put back, at the latest when it is used again.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use super::measure::Call;
 use super::{make_directory, place};
 
+/// Which way of making data this is: with another, rounds are counted anew.
+const MADE: u32 = 1;
 const PAGE_BYTES: usize = 8192;
 const DATABASE_PAGES: u64 = (4 << 30) / PAGE_BYTES as u64;
 /// One in so many pages is changed.
@@ -38,20 +40,32 @@ impl Data {
     /// Makes it where it is missing, reads all of it once, and says where it is.
     pub(super) fn prepare(self) -> Result<PathBuf, String> {
         let path = match self {
-            Data::Tree => toolchain()?,
+            Data::Tree => toolchains()?,
             Data::Database => made("database", make_database)?,
             Data::Small => made("small", make_small_files)?,
         };
+        if self == Data::Database {
+            // A round that was stopped may have left it changed.
+            change(&path, Change::Scattered, true)?;
+            change(&path, Change::Clustered, true)?;
+        }
         let text = path.to_string_lossy().into_owned();
         Call::new(&["sh", "-c", "tar -c -C \"$0\" . | cat > /dev/null", &text]).run()?;
         Ok(path)
     }
+
+    /// What it is: names, kinds and sizes of everything in it.
+    pub(super) fn describe(self, source: &Path) -> Result<String, String> {
+        let listing = "cd \"$0\" && find . -printf '%P %y %s\\n' | LC_ALL=C sort | sha256sum";
+        let sum = Call::new(&["sh", "-c", listing, &source.to_string_lossy()]).run()?;
+        Ok(format!("{} {MADE} {}", self.name(), sum.trim()))
+    }
 }
 
-/// The Rust toolchain that builds this: programs, libraries, documentation.
-fn toolchain() -> Result<PathBuf, String> {
-    let printed = Call::new(&["rustc", "--print", "sysroot"]).run()?;
-    Ok(PathBuf::from(printed.trim()))
+/// All Rust toolchains of this machine: programs, libraries, documentation.
+fn toolchains() -> Result<PathBuf, String> {
+    let printed = Call::new(&["rustup", "show", "home"]).run()?;
+    Ok(PathBuf::from(printed.trim()).join("toolchains"))
 }
 
 fn made(name: &str, make: fn(&Path) -> std::io::Result<()>) -> Result<PathBuf, String> {

@@ -4,12 +4,13 @@
 //!   peers    installs them and says how each is called     measure  runs a command: seconds, CPU, memory
 //!   data     what is backed up, made from this machine     vault    first, again, changed, restored: every tool in turn
 //!   figures  medians, and ratios pair by pair              sqlite   a stream beside Litestream
-//!   page     docs/benchmarks.md, from the results of all runs
+//!   rounds   each kept when it is finished                 page     docs/benchmarks.md, from what is kept
 //!   catalog  alone: searches among ten million paths, for docs/look.md
 //! ```
 //!
 //! Invariant: no figure comes from a restore that was not compared with what was backed up, and a ratio only compares what ran in the
-//! same round. A goal that was missed is said.
+//! same round. A goal that was missed is said, and nothing is claimed of fewer rounds than a claim needs.
+//! `--runs` says how many rounds there are to be in the end: those that are kept already are not run again.
 
 mod catalog;
 mod data;
@@ -17,6 +18,7 @@ mod figures;
 mod measure;
 mod page;
 mod peers;
+mod rounds;
 mod sqlite;
 mod vault;
 

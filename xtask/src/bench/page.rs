@@ -1,14 +1,16 @@
-//! `docs/benchmarks.md`, from the results that lie in the bench's home.
+//! `docs/benchmarks.md`, from the rounds that are kept in the bench's home.
 //!
-//! Invariant: the page says nothing that is not in the results, names the goal beside each figure, and says where it is missed.
+//! Invariant: the page says nothing that is not in the results, names the goal beside each figure, says where it is missed, and of how many
+//! rounds each figure is. Of fewer than a claim needs nothing is claimed.
 
 use std::fmt::Write;
 
 use serde_json::{Value, json};
 
+use super::RUNS;
 use super::figures::{against_best, median, spread};
-use super::home;
 use super::measure::Call;
+use super::rounds::newest;
 use crate::root;
 
 /// What the machine is, for who reads the figures elsewhere.
@@ -19,7 +21,6 @@ pub(super) fn machine() -> Result<Value, String> {
     Ok(json!({
         "cpu": format!("{} × {cpu}", say(&["nproc"])?), "memory": memory, "kernel": say(&["uname", "-sr"])?,
         "date": say(&["date", "-u", "+%Y-%m-%d"])?, "commit": say(&["git", "rev-parse", "--short", "HEAD"])?,
-        "load": say(&["cut", "-d ", "-f1", "/proc/loadavg"])?,
     }))
 }
 
@@ -58,18 +59,16 @@ pub(super) fn write() -> Result<(), String> {
          most; ratios are made round by round against the best peer of that round, and above 1 lifeboat is the better. `cp -a` and `tar | zstd` \
          are floors and no peers: they do not encrypt or deduplicate. Memory is that of a tool's largest process. A goal that is missed says so.\n\n\
          This page is written by `cargo xtask bench vault` and `cargo xtask bench sqlite`, which install the peers, make the data, and take \
-         hours; `--runs 1 --data tree` takes minutes.\n",
+         hours; `--runs 1 --data tree` takes minutes. Each round is kept when it is finished, and run again with `--runs 7` they add what is \
+         missing: so rounds can be collected whenever the machine is quiet. `cargo xtask bench page` only writes the page.\n",
     );
     for (name, title) in [
-        ("tree", "A Rust toolchain"),
+        ("tree", "Rust toolchains"),
         ("database", "A database file"),
         ("small", "One million small files"),
         ("sqlite", "A SQLite database, streamed"),
     ] {
-        let path = home().join("results").join(format!("{name}.json"));
-        if let Ok(json) = std::fs::read_to_string(&path) {
-            let results: Value =
-                serde_json::from_str(&json).map_err(|error| format!("{} is no result ({error})", path.display()))?;
+        if let Some(results) = newest(name)? {
             let _ = write!(text, "\n## {title}\n\n{}\n\n", about(name));
             section(&mut text, &results);
         }
@@ -83,7 +82,7 @@ pub(super) fn write() -> Result<(), String> {
 fn about(name: &str) -> &'static str {
     match name {
         "tree" => {
-            "The toolchain that builds lifeboat (`rustc --print sysroot`): programs, libraries and documentation."
+            "All toolchains that build and check lifeboat (`$(rustup show home)/toolchains`): programs, libraries and documentation."
         }
         "database" => {
             "One file of 4 GiB in pages of 8 KiB, half of each page random and half words, so that it compresses to about half. Then 2 % of its \
@@ -105,16 +104,17 @@ fn values(tool: &Value, phase: &str) -> Vec<f64> {
 
 fn section(text: &mut String, results: &Value) {
     let machine = |name: &str| results["machine"][name].as_str().unwrap_or("?").to_owned();
+    let loads: Vec<f64> = results["loads"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+    let (least, most) = spread(&loads).unwrap_or((f64::NAN, f64::NAN));
     let _ = writeln!(
         text,
-        "{} rounds, {}, {} {}, {}, commit {} (load when it ended: {}).\n",
+        "{} of {RUNS} rounds, the last on {}; {}, {}, {}; commit {}; load of the machine when a round began: {least:.1} to {most:.1}.\n",
         results["runs"],
         machine("date"),
         machine("cpu"),
         machine("memory"),
         machine("kernel"),
         machine("commit"),
-        machine("load")
     );
     let none = Vec::new();
     let tools = results["tools"].as_array().unwrap_or(&none);
@@ -164,21 +164,21 @@ fn goals(text: &mut String, results: &Value, tools: &[Value]) {
     if results["what"] == "sqlite" {
         if let (Some(ours), Some(peer)) = (find("lifeboat"), find("litestream")) {
             let ratios = against_best(&values(ours, "restore"), &[values(peer, "restore")]);
-            rows.push(row("lifeboat", "restore", &ratios, 4.0));
+            rows.push(row(results, ("lifeboat", "restore", 4.0), &ratios));
             let lost = spread(&values(ours, "lost-seconds")).map_or(f64::INFINITY, |(_, most)| most);
-            let said = if lost <= 0.2 { "reached" } else { "**missed**" };
+            let said = verdict(results, lost <= 0.2);
             rows.push(format!("| lifeboat | lost, the most | {lost:.2} s | at most 0.2 s | {said} |"));
         }
     } else {
-        for (tool, phase, goal) in GOALS {
+        for goal @ (tool, phase, _) in GOALS {
             let Some(ours) = find(tool) else { continue };
             let others: Vec<Vec<f64>> = peers().map(|peer| values(peer, phase)).filter(|v| !v.is_empty()).collect();
-            rows.push(row(tool, phase, &against_best(&values(ours, phase), &others), goal));
+            rows.push(row(results, goal, &against_best(&values(ours, phase), &others)));
         }
         for ours in tools.iter().filter(|tool| tool["ours"] == true) {
             let all: Vec<f64> = [values(ours, "backup-memory"), values(ours, "restore-memory")].concat();
             let most = spread(&all).map_or(f64::INFINITY, |(_, most)| most);
-            let said = if most < MEMORY_MB_MAX { "reached" } else { "**missed**" };
+            let said = verdict(results, most < MEMORY_MB_MAX);
             let name = ours["tool"].as_str().unwrap_or("?");
             rows.push(format!("| {name} | memory, the most | {most:.0} MB | below {MEMORY_MB_MAX} MB | {said} |"));
         }
@@ -192,11 +192,33 @@ fn goals(text: &mut String, results: &Value, tools: &[Value]) {
     }
 }
 
-fn row(tool: &str, phase: &str, ratios: &[f64], goal: f64) -> String {
-    let said = match median(ratios) {
-        Some(ratio) if ratio >= goal => "reached",
-        Some(_) => "**missed**",
-        None => "not measured",
-    };
+fn row(results: &Value, (tool, phase, goal): (&str, &str, f64), ratios: &[f64]) -> String {
+    let said = median(ratios).map_or_else(|| "not measured".to_owned(), |ratio| verdict(results, ratio >= goal));
     format!("| {tool} | {phase} | {} | {goal:.2} | {said} |", cell(ratios))
+}
+
+/// What is said of a goal; nothing is claimed of few rounds.
+fn verdict(results: &Value, reached: bool) -> String {
+    let rounds = results["runs"].as_u64().unwrap_or(0);
+    match reached {
+        _ if rounds < RUNS as u64 => format!("no claim: {rounds} of {RUNS} rounds"),
+        true => "reached".to_owned(),
+        false => "**missed**".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_claimed_of_few_rounds() {
+        let results = |runs: u64| json!({ "runs": runs });
+        assert_eq!(verdict(&results(7), true), "reached");
+        assert_eq!(verdict(&results(7), false), "**missed**");
+        assert_eq!(verdict(&results(6), true), "no claim: 6 of 7 rounds");
+        assert!(row(&results(6), ("lifeboat", "first", 1.5), &[1.6; 6]).ends_with("no claim: 6 of 7 rounds |"));
+        assert!(row(&results(7), ("lifeboat", "first", 1.5), &[1.6; 7]).ends_with("reached |"));
+        assert!(row(&results(7), ("lifeboat", "first", 1.5), &[]).ends_with("not measured |"));
+    }
 }

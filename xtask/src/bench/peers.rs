@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::measure::Call;
+use super::rounds::Contestant;
 use super::{home, make_directory};
 use crate::root;
 
@@ -79,11 +80,21 @@ impl Tool {
         self.program().to_string_lossy().into_owned()
     }
 
-    pub(super) fn version(self) -> Result<String, String> {
+    fn version(self) -> Result<String, String> {
         let argument = if self == Tool::Restic { "version" } else { "--version" };
         let printed = Call::new(&[&self.text(), argument]).run()?;
         let line = printed.lines().next().unwrap_or_default();
         Ok(line.split(" compiled").next().unwrap_or(line).to_owned())
+    }
+
+    pub(super) fn contestant(self) -> Result<Contestant, String> {
+        Ok(Contestant {
+            name: self.name(),
+            version: self.version()?,
+            settings: self.settings(),
+            ours: self.is_ours(),
+            floor: self.is_floor(),
+        })
     }
 }
 

