@@ -229,12 +229,15 @@ impl Vault {
     fn check_indexes(&self, report: &mut CheckReport) -> Result<BTreeMap<Hash, (u64, String)>> {
         let listed = self.storage().list("index/").doing(|| "listing indexes".to_owned())?;
         let mut chains: BTreeMap<(String, String), Vec<u64>> = BTreeMap::new();
+        let mut moved = Vec::new();
         for object in &listed {
             if let [_, host, dataset, number] = object.key.split('/').collect::<Vec<_>>()[..]
                 && let (Some(host), Some(dataset), Some(number)) =
                     (name::decode(host), name::decode(dataset), name::parse_number(number))
             {
                 chains.entry((host, dataset)).or_default().push(number);
+            } else if let Some((host, dataset, of)) = index::parse_moved_key(&object.key) {
+                moved.push((host, dataset, of));
             } else {
                 report.findings.push(Finding::new(
                     Severity::Warning,
@@ -246,6 +249,13 @@ impl Vault {
         }
         let ledger = self.ledger()?;
         let mut named = BTreeMap::new();
+        for (host, dataset, of) in moved {
+            let read = index::read_moved(&**self.storage(), &self.roster(), &host, &dataset, of);
+            if let Some(moved) = note(read, &mut report.findings)? {
+                let there = moved.head.packs.iter().filter(|p| !ledger.is_swept(&name::pack(&p.hash.0)));
+                named.extend(there.map(|p| (p.hash, (p.bytes, moved.key.clone()))));
+            }
+        }
         for ((host, dataset), numbers) in chains {
             let chain = name::indexes_of(&host, &dataset);
             let mut expected = 1;
@@ -457,8 +467,8 @@ impl Unlocked {
                 let (start, end) = (frame.offset as usize, frame.offset as usize + frame.bytes as usize);
                 let opened = match bytes.get(start..end) {
                     None => Err(VaultError::damaged(&key, "it was cut off")),
-                    Some(sealed) => source.key_of(pack).and_then(|k| {
-                        open_frame(&key, &self.id(), &pack.record.salt, k, ordinal, frame, sealed.to_vec())
+                    Some(sealed) => source.opener(pack, ordinal).and_then(|(k, salt, number)| {
+                        open_frame(&key, &self.id(), salt, k, number, frame, sealed.to_vec())
                     }),
                 };
                 let Some(plain) = note(opened, &mut report.findings)? else { break };

@@ -24,6 +24,8 @@ pub(crate) enum Place {
     Enrolment(String),
     Pack([u8; 32]),
     Index(String, String, u64),
+    /// Where a pruner has moved what was needed of packs.
+    Moved(String, String, index::MovedName),
     Refs(String, String, [u8; 32]),
     Snapshot(String, String, u64),
     Log {
@@ -94,6 +96,10 @@ impl Place {
                 let named = hash(digits)?;
                 (name::pack(&named) == key).then_some(Place::Pack(named))?
             }
+            ["index", _, _, last] if last.starts_with("moved-") => {
+                let (host, dataset, of) = index::parse_moved_key(key)?;
+                Place::Moved(host, dataset, of)
+            }
             ["index", host, dataset, number] => {
                 Place::Index(name::decode(host)?, name::decode(dataset)?, name::parse_number(number)?)
             }
@@ -146,6 +152,7 @@ impl Place {
             Place::ChunkKey(_) => keys::CHUNK_KIND,
             Place::Enrolment(_) => roster::ENROLMENT_KIND,
             Place::Index(..) => index::KIND,
+            Place::Moved(..) => index::MOVED_KIND,
             Place::Refs(..) => refs::KIND,
             Place::Snapshot(..) => snapshot::KIND,
             Place::Log { .. } => log::KIND,
@@ -168,6 +175,7 @@ impl Place {
             | Place::Statement(PairOf::Content(dataset), _)
             | Place::ChunkKey(dataset)
             | Place::Index(_, dataset, _)
+            | Place::Moved(_, dataset, _)
             | Place::Refs(_, dataset, _)
             | Place::Snapshot(_, dataset, _)
             | Place::Log { dataset, .. }
@@ -199,6 +207,7 @@ impl Place {
         match self {
             Place::Pack(_)
             | Place::Index(..)
+            | Place::Moved(..)
             | Place::Refs(..)
             | Place::Log { .. }
             | Place::GatheredLog { .. }
@@ -240,6 +249,9 @@ pub(crate) fn check(roster: &Roster, key: &str, place: &Place, bytes: &[u8]) -> 
         }
         Place::Index(host, dataset, number) => {
             index::read(&one, roster, host, dataset, *number)?;
+        }
+        Place::Moved(host, dataset, of) => {
+            index::check_moved(roster, host, dataset, *of, bytes)?;
         }
         Place::Refs(host, dataset, named) => {
             refs::read_head(&one, roster, host, dataset, &codec::Hash(*named))?;

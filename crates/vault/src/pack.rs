@@ -41,6 +41,28 @@ struct Header {
     secret: Vec<u8>,
     #[n(3)]
     salt: Hash,
+    /// Its frames were sealed in other packs and moved here; its own key is the directory's.
+    #[n(4)]
+    moved: Option<bool>,
+}
+
+/// What a moved frame's key is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Origin {
+    /// The session secret, sealed to the content key.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub(crate) secret: Vec<u8>,
+    #[n(1)]
+    pub(crate) salt: Hash,
+}
+
+/// The directory of a pack of moved frames.
+#[derive(Debug, Encode, Decode)]
+struct MovedDirectory {
+    #[n(0)]
+    frames: Vec<FrameRecord>,
+    #[n(1)]
+    origins: Vec<Origin>,
 }
 
 /// One frame, as directories and indexes list it.
@@ -58,6 +80,11 @@ pub(crate) struct FrameRecord {
     /// For each chunk: its id (32 bytes) and length (u32, little endian).
     #[cbor(n(4), with = "minicbor::bytes")]
     pub(crate) chunks: Vec<u8>,
+    /// Which of the pack's origins it was sealed under, and as the how manieth frame; absent where it lies where it was sealed.
+    #[n(5)]
+    pub(crate) origin: Option<u32>,
+    #[n(6)]
+    pub(crate) ordinal: Option<u64>,
 }
 
 impl FrameRecord {
@@ -80,6 +107,28 @@ pub(crate) struct PackRecord {
     pub(crate) salt: Hash,
     #[n(3)]
     pub(crate) frames: Vec<FrameRecord>,
+    /// Of moved frames.
+    #[n(4)]
+    pub(crate) origins: Option<Vec<Origin>>,
+}
+
+impl PackRecord {
+    pub(crate) fn origins(&self) -> &[Origin] {
+        self.origins.as_deref().unwrap_or_default()
+    }
+
+    /// What a frame was sealed under, and its ordinal there; `own` where it was never moved.
+    pub(crate) fn origin_of<'a>(&'a self, place: usize, own: &'a Origin) -> Result<(&'a Origin, u64)> {
+        let lost = || VaultError::damaged(crate::name::pack(&self.hash.0), "a frame names no origin of this pack");
+        let frame = self.frames.get(place).ok_or_else(lost)?;
+        match frame.origin {
+            None => Ok((own, place as u64)),
+            Some(origin) => {
+                let origin = self.origins().get(origin as usize).ok_or_else(lost)?;
+                Ok((origin, frame.ordinal.ok_or_else(lost)?))
+            }
+        }
+    }
 }
 
 /// What a frame is bound to besides its key: the vault, its type, its origin (the pack's salt) and its ordinal there.
@@ -133,6 +182,8 @@ pub(crate) struct PackBuilder {
     key: FrameKey,
     salt: Hash,
     frames: Vec<FrameRecord>,
+    /// Where its frames were sealed, if not here.
+    origins: Option<Vec<Origin>>,
 }
 
 impl PackBuilder {
@@ -146,7 +197,22 @@ impl PackBuilder {
         vault: &str,
         secret: &[u8; 32],
         sealed_secret: &[u8],
+        bytes: Vec<u8>,
+    ) -> Result<PackBuilder> {
+        PackBuilder::begin(vault, secret, sealed_secret, bytes, None)
+    }
+
+    /// A pack for frames that were sealed elsewhere; the secret is its directory's.
+    pub(crate) fn for_moved(vault: &str, secret: &[u8; 32], sealed_secret: &[u8]) -> Result<PackBuilder> {
+        PackBuilder::begin(vault, secret, sealed_secret, Vec::new(), Some(Vec::new()))
+    }
+
+    fn begin(
+        vault: &str,
+        secret: &[u8; 32],
+        sealed_secret: &[u8],
         mut bytes: Vec<u8>,
+        origins: Option<Vec<Origin>>,
     ) -> Result<PackBuilder> {
         let salt = Hash(random());
         let header = codec::encode(&Header {
@@ -154,13 +220,21 @@ impl PackBuilder {
             slot: SLOT_X25519,
             secret: sealed_secret.to_vec(),
             salt,
+            moved: origins.is_some().then_some(true),
         })?;
         bytes.clear();
         bytes.reserve(PACK_BYTES + PACK_BYTES / 4);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&u32::try_from(header.len()).unwrap_or(u32::MAX).to_le_bytes());
         bytes.extend_from_slice(&header);
-        Ok(PackBuilder { vault: vault.to_owned(), bytes, key: pack_key(secret, &salt)?, salt, frames: Vec::new() })
+        Ok(PackBuilder {
+            vault: vault.to_owned(),
+            bytes,
+            key: pack_key(secret, &salt)?,
+            salt,
+            frames: Vec::new(),
+            origins,
+        })
     }
 
     /// Seals one frame; `body` is the buffer's contents, compressed (`codec` 1) or not (0).
@@ -180,7 +254,33 @@ impl PackBuilder {
             plain_bytes: u32::try_from(plain_bytes).unwrap_or(u32::MAX),
             codec,
             chunks,
+            origin: None,
+            ordinal: None,
         });
+        Ok(())
+    }
+
+    /// Takes over a frame as it was sealed under `origin` with this ordinal.
+    pub(crate) fn add_moved(
+        &mut self,
+        origin: &Origin,
+        ordinal: u64,
+        frame: &FrameRecord,
+        sealed: &[u8],
+    ) -> Result<()> {
+        let origins = self.origins.get_or_insert_default();
+        // Frames come pack by pack.
+        let place = match origins.iter().rposition(|known| known == origin) {
+            Some(place) => place,
+            None => {
+                origins.push(origin.clone());
+                origins.len() - 1
+            }
+        };
+        let place = u32::try_from(place).map_err(|_| VaultError::crypto("moving a frame"))?;
+        let offset = self.bytes.len() as u64;
+        self.bytes.extend_from_slice(sealed);
+        self.frames.push(FrameRecord { offset, origin: Some(place), ordinal: Some(ordinal), ..frame.clone() });
         Ok(())
     }
 
@@ -194,7 +294,16 @@ impl PackBuilder {
 
     /// Closes the pack with its sealed directory.
     pub(crate) fn finish(mut self) -> Result<(Vec<u8>, PackRecord)> {
-        let directory = codec::encode(&self.frames)?;
+        let directory = match &mut self.origins {
+            None => codec::encode(&self.frames)?,
+            Some(origins) => {
+                let directory =
+                    MovedDirectory { frames: std::mem::take(&mut self.frames), origins: std::mem::take(origins) };
+                let bytes = codec::encode(&directory)?;
+                (self.frames, *origins) = (directory.frames, directory.origins);
+                bytes
+            }
+        };
         let start = self.bytes.len();
         self.key.seal_onto(
             DIRECTORY_ORDINAL,
@@ -210,6 +319,7 @@ impl PackBuilder {
             bytes: self.bytes.len() as u64,
             salt: self.salt,
             frames: self.frames,
+            origins: self.origins,
         };
         Ok((self.bytes, record))
     }
@@ -219,7 +329,7 @@ impl PackBuilder {
 pub(crate) fn open_frame_into(
     (object, vault, salt): (&str, &str, &Hash),
     key: &FrameKey,
-    ordinal: usize,
+    ordinal: u64,
     record: &FrameRecord,
     sealed: Vec<u8>,
     scratch: &mut Scratch,
@@ -229,9 +339,8 @@ pub(crate) fn open_frame_into(
     if plain_bytes > FRAME_BYTES_MAX {
         return Err(damaged("claims to be larger than any frame"));
     }
-    let number = ordinal as u64;
     let body = key
-        .open(number, &aad(vault, salt, number), sealed)
+        .open(ordinal, &aad(vault, salt, ordinal), sealed)
         .ok_or_else(|| damaged("does not open: its bytes were changed"))?;
     match record.codec {
         0 => scratch.plain = body,
@@ -264,7 +373,7 @@ pub(crate) fn open_frame(
     vault: &str,
     salt: &Hash,
     key: &FrameKey,
-    ordinal: usize,
+    ordinal: u64,
     record: &FrameRecord,
     sealed: Vec<u8>,
 ) -> Result<Vec<u8>> {
@@ -308,9 +417,15 @@ pub(crate) fn read_directory(
         .checked_sub(u32::from_le_bytes(*length) as usize)
         .ok_or_else(|| damaged("its directory is too long"))?;
     let plain = key.open(DIRECTORY_ORDINAL, &aad(vault, &header.salt, DIRECTORY_ORDINAL), body[start..].to_vec());
-    let frames: Vec<FrameRecord> =
-        codec::decode(object, &plain.ok_or_else(|| damaged("its directory does not open"))?)?;
-    let record = PackRecord { hash: Hash(hash(bytes)), bytes: bytes.len() as u64, salt: header.salt, frames };
+    let plain = plain.ok_or_else(|| damaged("its directory does not open"))?;
+    let (frames, origins) = match header.moved {
+        Some(true) => {
+            let MovedDirectory { frames, origins } = codec::decode(object, &plain)?;
+            (frames, Some(origins))
+        }
+        _ => (codec::decode(object, &plain)?, None),
+    };
+    let record = PackRecord { hash: Hash(hash(bytes)), bytes: bytes.len() as u64, salt: header.salt, frames, origins };
     Ok((record, header.secret))
 }
 
@@ -324,7 +439,8 @@ pub(crate) fn fuzz_pack(vault: &str, content: &Identity, directory: &[u8]) -> Re
         Some(sealed) => sealed.clone(),
         None => SEALED.get_or_init(|| crate::seal::seal(&[content.recipient()], &secret).unwrap_or_default()).clone(),
     };
-    let header = codec::encode(&Header { vault: vault.to_owned(), slot: SLOT_X25519, secret: sealed, salt })?;
+    let header =
+        codec::encode(&Header { vault: vault.to_owned(), slot: SLOT_X25519, secret: sealed, salt, moved: None })?;
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(&(header.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&header);
@@ -347,7 +463,15 @@ pub(crate) fn fuzz_directory() -> Result<Vec<u8>> {
     let mut chunks = Vec::new();
     push_record(&mut chunks, &ChunkId([1; 32]), 40);
     push_record(&mut chunks, &ChunkId([2; 32]), 60);
-    codec::encode(&vec![FrameRecord { offset: 9, bytes: 80, plain_bytes: 100, codec: 1, chunks }])
+    codec::encode(&vec![FrameRecord {
+        offset: 9,
+        bytes: 80,
+        plain_bytes: 100,
+        codec: 1,
+        chunks,
+        origin: None,
+        ordinal: None,
+    }])
 }
 
 /// Least size that a frame of so many plain bytes can have; smaller claims are lies.
@@ -380,9 +504,9 @@ mod tests {
             let key = pack_key(&secret, &record.salt).unwrap();
             for (place, frame) in record.frames.iter().enumerate() {
                 let (start, end) = (frame.offset as usize, frame.offset as usize + frame.bytes as usize);
-                let plain = open_frame("p", "v", &record.salt, &key, place, frame, bytes[start..end].to_vec()).unwrap();
+                let plain = open_frame("p", "v", &record.salt, &key, place as u64, frame, bytes[start..end].to_vec()).unwrap();
                 prop_assert_eq!(&plain, &chunks[place]);
-                prop_assert!(open_frame("p", "v", &record.salt, &key, place + 1, frame, bytes[start..end].to_vec()).is_err());
+                prop_assert!(open_frame("p", "v", &record.salt, &key, place as u64 + 1, frame, bytes[start..end].to_vec()).is_err());
                 prop_assert_eq!(frame.chunks().next().unwrap(), (ChunkId([place as u8; 32]), chunks[place].len()));
             }
         }

@@ -13,12 +13,13 @@ use crate::crypt::FrameKey;
 use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, note};
 use crate::host::{ChunkKey, write_secret_file};
-use crate::index;
+use crate::index::{self, MovedName};
 use crate::keys;
 use crate::name;
 use crate::open::{HostVault, Unlocked, Vault};
 use crate::pack::{PackRecord, SEALED_BYTES_MIN, open_frame_into, pack_key, read_directory};
 use crate::port::{ChunkId, ChunkSource, Scratch, TakeRow};
+use crate::prune::Ledger;
 use crate::seal::{Identity, unseal};
 use crate::session::{Inherited, inherited_path};
 use crate::snapshot::IndexSeen;
@@ -38,7 +39,8 @@ struct Place {
 pub(crate) struct KnownPack {
     pub(crate) record: PackRecord,
     secret: Arc<[u8]>,
-    key: OnceLock<FrameKey>,
+    /// Its own key, and one for each origin of moved frames.
+    keys: Box<[OnceLock<FrameKey>]>,
 }
 
 type FrameSlot = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
@@ -115,7 +117,14 @@ impl Source {
         let ledger = self.vault.ledger()?;
         let listed = storage.list("index/").doing(|| "listing indexes".to_owned())?;
         let mut hosts: HashMap<String, Vec<u64>> = HashMap::new();
+        let mut complete = true;
         for object in &listed {
+            if let Some((host, set, of)) = index::parse_moved_key(&object.key)
+                && set == dataset
+            {
+                complete &= self.read_moved(&ledger, &host, dataset, of)?;
+                continue;
+            }
             if let [_, host, set, number] = object.key.split('/').collect::<Vec<_>>()[..]
                 && let (Some(host), Some(set), Some(number)) =
                     (name::decode(host), name::decode(set), name::parse_number(number))
@@ -124,7 +133,6 @@ impl Source {
                 hosts.entry(host).or_default().push(number);
             }
         }
-        let mut complete = true;
         for (host, numbers) in hosts {
             let mut expected = 1;
             for number in numbers {
@@ -155,6 +163,19 @@ impl Source {
             }
         }
         Ok(complete && self.heads_are_there(dataset)?)
+    }
+
+    /// What a pruner has moved; answers whether it could be read.
+    fn read_moved(&mut self, ledger: &Ledger, host: &str, dataset: &str, of: MovedName) -> Result<bool> {
+        let read = index::read_moved(&**self.vault.storage(), &self.vault.roster(), host, dataset, of)
+            .and_then(|moved| moved.open_body(std::slice::from_ref(&self.content)));
+        let Some(body) = note(read, &mut self.findings)? else { return Ok(false) };
+        let secret: Arc<[u8]> = body.secret.into();
+        for pack in body.packs {
+            let is_there = !ledger.is_swept(&name::pack(&pack.hash.0));
+            self.add(pack, secret.clone(), is_there);
+        }
+        Ok(true)
     }
 
     /// Snapshots name the newest index that they rest on: its absence is noticed even at the end of a row.
@@ -198,7 +219,8 @@ impl Source {
                 start = start.saturating_add(length);
             }
         }
-        self.packs.push(KnownPack { record, secret, key: OnceLock::new() });
+        let keys = (0..=record.origins().len()).map(|_| OnceLock::new()).collect();
+        self.packs.push(KnownPack { record, secret, keys });
     }
 
     /// Reads the directory of every pack that no index names.
@@ -245,25 +267,37 @@ impl Source {
         Ok(())
     }
 
-    pub(crate) fn secret_of(&self, pack: &KnownPack) -> Result<[u8; 32]> {
+    fn unseal_secret(&self, pack: &KnownPack, sealed: &[u8]) -> Result<[u8; 32]> {
         let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(secret) = secrets.get(&*pack.secret) {
+        if let Some(secret) = secrets.get(sealed) {
             return Ok(*secret);
         }
-        let opened = unseal([&self.content], &pack.secret).ok().and_then(|s| <[u8; 32]>::try_from(s).ok());
+        let opened = unseal([&self.content], sealed).ok().and_then(|s| <[u8; 32]>::try_from(s).ok());
         let object = name::pack(&pack.record.hash.0);
         let secret = opened
             .ok_or_else(|| VaultError::damaged(object, "its session secret does not open with the content key"))?;
-        secrets.insert(pack.secret.to_vec(), secret);
+        secrets.insert(sealed.to_vec(), secret);
         Ok(secret)
     }
 
-    pub(crate) fn key_of<'a>(&self, pack: &'a KnownPack) -> Result<&'a FrameKey> {
-        if let Some(key) = pack.key.get() {
-            return Ok(key);
+    /// What a frame opens with: its key, the salt and the ordinal that it was sealed with.
+    pub(crate) fn opener<'a>(&self, pack: &'a KnownPack, frame: usize) -> Result<(&'a FrameKey, &'a Hash, u64)> {
+        let record = &pack.record;
+        let lost = || VaultError::damaged(name::pack(&record.hash.0), "a frame names no origin of this pack");
+        let contents = record.frames.get(frame).ok_or_else(lost)?;
+        let (place, secret, salt, ordinal) = match contents.origin {
+            None => (0, &*pack.secret, &record.salt, frame as u64),
+            Some(origin) => {
+                let from = record.origins().get(origin as usize).ok_or_else(lost)?;
+                (origin as usize + 1, from.secret.as_slice(), &from.salt, contents.ordinal.ok_or_else(lost)?)
+            }
+        };
+        let slot = pack.keys.get(place).ok_or_else(lost)?;
+        if let Some(key) = slot.get() {
+            return Ok((key, salt, ordinal));
         }
-        let made = pack_key(&self.secret_of(pack)?, &pack.record.salt)?;
-        Ok(pack.key.get_or_init(|| made))
+        let made = pack_key(&self.unseal_secret(pack, secret)?, salt)?;
+        Ok((slot.get_or_init(|| made), salt, ordinal))
     }
 
     fn read_frame(&self, pack: &KnownPack, ordinal: usize, scratch: &mut Scratch) -> Result<()> {
@@ -278,8 +312,8 @@ impl Source {
         if sealed.len() != record.bytes as usize {
             return Err(damaged("it was cut off"));
         }
-        let place = (object.as_str(), self.vault_id.as_str(), &pack.record.salt);
-        open_frame_into(place, self.key_of(pack)?, ordinal, record, sealed, scratch)
+        let (key, salt, number) = self.opener(pack, ordinal)?;
+        open_frame_into((object.as_str(), self.vault_id.as_str(), salt), key, number, record, sealed, scratch)
     }
 
     fn pack(&self, place: &Place) -> Result<&KnownPack> {

@@ -42,7 +42,7 @@ fn phase(place: &Place) -> Option<usize> {
         Place::Readme | Place::KeyFile(..) | Place::ChunkKey(_) => 1,
         Place::Statement(..) => 2,
         Place::Pack(_) => 3,
-        Place::Index(..) => 4,
+        Place::Index(..) | Place::Moved(..) => 4,
         Place::Refs(..) => 5,
         Place::Log { .. } | Place::GatheredLog { .. } => 6,
         Place::Tombstone(..) | Place::Prune(..) => 7,
@@ -264,14 +264,18 @@ fn wanted_packs(
     let mut wanted = HashSet::new();
     let mut known = false;
     for object in listed {
-        if let Some(Place::Index(host, set, number)) = Place::of(&object.key)
-            && set == *dataset
-        {
-            known = true;
-            let read = index::read(&**source.storage(), &roster, &host, &set, number);
-            let packs = note(read, findings)?.map(|index| index.head.packs).unwrap_or_default();
-            wanted.extend(packs.into_iter().map(|pack| pack.hash.0));
-        }
+        let storage = &**source.storage();
+        let packs = match Place::of(&object.key) {
+            Some(Place::Index(host, set, number)) if set == *dataset => {
+                index::read(storage, &roster, &host, &set, number).map(|index| index.head.packs)
+            }
+            Some(Place::Moved(host, set, of)) if set == *dataset => {
+                index::read_moved(storage, &roster, &host, &set, of).map(|moved| moved.head.packs)
+            }
+            _ => continue,
+        };
+        known = true;
+        wanted.extend(note(packs, findings)?.unwrap_or_default().into_iter().map(|pack| pack.hash.0));
     }
     match known {
         true => Ok(Some(wanted)),

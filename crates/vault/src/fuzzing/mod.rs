@@ -100,6 +100,7 @@ fn signed_object(data: &[u8]) {
         format!("verify/h/d/0000000001/0-{fingerprint}"),
         format!("receipt/{fingerprint}/0000000001"),
         "log/d/l/0000000001/gathered/000000000000-000000000001".to_owned(),
+        "index/h/d/moved-0000000001-0000000001".to_owned(),
     ];
     let Some(key) = keys.get(usize::from(choice) % keys.len()) else { return };
     let Some(place) = Place::of(key) else { return };

@@ -161,10 +161,19 @@ impl Vault {
         }
         let roster = self.roster();
         for object in self.storage().list("index/").doing(|| "listing indexes".to_owned())? {
-            let Some(Place::Index(host, dataset, number)) = Place::of(&object.key) else { continue };
-            let read = index::read(&**self.storage(), &roster, &host, &dataset, number);
-            let Some(index) = note(read, &mut Vec::new())? else { continue };
-            let named: Vec<Hash> = index.head.packs.iter().map(|p| p.hash).filter(|h| packs.contains(h)).collect();
+            let (host, dataset, read) = match Place::of(&object.key) {
+                Some(Place::Index(host, dataset, number)) => {
+                    let read = index::read(&**self.storage(), &roster, &host, &dataset, number);
+                    (host, dataset, read.map(|index| index.head.packs))
+                }
+                Some(Place::Moved(host, dataset, of)) => {
+                    let read = index::read_moved(&**self.storage(), &roster, &host, &dataset, of);
+                    (host, dataset, read.map(|moved| moved.head.packs))
+                }
+                _ => continue,
+            };
+            let Some(named) = note(read, &mut Vec::new())? else { continue };
+            let named: Vec<Hash> = named.iter().map(|p| p.hash).filter(|h| packs.contains(h)).collect();
             if !named.is_empty() {
                 writers.entry((host, dataset)).or_default().extend(named);
             }

@@ -12,37 +12,54 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::index;
+use crate::log::LogPiece;
 use crate::name;
 use crate::open::{HostVault, InitOptions, Unlocked, Vault};
 use crate::port::{ChunkId, ChunkSink, ChunkSource};
-use crate::prune::{KeepRules, PruneOptions, Rule, Swept};
+use crate::prune::{KeepRules, MoveRules, PruneOptions, Rule, Swept};
 use crate::seal::Identity;
 use crate::session::SessionOptions;
-use crate::snapshot::{Badge, PointInfo, SnapshotDraft};
+use crate::snapshot::{Badge, PointInfo, Position, SnapshotDraft};
 use crate::storage::{Listed, MemoryStorage, Put, Storage, StorageError};
 use crate::{Result, State};
 
 /// What the actors work on: a vault with some points, as it is copied for each order.
-struct World {
-    objects: BTreeMap<String, Vec<u8>>,
-    state: tempfile::TempDir,
-    owner: Identity,
-    fingerprint: String,
+pub(super) struct World {
+    pub(super) objects: BTreeMap<String, Vec<u8>>,
+    pub(super) state: tempfile::TempDir,
+    pub(super) owner: Identity,
+    pub(super) fingerprint: String,
     /// When it was made; everything is counted from here.
     day_0: Timestamp,
 }
 
 impl World {
+    /// Two small packs of which the newest point needs something, and a log with a point in it.
+    fn of_small_packs() -> World {
+        World::with(|vault| {
+            back_up(vault, &[1, 2]).unwrap();
+            append(vault, 5).unwrap();
+            back_up_at(vault, &[1, 3], 2).unwrap();
+            append(vault, 3).unwrap();
+        })
+    }
+
     /// Two points that share nothing; the older one is what a prune wants to take.
-    fn new() -> World {
+    pub(super) fn new() -> World {
+        World::with(|vault| {
+            back_up(vault, &[1, 2]).unwrap();
+            back_up(vault, &[3]).unwrap();
+        })
+    }
+
+    fn with(fill: impl Fn(&HostVault)) -> World {
         let state_directory = tempfile::tempdir().unwrap();
         let state = State::open(state_directory.path(), Some("alpha")).unwrap();
         let storage = Arc::new(MemoryStorage::new());
         let (owner, paper) = (Identity::generate(), Identity::generate());
         let options = InitOptions { recipients: vec![owner.recipient(), paper.recipient()], ..InitOptions::default() };
         let (vault, made) = Vault::init(storage.clone(), &state, &options).unwrap();
-        back_up(&vault, &[1, 2]).unwrap();
-        back_up(&vault, &[3]).unwrap();
+        fill(&vault);
         World {
             objects: storage.snapshot(),
             state: state_directory,
@@ -54,14 +71,41 @@ impl World {
 }
 
 fn back_up(vault: &HostVault, chunks: &[u8]) -> Result<PointInfo> {
+    commit(vault, chunks, None)
+}
+
+/// A point that the log goes on from after this transaction.
+fn back_up_at(vault: &HostVault, chunks: &[u8], counter: u64) -> Result<PointInfo> {
+    commit(vault, chunks, Some(Position { lineage: "l".to_owned(), timeline: 1, counter }))
+}
+
+/// Appends so many transactions, one an object.
+fn append(vault: &HostVault, count: u64) -> Result<()> {
+    let mut writer = vault.log_writer("app", "l", 1)?;
+    for _ in 0..count {
+        let next = writer.last().map_or(1, |last| last.last + 1);
+        let now = Timestamp::now();
+        let piece = LogPiece { first: next, last: next, source_time: now, mark: false, final_mark: false };
+        writer.append(piece, b"a change")?;
+    }
+    Ok(())
+}
+
+fn commit(vault: &HostVault, chunks: &[u8], position: Option<Position>) -> Result<PointInfo> {
     let session = vault.begin("app", SessionOptions::default())?;
     let ids: Result<Vec<ChunkId>> = chunks.iter().map(|n| Ok(session.put(&[*n; 40])?.id)).collect();
     let ids = ids?;
     let root = ids.iter().flat_map(|id| id.0).collect();
-    session.commit(SnapshotDraft { root, references: ids, source_time: Timestamp::now(), ..SnapshotDraft::default() })
+    session.commit(SnapshotDraft {
+        root,
+        references: ids,
+        source_time: Timestamp::now(),
+        position,
+        ..SnapshotDraft::default()
+    })
 }
 
-fn copy_directory(from: &Path, to: &Path) {
+pub(super) fn copy_directory(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -84,8 +128,12 @@ enum Actor {
     Prune,
     /// The same on the first and the fourth day: what the backups store is too young to go, their points are not.
     PruneSoon,
+    /// As `Prune`, and puts small packs together from two on.
+    Compact,
     /// Goes on with what another began, on the sixth day.
     GoOn,
+    /// Appends to the log.
+    Append,
 }
 
 #[derive(Debug, Default)]
@@ -138,8 +186,8 @@ impl Conductor {
 fn is_shared(verb: &str, key: &str) -> bool {
     let kind = key.split('/').next().unwrap_or_default();
     match verb {
-        "put" | "delete" => matches!(kind, "prune" | "tombstone" | "snap" | "pack" | "index" | "refs"),
-        "list" => matches!(kind, "prune" | "snap" | "pack" | "tombstone"),
+        "put" | "delete" => matches!(kind, "prune" | "tombstone" | "snap" | "pack" | "index" | "refs" | "log"),
+        "list" => matches!(kind, "prune" | "snap" | "pack" | "tombstone" | "log"),
         _ => matches!(kind, "tombstone"),
     }
 }
@@ -219,6 +267,7 @@ struct Judge<'a> {
     unlocked: Unlocked,
     packs: HashMap<String, Vec<(String, Vec<ChunkId>)>>,
     needs: HashMap<String, Vec<ChunkId>>,
+    log_end: u64,
 }
 
 impl<'a> Judge<'a> {
@@ -226,7 +275,7 @@ impl<'a> Judge<'a> {
         let vault = Vault::open(storage.clone(), None, Some(&world.fingerprint)).unwrap();
         vault.take_away(rule);
         let unlocked = vault.unlock(std::slice::from_ref(&world.owner)).unwrap();
-        Judge { storage, unlocked, packs: HashMap::new(), needs: HashMap::new() }
+        Judge { storage, unlocked, packs: HashMap::new(), needs: HashMap::new(), log_end: 0 }
     }
 
     /// What is wrong: a point that is shown as sound, or that was promised, and cannot be restored.
@@ -247,6 +296,9 @@ impl<'a> Judge<'a> {
                 return Some(format!("{} has lost its refs: {error}", point.id));
             }
         }
+        if let Some(wrong) = self.complain_of_log(&points) {
+            return Some(wrong);
+        }
         // What was promised may be pruned by a later prune, but not vanish without a tombstone of its own.
         promised.iter().find_map(|promise| {
             let shown = points.iter().any(|point| point.key == promise.key && point.hash == promise.hash);
@@ -255,6 +307,26 @@ impl<'a> Judge<'a> {
             let pruned = stone.is_some_and(|stone| stone.hash.to_string() == promise.hash);
             (!shown && !pruned).then(|| format!("{} was promised and is gone", promise.id))
         })
+    }
+
+    /// The log is whole from where it begins, that is no later than the first point in it, to the end that was seen.
+    fn complain_of_log(&mut self, points: &[PointInfo]) -> Option<String> {
+        // As somebody who has read nothing yet.
+        let fresh = Vault::open(self.unlocked.storage().clone(), None, Some(self.unlocked.owner())).unwrap();
+        let trail = fresh.log_trail("app", "l").unwrap();
+        if let Some(finding) = trail.findings.first() {
+            return Some(format!("the log is broken: {}", finding.message));
+        }
+        let (first, last) = (trail.entries.first()?.first, trail.entries.last()?.last);
+        if last < self.log_end {
+            return Some(format!("the log ended at {}, and now at {last}", self.log_end));
+        }
+        self.log_end = last;
+        let counters = points.iter().filter_map(|point| point.position.as_ref()).map(|position| position.counter);
+        counters
+            .min()
+            .filter(|counter| first > counter + 1)
+            .map(|counter| format!("the log begins at {first}, after {counter}"))
     }
 
     fn needs_of(&mut self, point: &PointInfo) -> Vec<ChunkId> {
@@ -272,14 +344,22 @@ impl<'a> Judge<'a> {
     fn chunks_there(&mut self) -> HashSet<ChunkId> {
         let keys: HashSet<String> = self.storage.list("pack/").unwrap().into_iter().map(|o| o.key).collect();
         for object in self.storage.list("index/").unwrap() {
-            let parts: Vec<&str> = object.key.split('/').collect();
-            let number = name::parse_number(parts[3]).unwrap();
             if !self.packs.contains_key(&object.key) {
                 let roster = self.unlocked.roster();
-                let body = index::read(self.storage, &roster, parts[1], parts[2], number)
-                    .and_then(|index| index.open_body(std::slice::from_ref(self.unlocked.refs.as_ref().unwrap())))
-                    .unwrap();
-                let packs = body.packs.iter().map(|pack| {
+                let keys = std::slice::from_ref(self.unlocked.refs.as_ref().unwrap());
+                let packs = match index::parse_moved_key(&object.key) {
+                    Some((host, dataset, of)) => {
+                        let moved = index::read_moved(self.storage, &roster, &host, &dataset, of);
+                        moved.and_then(|moved| moved.open_body(keys)).unwrap().packs
+                    }
+                    None => {
+                        let parts: Vec<&str> = object.key.split('/').collect();
+                        let number = name::parse_number(parts[3]).unwrap();
+                        let index = index::read(self.storage, &roster, parts[1], parts[2], number);
+                        index.and_then(|index| index.open_body(keys)).unwrap().packs
+                    }
+                };
+                let packs = packs.iter().map(|pack| {
                     let ids = pack.frames.iter().flat_map(|frame| frame.chunks()).map(|(id, _)| id).collect();
                     (name::pack(&pack.hash.0), ids)
                 });
@@ -382,6 +462,7 @@ fn act(
             rules: Some(KeepRules { last: 1, ..KeepRules::default() }),
             min_age: SignedDuration::ZERO,
             now: Some(days(day)),
+            moves: MoveRules { small_packs: if actor == Actor::Compact { 2 } else { 0 }, ..MoveRules::default() },
             ..PruneOptions::default()
         }
     };
@@ -395,6 +476,11 @@ fn act(
                 promised.lock().unwrap().push(point);
             }
             return Ok(());
+        }
+        if actor == Actor::Append {
+            let vault = HostVault::open(stepped.clone(), State::open(state, None)?, Some(&world.fingerprint))?;
+            append(&vault, 2)?;
+            return append(&vault, 1);
         }
         let vault = Vault::open(stepped.clone(), None, Some(&world.fingerprint))?;
         vault.take_away(rule);
@@ -496,6 +582,35 @@ fn two_pruners_and_a_backup_in_every_order_of_one_switch() {
     }
 }
 
+/// Packs are put together and the log is cut and gathered, while backups build on what moves and the log grows.
+#[test]
+fn a_backup_and_a_move_in_every_order() {
+    let world = World::of_small_packs();
+    for actors in [[REUSES, Actor::Compact], [Actor::Compact, REUSES]] {
+        let tried = every_order(&world, &actors, 1, None).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(tried > 8, "{tried}");
+    }
+    for actors in [[Actor::Append, Actor::Compact], [Actor::Compact, Actor::Append]] {
+        every_order(&world, &actors, 1, None).unwrap_or_else(|wrong| panic!("{wrong}"));
+    }
+    in_orders_by_dice(&world, &[REUSES, Actor::Compact, Actor::Append, Actor::Compact, Actor::GoOn], 40);
+    let moved = run(&world, &[Actor::Compact], &Order::default(), None).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let did = |what: &str| moved.iter().any(|step| step.what.contains(what));
+    assert!(did("put index/alpha/app/moved-") && did("delete pack/") && did("gathered/") && did("delete log/"));
+}
+
+#[test]
+fn whoever_is_killed_in_a_move_the_rest_goes_on() {
+    let world = World::of_small_packs();
+    for actors in [[REUSES, Actor::Compact, Actor::GoOn], [Actor::Compact, Actor::Compact, REUSES]] {
+        let steps = run(&world, &actors, &Order::default(), None).unwrap_or_else(|wrong| panic!("{wrong}"));
+        for kill in 0..steps.len() {
+            let order = Order { kill: Some(kill), ..Order::default() };
+            run(&world, &actors, &order, None).unwrap_or_else(|wrong| panic!("{wrong}"));
+        }
+    }
+}
+
 #[test]
 fn whoever_is_killed_at_any_step_the_rest_goes_on() {
     let world = World::new();
@@ -511,9 +626,12 @@ fn whoever_is_killed_at_any_step_the_rest_goes_on() {
 /// Orders by dice, with more actors and switches than can all be tried.
 #[test]
 fn many_actors_in_orders_by_dice() {
-    let world = World::new();
     let actors = [REUSES, Actor::Prune, GOES_ON, Actor::Prune, Actor::GoOn];
-    for seed in 0u64..60 {
+    in_orders_by_dice(&World::new(), &actors, 60);
+}
+
+fn in_orders_by_dice(world: &World, actors: &[Actor], count: u64) {
+    for seed in 0..count {
         let dice = |n: u64| {
             u64::from_le_bytes(
                 crate::crypt::hash(&[seed.to_le_bytes(), n.to_le_bytes()].concat())[..8].try_into().unwrap(),
@@ -523,7 +641,7 @@ fn many_actors_in_orders_by_dice() {
         let switches = (1..=count).map(|n| ((dice(n) % 220) as usize, (dice(100 + n) % 5) as usize)).collect();
         let kill = (dice(200) % 3 == 0).then(|| (dice(201) % 200) as usize);
         let order = Order { switches, kill };
-        run(&world, &actors, &order, None).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+        run(world, actors, &order, None).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
     }
 }
 
@@ -536,6 +654,8 @@ fn without_any_one_rule_something_is_lost() {
         assert!(found.is_err(), "{rule:?}: {found:?}");
     }
     let found = every_order_from(&world, &SLEEPER_FIRST, sleeper_first(), 2, Some(Rule::NumbersAreNotReused));
+    assert!(found.is_err(), "{found:?}");
+    let found = every_order(&World::of_small_packs(), &[REUSES, Actor::Compact], 0, Some(Rule::CutsStopAtPoints));
     assert!(found.is_err(), "{found:?}");
 }
 

@@ -10,9 +10,10 @@ use jiff::Timestamp;
 use crate::codec::Hash;
 use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, note};
-use crate::index;
+use crate::index::{self, MovedName};
 use crate::name;
 use crate::open::Vault;
+use crate::pack::PackRecord;
 use crate::port::ChunkId;
 use crate::prune::record::Condemned;
 use crate::refs;
@@ -45,6 +46,10 @@ impl Needed {
         self.ids.sort_unstable();
         self.ids.dedup();
         self.sorted = self.ids.len();
+    }
+
+    pub(crate) fn contains(&self, id: &ChunkId) -> bool {
+        self.place(id).is_some()
     }
 
     fn place(&self, id: &ChunkId) -> Option<usize> {
@@ -94,6 +99,53 @@ pub(crate) struct IndexUse {
     pub(crate) bytes: u64,
     pub(crate) stored_at: Option<Timestamp>,
     pub(crate) packs: Vec<Hash>,
+    /// Whose chunks.
+    pub(crate) home: (String, String),
+    /// A pruner's, and no link of a chain.
+    pub(crate) moved: Option<MovedName>,
+}
+
+/// What an index says, a host's or a pruner's.
+pub(crate) struct Read {
+    hash: Hash,
+    /// What the packs of a host were sealed with; frames that were moved bring their own.
+    pub(crate) secret: Vec<u8>,
+    pub(crate) packs: Vec<PackRecord>,
+}
+
+/// A place of an index, if it is one of either kind.
+fn index_place(key: &str) -> Option<(String, String, u64, Option<MovedName>)> {
+    if let Some((host, dataset, of)) = index::parse_moved_key(key) {
+        return Some((host, dataset, 0, Some(of)));
+    }
+    match key.split('/').collect::<Vec<_>>()[..] {
+        [_, host, dataset, number] => {
+            Some((name::decode(host)?, name::decode(dataset)?, name::parse_number(number)?, None))
+        }
+        _ => None,
+    }
+}
+
+pub(crate) fn read_index(
+    vault: &Vault,
+    refs_key: &Identity,
+    (host, dataset): (&str, &str),
+    number: u64,
+    moved: Option<MovedName>,
+) -> Result<Read> {
+    let (storage, roster, keys) = (&**vault.storage(), vault.roster(), std::slice::from_ref(refs_key));
+    match moved {
+        Some(of) => {
+            let moved = index::read_moved(storage, &roster, host, dataset, of)?;
+            let body = moved.open_body(keys)?;
+            Ok(Read { hash: moved.hash, secret: body.secret, packs: body.packs })
+        }
+        None => {
+            let index = index::read(storage, &roster, host, dataset, number)?;
+            let body = index.open_body(keys)?;
+            Ok(Read { hash: index.hash, secret: body.secret, packs: body.packs })
+        }
+    }
 }
 
 /// Everything there is, held against what is needed.
@@ -125,7 +177,6 @@ pub(crate) fn survey(
     needed: &Needed,
     doomed: &HashSet<String>,
 ) -> Result<(Survey, HashSet<String>)> {
-    let storage = vault.storage();
     let mut survey = Survey { missing: vec![true; needed.ids.len()], ..Survey::default() };
     let indexes = list(vault, "index/")?;
     // After the indexes: a pack is stored before the index that names it.
@@ -138,15 +189,9 @@ pub(crate) fn survey(
     }
     let mut sessions: HashMap<[u8; 32], (Option<Timestamp>, Vec<String>)> = HashMap::new();
     for object in &indexes {
-        let [_, host, dataset, number] = object.key.split('/').collect::<Vec<_>>()[..] else { continue };
-        let (Some(host), Some(dataset), Some(number)) =
-            (name::decode(host), name::decode(dataset), name::parse_number(number))
-        else {
-            continue;
-        };
-        let read = index::read(&**storage, &vault.roster(), &host, &dataset, number)
-            .and_then(|index| Ok((index.open_body(std::slice::from_ref(refs_key))?, index.hash)));
-        let Some((body, hash)) = note(read, &mut survey.findings)? else { continue };
+        let Some((host, dataset, number, moved)) = index_place(&object.key) else { continue };
+        let read = read_index(vault, refs_key, (&host, &dataset), number, moved);
+        let Some(body) = note(read, &mut survey.findings)? else { continue };
         let session = sessions.entry(crate::crypt::hash(&body.secret)).or_default();
         session.0 = session.0.max(object.stored_at);
         for record in &body.packs {
@@ -169,10 +214,12 @@ pub(crate) fn survey(
             key: object.key.clone(),
             chain: name::indexes_of(&host, &dataset),
             number,
-            hash,
+            hash: body.hash,
             bytes: object.size,
             stored_at: object.stored_at,
             packs: body.packs.iter().map(|p| p.hash).collect(),
+            home: (host, dataset),
+            moved,
         });
     }
     for (touched, packs) in sessions.into_values() {
@@ -204,10 +251,8 @@ fn rescue(
         if !seen.packs.iter().any(|hash| concerned(&hash)) {
             continue;
         }
-        let [_, host, dataset, _] = seen.key.split('/').collect::<Vec<_>>()[..] else { continue };
-        let (Some(host), Some(dataset)) = (name::decode(host), name::decode(dataset)) else { continue };
-        let index = index::read(&**vault.storage(), &vault.roster(), &host, &dataset, seen.number)?;
-        for record in index.open_body(std::slice::from_ref(refs_key))?.packs {
+        let (host, dataset) = &seen.home;
+        for record in read_index(vault, refs_key, (host, dataset), seen.number, seen.moved)?.packs {
             let key = name::pack(&record.hash.0);
             if !doomed.contains(&key) || survey.packs.get(&key).is_none_or(|pack| pack.bytes != record.bytes) {
                 continue;
@@ -250,20 +295,26 @@ pub(crate) fn list(vault: &Vault, prefix: &str) -> Result<Vec<Listed>> {
 
 /// An index may go when every pack it names is gone or goes, and it is not the newest of its chain.
 pub(crate) fn idle_indexes(survey: &Survey, goes: &HashSet<String>) -> Vec<Condemned> {
-    let mut newest: HashMap<&str, u64> = HashMap::new();
-    for index in &survey.indexes {
-        let kept = newest.entry(&index.chain).or_default();
-        *kept = index.number.max(*kept);
-    }
     let is_gone = |hash: &Hash| {
         let key = name::pack(&hash.0);
         goes.contains(&key) || !survey.packs.contains_key(&key)
     };
+    idle_among(&survey.indexes, &is_gone)
+}
+
+/// The same; a pruner's are in no chain.
+pub(crate) fn idle_among(indexes: &[IndexUse], is_gone: &dyn Fn(&Hash) -> bool) -> Vec<Condemned> {
+    let mut newest: HashMap<&str, u64> = HashMap::new();
+    for index in indexes {
+        let kept = newest.entry(&index.chain).or_default();
+        *kept = index.number.max(*kept);
+    }
     let idle = |index: &&IndexUse| {
-        newest.get(index.chain.as_str()).is_some_and(|newest| index.number < *newest) && index.packs.iter().all(is_gone)
+        let is_newest = newest.get(index.chain.as_str()).is_none_or(|newest| index.number >= *newest);
+        (index.moved.is_some() || !is_newest) && index.packs.iter().all(is_gone)
     };
     let condemned = |index: &IndexUse| Condemned { key: index.key.clone(), bytes: index.bytes, hash: Some(index.hash) };
-    survey.indexes.iter().filter(idle).map(condemned).collect()
+    indexes.iter().filter(idle).map(condemned).collect()
 }
 
 /// The refusal that names every point which could not be restored.

@@ -15,9 +15,9 @@ use crate::finding::{Finding, Severity};
 use crate::log::{self, LogEntry, Span};
 use crate::name;
 use crate::object::{self, Place};
-use crate::prune::Pruner;
 use crate::prune::live;
 use crate::prune::record::{GatheredRun, LogCut};
+use crate::prune::{Pruner, Rule};
 use crate::snapshot::Position;
 use crate::storage::Put;
 
@@ -115,6 +115,7 @@ impl Pruner {
                 let begin = window(&dataset).map(|window| now.checked_sub(window).unwrap_or(Timestamp::MIN));
                 let counter = reaches_back_to(bases.iter().filter(of_it), begin);
                 let over = begin.is_some_and(|begin| row.newest().is_some_and(|newest| newest < begin));
+                let counter = counter.filter(|_| self.vault.obeys(Rule::CutsStopAtPoints));
                 let keep = match counter {
                     Some(counter) if !over => {
                         entries.iter().find(|e| e.last >= counter).map_or(last.number, |e| e.number)

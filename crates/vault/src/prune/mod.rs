@@ -11,9 +11,13 @@
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod checker;
+mod compact;
 mod hold;
 mod keep;
 mod ledger;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod lies;
 mod live;
 mod logs;
 mod perform;
@@ -35,6 +39,7 @@ use crate::roster::Role;
 use crate::seal::Identity;
 use crate::sign::SigningKey;
 
+pub use self::compact::MoveRules;
 pub(crate) use self::hold::{FREEZE_KIND, HOLD_KIND, check_freeze, check_hold};
 pub use self::hold::{Freeze, Hand, Held, Hold};
 pub use self::keep::{Candidate, DISPLACED_HOURS, KeepRules, Limits, Why, decide};
@@ -68,6 +73,8 @@ pub struct PruneOptions {
     pub log_windows: BTreeMap<String, SignedDuration>,
     /// The same for every data set that has none of its own.
     pub log_window: Option<SignedDuration>,
+    /// When what is needed is moved out of packs that hold little of it.
+    pub moves: MoveRules,
     /// Go by the times that hosts claim: for a vault that was copied without receipts.
     pub by_claimed_time: bool,
     /// The pruner's own clock, where it is not the system's.
@@ -84,6 +91,7 @@ impl Default for PruneOptions {
             grace: SignedDuration::from_hours(GRACE_HOURS_MIN),
             log_windows: BTreeMap::new(),
             log_window: None,
+            moves: MoveRules::default(),
             by_claimed_time: false,
             now: None,
         }
@@ -229,6 +237,8 @@ pub(crate) enum Rule {
     LooksWhileDeleting,
     /// A number that a pruned point bore is not used again.
     NumbersAreNotReused,
+    /// A log is cut no further than the oldest point in it needs.
+    CutsStopAtPoints,
 }
 
 impl Vault {

@@ -12,6 +12,7 @@ use crate::codec::Hash;
 use crate::error::{Doing, Result, VaultError};
 use crate::log;
 use crate::name;
+use crate::prune::compact::MovePlan;
 use crate::prune::ledger::Open;
 use crate::prune::live::{self, Needed};
 use crate::prune::propose::{Proposed, check_wish, heads, refuse_alarms};
@@ -90,6 +91,7 @@ impl Pruner {
             self.check_thawed()?;
             proposal.gathered.push(self.gather(run, proposal.generation)?);
         }
+        self.condemn_moved(&mut proposal, &proposed.moves)?;
         let generation = proposal.generation;
         let taken = || VaultError::Conflict {
             object: record::key(generation, Step::Proposal),
@@ -98,6 +100,26 @@ impl Pruner {
         let hash = proposal.publish(&**self.vault.storage(), self.key())?.ok_or_else(taken)?;
         self.leave_tombstones(&Open { proposal: Arc::new(proposal), hash, sweep: None })?;
         self.open_prune(options)?.ok_or_else(taken)
+    }
+
+    /// Moves what is planned, and condemns what it was moved out of.
+    fn condemn_moved(&self, proposal: &mut Proposal, plan: &MovePlan) -> Result<()> {
+        let moved = self.move_packs(plan, proposal.generation)?;
+        for finding in &moved.findings {
+            tracing::warn!(object = finding.object, "{}", finding.message);
+        }
+        if moved.packs.is_empty() {
+            return Ok(());
+        }
+        proposal.moved.extend(moved.packs.iter().map(|(hash, _)| *hash));
+        let packs =
+            moved.packs.iter().map(|(hash, bytes)| Condemned { key: name::pack(&hash.0), bytes: *bytes, hash: None });
+        proposal.objects.extend(packs);
+        let goes: HashSet<String> = proposal.objects.iter().map(|object| object.key.clone()).collect();
+        proposal.objects.extend(plan.idle_indexes(&goes));
+        proposal.objects.sort();
+        proposal.objects.dedup();
+        Ok(())
     }
 
     /// Goes on with a generation that is not done: does whatever is due, and says what waits.

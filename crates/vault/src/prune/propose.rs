@@ -3,17 +3,20 @@
 //! Invariant: proposing changes nothing. A proposal is not made of a vault whose points are in doubt, nor while a point that is to be
 //! kept could not be restored.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::codec::Hash;
 use crate::error::{Doing, Result, VaultError};
-use crate::finding::{Finding, Severity};
+use crate::finding::{Finding, Severity, note};
+use crate::index;
 use crate::keys::{self, Pair};
 use crate::name;
+use crate::prune::compact::MovePlan;
 use crate::prune::keep::{Candidate, Limits, Why, decide};
-use crate::prune::live::{self, Needed, Survey};
+use crate::prune::live::{self, Needed, PackUse, Survey};
 use crate::prune::logs::{Base, Run};
 use crate::prune::record::{self, ChainHead, Condemned, Proposal, PrunedPoint};
 use crate::prune::{GRACE_HOURS_MIN, PruneOptions, Pruner};
@@ -52,6 +55,10 @@ pub struct Proposed {
     pub spared_bytes: u64,
     /// Bytes in packs that stay for the sake of others in them.
     pub waste_bytes: u64,
+    /// Packs of which what is needed is moved into others, its bytes, and what that frees.
+    pub moved_packs: u64,
+    pub moved_bytes: u64,
+    pub moved_frees: u64,
     /// Log objects that go because no point that stays needs them, and their bytes.
     pub log_objects: u64,
     pub log_bytes: u64,
@@ -63,12 +70,14 @@ pub struct Proposed {
     pub(super) proposal: Proposal,
     #[serde(skip)]
     pub(super) runs: Vec<Run>,
+    #[serde(skip)]
+    pub(super) moves: MovePlan,
 }
 
 impl Proposed {
     pub fn is_empty(&self) -> bool {
         let Proposal { points, objects, logs, .. } = &self.proposal;
-        points.is_empty() && objects.is_empty() && logs.is_empty() && self.runs.is_empty()
+        points.is_empty() && objects.is_empty() && logs.is_empty() && self.runs.is_empty() && self.moves.packs == 0
     }
 
     pub fn pruned(&self) -> impl Iterator<Item = &PointVerdict> {
@@ -108,7 +117,8 @@ impl Pruner {
         let (known, mut findings) = self.known_points()?;
         let (verdicts, kept) = self.judge(&known, options, now, &mut findings)?;
         let needed = Needed::of(&self.vault, &self.refs, kept.iter().map(|place| &*known[*place].snapshot))?;
-        let (survey, _) = live::survey(&self.vault, &self.refs, &needed, &HashSet::new())?;
+        let needed = Arc::new(needed);
+        let (survey, superseded) = self.survey_moved(&needed)?;
         findings.extend(survey.findings.iter().cloned());
         if !survey.is_whole() {
             let kept = kept.iter().map(|place| &*known[*place].snapshot);
@@ -117,7 +127,7 @@ impl Pruner {
         }
         let lease = now.checked_sub(SignedDuration::from_hours(GRACE_HOURS_MIN)).unwrap_or(now);
         let mut objects = self.dead_points(&known, &verdicts)?;
-        let (packs, spared_bytes) = self.dead_packs(&survey, lease);
+        let (packs, spared_bytes) = self.dead_packs(&survey, &superseded, lease);
         let goes: HashSet<String> = packs.iter().map(|pack| pack.key.clone()).collect();
         let indexes = live::idle_indexes(&survey, &goes);
         let stored: HashMap<&str, Option<Timestamp>> =
@@ -134,6 +144,7 @@ impl Pruner {
         objects.extend(packs);
         objects.sort();
         objects.dedup();
+        let moves = MovePlan::of(&options.moves, needed, &survey, &goes, lease);
         let bases: Vec<Base<'_>> = kept.iter().filter_map(|place| known[*place].base()).collect();
         let logs = self.plan_logs(&bases, &|dataset| options.log_window_of(dataset), now, lease)?;
         findings.extend(logs.findings);
@@ -151,7 +162,7 @@ impl Pruner {
             points: points.collect(),
             objects,
             logs: logs.cuts,
-            moved: Vec::new(),
+            moved: superseded.iter().filter(|hash| goes.contains(&name::pack(&hash.0))).copied().collect(),
             gathered: Vec::new(),
         };
         Ok(Proposed {
@@ -162,6 +173,9 @@ impl Pruner {
             bytes: proposal.objects.iter().map(|object| object.bytes).sum::<u64>() + logs.cut_bytes,
             spared_bytes,
             waste_bytes,
+            moved_packs: moves.packs,
+            moved_bytes: moves.live_bytes,
+            moved_frees: moves.bytes.saturating_sub(moves.live_bytes),
             log_objects: logs.cut_objects,
             log_bytes: logs.cut_bytes,
             log_gathered: logs.run_objects,
@@ -169,6 +183,7 @@ impl Pruner {
             findings,
             proposal,
             runs: logs.runs,
+            moves,
         })
     }
 
@@ -297,11 +312,27 @@ impl Pruner {
         Ok(dead)
     }
 
+    /// Everything there is; and the packs of which all that is needed was moved elsewhere.
+    fn survey_moved(&self, needed: &Needed) -> Result<(Survey, BTreeSet<Hash>)> {
+        let mut from: BTreeSet<Hash> = BTreeSet::new();
+        for object in live::list(&self.vault, "index/")? {
+            let Some((host, dataset, of)) = index::parse_moved_key(&object.key) else { continue };
+            let read = index::read_moved(&**self.vault.storage(), &self.vault.roster(), &host, &dataset, of);
+            from.extend(note(read, &mut Vec::new())?.into_iter().flat_map(|moved| moved.head.from));
+        }
+        let doomed: HashSet<String> = from.iter().map(|hash| name::pack(&hash.0)).collect();
+        let (survey, rescued) = live::survey(&self.vault, &self.refs, needed, &doomed)?;
+        from.retain(|hash| !rescued.contains(&name::pack(&hash.0)));
+        Ok((survey, from))
+    }
+
     /// Packs that nothing kept needs and no backup at work may be about to need; and the bytes of those that one may.
-    fn dead_packs(&self, survey: &Survey, lease: Timestamp) -> (Vec<Condemned>, u64) {
+    fn dead_packs(&self, survey: &Survey, superseded: &BTreeSet<Hash>, lease: Timestamp) -> (Vec<Condemned>, u64) {
         let mut spared = 0;
         let mut dead = Vec::new();
-        for (key, pack) in survey.packs.iter().filter(|(_, pack)| pack.live_bytes == 0) {
+        let superseded: HashSet<String> = superseded.iter().map(|hash| name::pack(&hash.0)).collect();
+        let is_dead = |key: &String, pack: &PackUse| pack.live_bytes == 0 || superseded.contains(key);
+        for (key, pack) in survey.packs.iter().filter(|(key, pack)| is_dead(key, pack)) {
             let is_old = pack.touched.is_some_and(|at| at < lease);
             match is_old {
                 true => dead.push(Condemned { key: key.clone(), bytes: pack.bytes, hash: None }),

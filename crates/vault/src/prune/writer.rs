@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use crate::codec::{self, Hash};
 use crate::error::{Doing, Result, VaultError};
 use crate::host::read_file;
-use crate::index;
+use crate::index::{self, MovedName};
 use crate::name;
 use crate::open::HostVault;
 use crate::pack::PackRecord;
@@ -60,11 +60,18 @@ impl HostVault {
         };
         let chain = name::indexes_of(self.host_name(), dataset);
         for object in storage.list(&chain).doing(|| format!("listing {chain}"))? {
-            let Some(number) = object.key.strip_prefix(chain.as_str()).and_then(name::parse_number) else { continue };
-            let read = index::read(&**storage, &roster, self.host_name(), dataset, number)
-                .and_then(|index| index.open_body(std::slice::from_ref(self.state().index_key())));
+            let keys = std::slice::from_ref(self.state().index_key());
+            let last = object.key.strip_prefix(chain.as_str()).unwrap_or_default();
+            let read = match (name::parse_number(last), MovedName::parse(last)) {
+                (Some(number), _) => index::read(&**storage, &roster, self.host_name(), dataset, number)
+                    .and_then(|index| Ok(index.open_body(keys)?.packs)),
+                // What it was to build on may have been moved meanwhile.
+                (None, Some(of)) => index::read_moved(&**storage, &roster, self.host_name(), dataset, of)
+                    .and_then(|moved| Ok(moved.open_body(keys)?.packs)),
+                (None, None) => continue,
+            };
             match read {
-                Ok(body) => tick_off(&body.packs),
+                Ok(packs) => tick_off(&packs),
                 Err(e @ VaultError::Storage { .. }) => return Err(e),
                 Err(e) => tracing::warn!(object = object.key, "{e}"),
             }

@@ -67,6 +67,7 @@ impl Asker {
                 // Every writer must know what was pruned, and that pruning is stopped.
                 Place::Prune(..) | Place::Hold(_) | Place::Freeze(_) => true,
                 Place::Index(host, ..)
+                | Place::Moved(host, ..)
                 | Place::Refs(host, ..)
                 | Place::Snapshot(host, ..)
                 | Place::Tombstone(host, ..)
@@ -101,7 +102,9 @@ impl Asker {
             // The server looks whether the pair is new.
             Place::Statement(PairOf::Content(_), 1) => signer.is_some_and(|name| self.is(name)),
             Place::KeyFile(PairOf::Content(_), _) => true,
-            Place::Tombstone(..) | Place::Prune(..) | Place::GatheredLog { .. } | Place::Probe => prune,
+            Place::Tombstone(..) | Place::Prune(..) | Place::GatheredLog { .. } | Place::Moved(..) | Place::Probe => {
+                prune
+            }
             Place::Receipt(..) => return Err("receipts are the server's own"),
             Place::Copy(..) => return Err("it has no right to copy"),
             Place::Readme | Place::Roster(_) | Place::Statement(..) | Place::KeyFile(..) => {
@@ -125,6 +128,7 @@ impl Asker {
             place,
             Place::Pack(_)
                 | Place::Index(..)
+                | Place::Moved(..)
                 | Place::Refs(..)
                 | Place::Snapshot(..)
                 | Place::Log { .. }

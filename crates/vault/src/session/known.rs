@@ -17,7 +17,7 @@ use minicbor::{Decode, Encode};
 use crate::codec::{self, Hash};
 use crate::error::{Doing, Result, VaultError};
 use crate::host::{read_file, write_secret_file};
-use crate::index::{self, Head, IndexBody};
+use crate::index::{self, Head, IndexBody, MovedName};
 use crate::name;
 use crate::open::HostVault;
 use crate::pack::PackRecord;
@@ -36,6 +36,8 @@ pub(crate) struct KnownChunks {
     pub(super) table: Table,
     pub(super) others: Vec<IndexSeen>,
     inherited: bool,
+    /// Keys of what a pruner moved, as far as it was read.
+    moved: BTreeSet<String>,
     /// Not in the table yet.
     waiting: Vec<[u8; 28]>,
 }
@@ -58,6 +60,8 @@ struct Kept {
     /// File names in the same directory.
     #[n(6)]
     runs: Vec<String>,
+    #[cbor(n(7), default)]
+    moved: Vec<String>,
 }
 
 /// Records that wait before they make a run: 28 MB.
@@ -119,7 +123,7 @@ impl HostVault {
     }
 
     fn bring_up_to_date(&self, dataset: &str, recipients: &[Recipient], mut known: KnownChunks) -> Result<KnownChunks> {
-        let before = known.read.len();
+        let before = known.read.len() + known.moved.len();
         let roster = self.roster();
         let chain = name::indexes_of(self.host_name(), dataset);
         let listed = self.storage().list(&chain).doing(|| format!("listing {chain}"))?;
@@ -161,12 +165,41 @@ impl HostVault {
             known.others = inherited.indexes;
             known.inherited = true;
         }
+        let moved = listed.iter().filter_map(|object| Some((&object.key, index::parse_moved_key(&object.key)?.2)));
+        for (key, of) in moved {
+            if known.moved.insert(key.clone()) {
+                self.add_moved(dataset, of, &mut known)?;
+            }
+        }
         self.adopt_pending(dataset, recipients, &mut known)?;
-        if !known.waiting.is_empty() || known.read.len() != before {
+        if !known.waiting.is_empty() || known.read.len() + known.moved.len() != before {
             self.settle(dataset, &mut known)?;
             self.keep(dataset, &known)?;
         }
         Ok(known)
+    }
+
+    /// Believes a pruner where chunks lie now, of those that this host's own indexes have named.
+    fn add_moved(&self, dataset: &str, of: MovedName, known: &mut KnownChunks) -> Result<()> {
+        let read = index::read_moved(&**self.storage(), &self.roster(), self.host_name(), dataset, of)
+            .and_then(|moved| moved.open_body(std::slice::from_ref(self.state().index_key())));
+        let body = match read {
+            Ok(body) => body,
+            Err(e @ VaultError::Storage { .. }) => return Err(e),
+            // It costs an upload; `check` names it.
+            Err(e) => {
+                tracing::warn!(object = of.key(self.host_name(), dataset), "{e}");
+                return Ok(());
+            }
+        };
+        self.settle(dataset, known)?;
+        for pack in &body.packs {
+            let place = known.packs.len() as u32;
+            known.packs.push((pack.hash, pack.bytes));
+            let ids = pack.frames.iter().flat_map(|frame| frame.chunks()).map(|(id, _)| id);
+            known.waiting.extend(ids.filter(|id| known.table.any(id, |_| true)).map(|id| table::record(&id, place)));
+        }
+        Ok(())
     }
 
     /// Moves what waits into the table.
@@ -204,6 +237,7 @@ impl HostVault {
             table: Table::open(&runs)?,
             others: kept.others,
             inherited: kept.inherited,
+            moved: kept.moved.into_iter().collect(),
             waiting: Vec::new(),
         })
     }
@@ -219,6 +253,7 @@ impl HostVault {
             others: known.others.clone(),
             inherited: known.inherited,
             runs: names.collect(),
+            moved: known.moved.iter().cloned().collect(),
         };
         let bytes = codec::encode(&kept)?;
         write_secret_file(&path, &[&crate::crypt::hash(&bytes)[..], &bytes].concat())?;

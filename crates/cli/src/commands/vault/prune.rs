@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use jiff::SignedDuration;
 use lifeboat_core::plan::model::Keep;
 use lifeboat_core::units::{Size, Span};
-use lifeboat_vault::prune::{OpenPrune, PointVerdict, Proposed, SweepReport, Swept};
+use lifeboat_vault::prune::{MoveRules, OpenPrune, PointVerdict, Proposed, SweepReport, Swept};
 use lifeboat_vault::{Finding, KeepRules, PruneOptions, Pruner, Severity};
 use serde::Serialize;
 
@@ -46,6 +46,12 @@ pub(crate) struct Args {
     /// Let logs reach back so far at least; without it, to the oldest point that is kept
     #[arg(long, value_name = "TIME")]
     keep_log: Option<String>,
+    /// Move what is needed out of packs of which less than this part is needed, and out of many small ones; 0: never
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    move_below: u8,
+    /// Read no more than this for it in one run
+    #[arg(long, value_name = "SIZE", default_value = "32GiB")]
+    move_max: String,
     /// Prune this point (HOST/DATASET/NUMBER, as `points --json` shows it), whatever the rules say; may be given several times
     #[arg(long, value_name = "ID")]
     point: Vec<String>,
@@ -206,7 +212,15 @@ fn options(args: &Args, named: &Named, ui: &Ui) -> Result<PruneOptions, CommandE
     if log_window.is_some() {
         log_windows.clear();
     }
+    let bytes_max = args.move_max.parse::<Size>().map_err(|_| {
+        CommandError::usage(format!("--move-max {}: this is not a size", args.move_max)).hint("for example 10GiB")
+    })?;
+    let moves = match args.move_below {
+        0 => MoveRules { below_percent: 0, small_packs: 0, bytes_max: 0 },
+        below_percent => MoveRules { below_percent, bytes_max: bytes_max.0, ..MoveRules::default() },
+    };
     Ok(PruneOptions {
+        moves,
         rules,
         datasets,
         log_windows,
@@ -285,6 +299,14 @@ fn tell_proposed(proposed: &Proposed, args: &Args, ui: &Ui) {
         Size(proposed.bytes).rounded(),
         counted(proposed.packs, "pack")
     ));
+    if proposed.moved_packs > 0 {
+        ui.line(format_args!(
+            "  {} of which little is needed, or that are small: {} moved into others, which frees {}",
+            counted(proposed.moved_packs, "pack"),
+            Size(proposed.moved_bytes).rounded(),
+            Size(proposed.moved_frees).rounded()
+        ));
+    }
     if proposed.log_objects > 0 {
         ui.line(format_args!(
             "  {} of logs, which no point that stays needs: {}",

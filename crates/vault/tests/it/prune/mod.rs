@@ -1,6 +1,7 @@
 //! Pruning: what is not wanted goes, what is wanted stays restorable, whoever is at work meanwhile and wherever it is killed.
 
 mod logs;
+mod moved;
 
 use std::sync::Arc;
 

@@ -3,6 +3,8 @@
 //! The clear head names the packs (so that a missing one is seen without keys); the records are sealed to the host's index key, to
 //! the refs key and to the content key. Invariant: an index is stored only after all packs it names.
 
+mod moved;
+
 use jiff::Timestamp;
 use minicbor::{Decode, Encode};
 
@@ -14,6 +16,11 @@ use crate::roster::Roster;
 use crate::seal::{Identity, Recipient, Unopened, seal_frame, unseal_frame};
 use crate::sign::{Signed, SigningKey};
 use crate::storage::{Put, Storage};
+
+pub(crate) use self::moved::{
+    KIND as MOVED_KIND, MovedBody, MovedName, check as check_moved, parse_key as parse_moved_key,
+    publish as publish_moved, read as read_moved,
+};
 
 pub(crate) const KIND: &str = "vault.index";
 const BODY_BYTES_MAX: usize = 256 << 20;
