@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::codec::Hash;
+use crate::codec::{Hash, Moment};
 use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, note};
 use crate::name;
 use crate::open::Vault;
-use crate::prune::record::{self, Done, LogCut, Proposal, Step, Sweep, Tombstone};
+use crate::prune::fold::Fold;
+use crate::prune::record::{self, ChainHead, Done, LogCut, Proposal, Step, Sweep, Tombstone};
 use crate::roster::Roster;
 use crate::snapshot::{Snapshot, tombstone_key};
 use crate::storage::Storage;
@@ -22,6 +23,14 @@ pub(crate) struct Open {
     pub(crate) proposal: Arc<Proposal>,
     pub(crate) hash: Hash,
     pub(crate) sweep: Option<(Arc<Sweep>, Hash)>,
+}
+
+/// A point that went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gone {
+    pub(crate) hash: Hash,
+    pub(crate) generation: u64,
+    pub(crate) at: Moment,
 }
 
 /// The records of all prunes, read.
@@ -40,6 +49,10 @@ pub(crate) struct Ledger {
     pub(crate) condemned: HashSet<String>,
     /// Keys of what was deleted, or is being deleted.
     pub(crate) swept: HashSet<String>,
+    /// Points that went, by the keys of their snapshots: what a sweep or a fold says needs no tombstone any more.
+    pub(crate) pruned: HashMap<String, Gone>,
+    /// The newest generation that a fold covers.
+    pub(crate) folded: u64,
     pub(crate) log_floors: HashMap<String, LogCut>,
     heads: HashMap<String, u64>,
     /// The newest generation that would have a snapshot pruned.
@@ -87,6 +100,41 @@ impl Ledger {
         self.condemned.contains(&key) || self.swept.contains(&key)
     }
 
+    /// Heads, abandoned generations and spared points, as a fold keeps them.
+    pub(super) fn for_a_fold(&self) -> (Vec<ChainHead>, Vec<u64>, Vec<(String, Vec<u64>)>) {
+        let mut heads: Vec<ChainHead> =
+            self.heads.iter().map(|(chain, number)| ChainHead { chain: chain.clone(), number: *number }).collect();
+        heads.sort_by(|a, b| a.chain.cmp(&b.chain));
+        let spared = self.spared.iter().map(|(snapshot, of)| (snapshot.clone(), of.iter().copied().collect()));
+        let mut spared: Vec<(String, Vec<u64>)> = spared.collect();
+        spared.sort();
+        (heads, self.abandoned.iter().copied().collect(), spared)
+    }
+
+    /// Begins with what a fold says of everything up to its generation.
+    fn from_fold(fold: &Fold) -> Ledger {
+        let mut ledger = Ledger {
+            newest: fold.generation,
+            swept_generation: fold.generation,
+            folded: fold.generation,
+            last_sweep: fold.last_sweep,
+            swept: fold.swept().collect(),
+            pruned: fold.pruned().collect(),
+            abandoned: fold.abandoned.iter().copied().collect(),
+            heads: fold.heads.iter().map(|head| (head.chain.clone(), head.number)).collect(),
+            log_floors: fold.logs.iter().map(|cut| (cut.chain.clone(), cut.clone())).collect(),
+            ..Ledger::default()
+        };
+        for (snapshot, generations) in &fold.spared {
+            ledger.proposed.insert(snapshot.clone(), generations.iter().copied().max().unwrap_or(0));
+            ledger.spared.insert(snapshot.clone(), generations.iter().copied().collect());
+        }
+        let pruned: Vec<(String, u64)> =
+            ledger.pruned.iter().map(|(key, gone)| (key.clone(), gone.generation)).collect();
+        ledger.proposed.extend(pruned);
+        ledger
+    }
+
     fn add_proposal(&mut self, proposal: Proposal, hash: Hash) {
         self.newest = self.newest.max(proposal.generation);
         for head in &proposal.heads {
@@ -113,6 +161,14 @@ impl Ledger {
             if kept.below < cut.below {
                 *kept = cut.clone();
             }
+        }
+        if let Some(open) = self.open.as_ref().filter(|_| !sweep.abandoned) {
+            let gone = open.proposal.points.iter().filter(|point| !sweep.spared.contains(&point.snapshot));
+            let gone = gone.map(|point| {
+                let gone = Gone { hash: point.hash, generation: sweep.generation, at: sweep.at };
+                (point.snapshot.clone(), gone)
+            });
+            self.pruned.extend(gone);
         }
         if sweep.abandoned {
             self.abandoned.insert(sweep.generation);
@@ -148,10 +204,21 @@ impl Vault {
     }
 
     fn read_ledger(&self, keys: Vec<String>) -> Result<Ledger> {
-        let mut ledger = Ledger::default();
         let roster = self.roster();
-        let steps: BTreeMap<(u64, Step), &String> =
+        let mut steps: BTreeMap<(u64, Step), &String> =
             keys.iter().filter_map(|key| Some((record::parse_key(key)?, key))).collect();
+        let (mut ledger, mut findings) = (Ledger::default(), Vec::new());
+        for ((generation, _), key) in steps.iter().rev().filter(|((_, step), _)| *step == Step::Fold) {
+            let bytes = self.storage().get(key).doing(|| format!("reading {key}"));
+            let read = bytes.and_then(|bytes| Fold::open(&roster, *generation, &bytes));
+            if let Some(fold) = note(read, &mut findings)? {
+                ledger = Ledger::from_fold(&fold);
+                break;
+            }
+        }
+        ledger.findings = findings;
+        let folded = ledger.folded;
+        steps.retain(|(generation, step), _| *generation > folded && *step != Step::Fold);
         let mut broken = None;
         for ((generation, step), key) in steps {
             let bytes = self.storage().get(key).doing(|| format!("reading {key}"));
@@ -171,6 +238,7 @@ impl Vault {
                         }
                     })
                 }
+                Step::Fold => Ok(()),
                 Step::Done => bytes.and_then(|bytes| Done::open(&roster, generation, &bytes)).and_then(|done| {
                     let sweep = ledger.open.as_ref().and_then(|open| open.sweep.as_ref()).map(|s| s.1);
                     match sweep == Some(done.sweep) {
@@ -218,6 +286,10 @@ impl Vault {
         dataset: &str,
         sequence: u64,
     ) -> Result<Option<Tombstone>> {
+        let snapshot = format!("{}{}", name::snapshots_of(host, dataset), name::number(sequence));
+        if let Some(Gone { hash, generation, at }) = ledger.pruned.get(&snapshot).copied() {
+            return Ok(Some(Tombstone { vault: self.id(), snapshot, hash, at, generation }));
+        }
         let key = tombstone_key(host, dataset, sequence);
         let kept = self.tombstones_cache().get(&key).cloned();
         let tombstone = match kept {

@@ -12,6 +12,7 @@
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod checker;
 mod compact;
+mod fold;
 mod hold;
 mod keep;
 mod ledger;
@@ -40,6 +41,7 @@ use crate::seal::Identity;
 use crate::sign::SigningKey;
 
 pub use self::compact::MoveRules;
+pub(crate) use self::fold::newest as newest_fold;
 pub(crate) use self::hold::{FREEZE_KIND, HOLD_KIND, check_freeze, check_hold};
 pub use self::hold::{Freeze, Hand, Held, Hold};
 pub use self::keep::{Candidate, DISPLACED_HOURS, KeepRules, Limits, Why, decide};
@@ -53,6 +55,8 @@ pub(crate) use self::record::{
 
 /// How long what is condemned waits at least: as long as the lease of a backup that is at work.
 pub const GRACE_HOURS_MIN: i64 = crate::index::LEASE_HOURS;
+/// The records of so many finished prunes are put together.
+pub const FOLD_AFTER: u64 = 14;
 /// Nothing younger is pruned, unless it is told otherwise: a weekend passes before anybody looks.
 pub const MIN_AGE_HOURS: i64 = 72;
 /// A pruner's own clock and the storage's must agree so far.
@@ -75,6 +79,8 @@ pub struct PruneOptions {
     pub log_window: Option<SignedDuration>,
     /// When what is needed is moved out of packs that hold little of it.
     pub moves: MoveRules,
+    /// The records of so many finished prunes are put together.
+    pub fold_after: u64,
     /// Go by the times that hosts claim: for a vault that was copied without receipts.
     pub by_claimed_time: bool,
     /// The pruner's own clock, where it is not the system's.
@@ -92,6 +98,7 @@ impl Default for PruneOptions {
             log_windows: BTreeMap::new(),
             log_window: None,
             moves: MoveRules::default(),
+            fold_after: FOLD_AFTER,
             by_claimed_time: false,
             now: None,
         }

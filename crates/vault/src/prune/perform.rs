@@ -91,6 +91,9 @@ impl Pruner {
             self.check_thawed()?;
             proposal.gathered.push(self.gather(run, proposal.generation)?);
         }
+        if let Some(fold) = &proposed.fold {
+            fold.publish(&**self.vault.storage(), self.key())?;
+        }
         self.condemn_moved(&mut proposal, &proposed.moves)?;
         let generation = proposal.generation;
         let taken = || VaultError::Conflict {

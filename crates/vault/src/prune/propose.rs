@@ -15,10 +15,11 @@ use crate::index;
 use crate::keys::{self, Pair};
 use crate::name;
 use crate::prune::compact::MovePlan;
+use crate::prune::fold::{self, Fold};
 use crate::prune::keep::{Candidate, Limits, Why, decide};
 use crate::prune::live::{self, Needed, PackUse, Survey};
 use crate::prune::logs::{Base, Run};
-use crate::prune::record::{self, ChainHead, Condemned, Proposal, PrunedPoint};
+use crate::prune::record::{self, ChainHead, Condemned, Proposal, PrunedPoint, Step};
 use crate::prune::{GRACE_HOURS_MIN, PruneOptions, Pruner};
 use crate::receipt::TimeSource;
 use crate::snapshot::{Badge, PointInfo, Snapshot, verification_prefix};
@@ -72,6 +73,8 @@ pub struct Proposed {
     pub(super) runs: Vec<Run>,
     #[serde(skip)]
     pub(super) moves: MovePlan,
+    #[serde(skip)]
+    pub(super) fold: Option<Fold>,
 }
 
 impl Proposed {
@@ -138,12 +141,16 @@ impl Pruner {
         if self.is_owner() {
             objects.extend(self.dead_keys(lease)?);
         }
+        objects.extend(self.folded_records(lease)?);
         let probes = live::list(&self.vault, "probe/")?.into_iter().filter(|object| is_old(object.stored_at));
         objects.extend(probes.map(|object| Condemned { key: object.key, bytes: object.size, hash: None }));
         let (pack_count, waste_bytes) = (packs.len() as u64, waste(&survey, &goes));
         objects.extend(packs);
         objects.sort();
         objects.dedup();
+        let is_due = ledger.newest >= ledger.folded.saturating_add(options.fold_after.max(1));
+        let named: HashSet<Hash> = survey.indexes.iter().flat_map(|index| index.packs.iter().copied()).collect();
+        let fold = is_due.then(|| Fold::of(self.vault.id(), &ledger, &named));
         let moves = MovePlan::of(&options.moves, needed, &survey, &goes, lease);
         let bases: Vec<Base<'_>> = kept.iter().filter_map(|place| known[*place].base()).collect();
         let logs = self.plan_logs(&bases, &|dataset| options.log_window_of(dataset), now, lease)?;
@@ -184,6 +191,7 @@ impl Pruner {
             proposal,
             runs: logs.runs,
             moves,
+            fold,
         })
     }
 
@@ -281,6 +289,7 @@ impl Pruner {
 
     /// The objects of points that go, and of those that should have gone before.
     fn dead_points(&self, known: &[Known], verdicts: &[PointVerdict]) -> Result<Vec<Condemned>> {
+        let ledger = self.vault.ledger()?;
         let listed = live::list(&self.vault, "snap/")?;
         let stones: HashSet<String> = live::list(&self.vault, "tombstone/")?.into_iter().map(|o| o.key).collect();
         let goes: HashMap<&str, &Known> = known
@@ -297,7 +306,8 @@ impl Pruner {
                 Some(known) => Some(known.snapshot.hash),
                 // Left over, or put where a pruned one had stood.
                 None if !alive.contains(object.key.as_str())
-                    && stones.contains(&object.key.replacen("snap/", "tombstone/", 1)) =>
+                    && (stones.contains(&object.key.replacen("snap/", "tombstone/", 1))
+                        || ledger.pruned.contains_key(&object.key)) =>
                 {
                     let bytes = self.vault.storage().get(&object.key).doing(|| format!("reading {}", object.key))?;
                     Some(crate::codec::Hash(crate::crypt::hash(&bytes)))
@@ -340,6 +350,20 @@ impl Pruner {
             }
         }
         (dead, spared)
+    }
+
+    /// Records and tombstones that a fold has been saying for long enough.
+    fn folded_records(&self, lease: Timestamp) -> Result<Vec<Condemned>> {
+        let Some(fold) = fold::newest(&**self.vault.storage(), &self.vault.roster())? else { return Ok(Vec::new()) };
+        let records = live::list(&self.vault, record::PREFIX)?;
+        let own = record::key(fold.generation, Step::Fold);
+        let is_old = |object: &&Listed| object.stored_at.is_some_and(|at| at < lease);
+        if records.iter().find(|object| object.key == own).filter(is_old).is_none() {
+            return Ok(Vec::new());
+        }
+        let tombstones = live::list(&self.vault, "tombstone/")?;
+        let covered = records.into_iter().chain(tombstones).filter(|object| fold.covers(&object.key));
+        Ok(covered.map(|object| Condemned { key: object.key, bytes: object.size, hash: None }).collect())
     }
 
     fn dead_refs(&self, needed: &Needed, lease: Timestamp) -> Result<Vec<Condemned>> {

@@ -10,6 +10,7 @@ use minicbor::{Decode, Encode};
 use crate::codec::{self, Hash, Moment};
 use crate::error::{Doing, Result, VaultError};
 use crate::name;
+use crate::prune::fold::{self, Fold};
 use crate::roster::{Role, Roster};
 use crate::sign::{Signed, SigningKey};
 use crate::storage::{Put, Storage};
@@ -162,12 +163,14 @@ pub(crate) struct Tombstone {
     pub(crate) generation: u64,
 }
 
-/// The three kinds of a generation's records.
+/// The kinds of a generation's records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Step {
     Proposal,
     Sweep,
     Done,
+    /// Of all generations up to this one.
+    Fold,
 }
 
 impl Step {
@@ -176,6 +179,7 @@ impl Step {
             Step::Proposal => "proposal",
             Step::Sweep => "sweep",
             Step::Done => "done",
+            Step::Fold => "fold",
         }
     }
 }
@@ -186,6 +190,7 @@ impl Step {
             Step::Proposal => PROPOSAL_KIND,
             Step::Sweep => SWEEP_KIND,
             Step::Done => DONE_KIND,
+            Step::Fold => fold::KIND,
         }
     }
 }
@@ -196,6 +201,7 @@ pub(crate) fn check_record(roster: &Roster, generation: u64, step: Step, bytes: 
         Step::Proposal => Proposal::open(roster, generation, bytes).map(|_| ()),
         Step::Sweep => Sweep::open(roster, generation, bytes).map(|_| ()),
         Step::Done => Done::open(roster, generation, bytes).map(|_| ()),
+        Step::Fold => Fold::open(roster, generation, bytes).map(|_| ()),
     }
 }
 
@@ -205,7 +211,7 @@ pub(crate) fn key(generation: u64, step: Step) -> String {
 
 pub(crate) fn parse_key(key: &str) -> Option<(u64, Step)> {
     let (number, word) = key.strip_prefix(PREFIX)?.split_once('/')?;
-    let step = [Step::Proposal, Step::Sweep, Step::Done].into_iter().find(|step| step.word() == word)?;
+    let step = [Step::Proposal, Step::Sweep, Step::Done, Step::Fold].into_iter().find(|step| step.word() == word)?;
     Some((name::parse_number(number)?, step))
 }
 

@@ -92,7 +92,10 @@ impl HostVault {
         }
         let key = tombstone_key(self.host_name(), dataset, sequence);
         match self.storage().get_range(&key, 0, 1) {
-            Err(e) if e.is_not_found() => Ok(false),
+            // Where it was folded, the records say so.
+            Err(e) if e.is_not_found() => {
+                Ok(self.ledger()?.pruned.contains_key(&key.replacen("tombstone/", "snap/", 1)))
+            }
             other => {
                 other.doing(|| format!("looking for {key}"))?;
                 Ok(self.tombstone(&*self.ledger()?, self.host_name(), dataset, sequence)?.is_some())

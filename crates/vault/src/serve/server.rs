@@ -368,6 +368,12 @@ impl Server {
                 return Err(Answer::refused("no tombstone stands for it"));
             }
         }
+        if let (Place::Tombstone(..) | Place::Prune(..), Some(roster)) = (place, self.roster()) {
+            let fold = crate::prune::newest_fold(&*self.storage, &roster);
+            if !fold.is_ok_and(|fold| fold.is_some_and(|fold| fold.covers(key))) {
+                return Err(Answer::refused("signed history stays until a newer record says the same"));
+            }
+        }
         self.storage.delete(key)?;
         Ok(Answer(Status::Done, String::new(), Vec::new()))
     }

@@ -225,7 +225,11 @@ impl Vault {
             walked = number;
             // A listing that ran beside a commit may lack one of the newest.
             let is_there = numbers.contains(&number) || (number + 1 >= newest && self.is_there(&chain, number)?);
-            let pruned = match is_there && burials.keys.contains(&tombstone_key(host, dataset, number)) {
+            let is_buried = || {
+                burials.keys.contains(&tombstone_key(host, dataset, number))
+                    || burials.ledger.pruned.contains_key(&format!("{chain}{}", name::number(number)))
+            };
+            let pruned = match is_there && is_buried() {
                 true => note(self.tombstone(burials.ledger, host, dataset, number), findings)?.flatten(),
                 false => None,
             };

@@ -1,5 +1,6 @@
 //! Pruning: what is not wanted goes, what is wanted stays restorable, whoever is at work meanwhile and wherever it is killed.
 
+mod fold;
 mod logs;
 mod moved;
 
