@@ -229,7 +229,7 @@ fn options(args: &Args, named: &Named, ui: &Ui) -> Result<PruneOptions, CommandE
         min_age: span("--min-age", &args.min_age)?,
         grace: span("--grace", &args.grace)?,
         by_claimed_time: args.by_claimed_time,
-        now: None,
+        ..PruneOptions::default()
     })
 }
 
