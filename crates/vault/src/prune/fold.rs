@@ -37,6 +37,9 @@ struct Ranges {
     ranges: Vec<(u64, u64)>,
 }
 
+/// A snapshot's key, and the generations that spared it.
+pub(super) type SparedPoint = (String, Vec<u64>);
+
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Fold {
     #[n(0)]
@@ -68,7 +71,7 @@ pub(crate) struct Fold {
     #[n(11)]
     pub(super) abandoned: Vec<u64>,
     #[n(12)]
-    pub(super) spared: Vec<(String, Vec<u64>)>,
+    pub(super) spared: Vec<SparedPoint>,
 }
 
 impl Fold {

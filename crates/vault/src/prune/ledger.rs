@@ -11,7 +11,7 @@ use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, note};
 use crate::name;
 use crate::open::Vault;
-use crate::prune::fold::Fold;
+use crate::prune::fold::{Fold, SparedPoint};
 use crate::prune::record::{self, ChainHead, Done, LogCut, Proposal, Step, Sweep, Tombstone};
 use crate::roster::Roster;
 use crate::snapshot::{Snapshot, tombstone_key};
@@ -101,12 +101,12 @@ impl Ledger {
     }
 
     /// Heads, abandoned generations and spared points, as a fold keeps them.
-    pub(super) fn for_a_fold(&self) -> (Vec<ChainHead>, Vec<u64>, Vec<(String, Vec<u64>)>) {
+    pub(super) fn for_a_fold(&self) -> (Vec<ChainHead>, Vec<u64>, Vec<SparedPoint>) {
         let mut heads: Vec<ChainHead> =
             self.heads.iter().map(|(chain, number)| ChainHead { chain: chain.clone(), number: *number }).collect();
         heads.sort_by(|a, b| a.chain.cmp(&b.chain));
         let spared = self.spared.iter().map(|(snapshot, of)| (snapshot.clone(), of.iter().copied().collect()));
-        let mut spared: Vec<(String, Vec<u64>)> = spared.collect();
+        let mut spared: Vec<SparedPoint> = spared.collect();
         spared.sort();
         (heads, self.abandoned.iter().copied().collect(), spared)
     }
