@@ -11,6 +11,7 @@ use crate::heal::Sample;
 use crate::index;
 use crate::keys::{self, Pair};
 use crate::name;
+use crate::object::{self, Place};
 use crate::open::{Unlocked, Vault};
 use crate::pack::open_frame;
 use crate::refs;
@@ -139,7 +140,26 @@ impl Vault {
         self.check_packs(&named, read, &mut report)?;
         self.check_logs(&mut report)?;
         report.findings.extend(self.receipts()?.findings().iter().cloned());
+        self.check_words(&mut report)?;
         Ok(report)
+    }
+
+    /// What nothing above reads: holds, the freeze, records of copies, requests to join.
+    fn check_words(&self, report: &mut CheckReport) -> Result<()> {
+        report.findings.extend(self.holds()?.1);
+        report.findings.extend(self.frozen()?.1);
+        for prefix in ["copy/", "enroll/"] {
+            for listed in self.storage().list(prefix).doing(|| format!("listing {prefix}"))? {
+                let Some(place) = Place::of(&listed.key) else { continue };
+                let read = self.storage().get(&listed.key).doing(|| format!("reading {}", listed.key));
+                let checked = read.and_then(|bytes| object::check(&self.roster(), &listed.key, &place, &bytes));
+                let before = report.findings.len();
+                note(checked, &mut report.findings)?;
+                // Nothing rests on them, and anybody may ask to join.
+                report.findings.iter_mut().skip(before).for_each(|finding| finding.severity = Severity::Warning);
+            }
+        }
+        Ok(())
     }
 
     /// Every pair's statements and files; every data set that has anything must have a content key.

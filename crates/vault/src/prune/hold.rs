@@ -127,7 +127,7 @@ fn who(roster: &Roster, key: &PublicKey) -> Option<String> {
     roster.member(key).map(|member| member.name.clone())
 }
 
-fn open_hold(roster: &Roster, number: u64, key: &str, bytes: &[u8]) -> Result<(HoldBody, PublicKey)> {
+fn open_hold(roster: &Roster, number: u64, key: &str, bytes: &[u8]) -> Result<(HoldBody, Signed)> {
     let signed = Signed::open(HOLD_KIND, key, bytes)?;
     let body: HoldBody = codec::decode(key, &signed.payload)?;
     if body.vault != roster.vault || body.number != number {
@@ -136,7 +136,7 @@ fn open_hold(roster: &Roster, number: u64, key: &str, bytes: &[u8]) -> Result<(H
     if who(roster, &signed.signer).is_none() {
         return Err(VaultError::untrusted(key, "it is signed by who is not on the roster"));
     }
-    Ok((body, signed.signer))
+    Ok((body, signed))
 }
 
 fn open_freeze(roster: &Roster, number: u64, key: &str, bytes: &[u8]) -> Result<(FreezeBody, Signed)> {
@@ -171,7 +171,9 @@ impl Vault {
         let mut holds: BTreeMap<u64, Hold> = BTreeMap::new();
         let mut findings = Vec::new();
         let owner = self.roster().owner;
+        let mut newest = 0;
         for (number, key) in self.numbered(HOLDS, &mut findings)? {
+            newest = number;
             let Some((body, signer)) = note(self.read_hold(number, &key), &mut findings)? else { continue };
             if let Some(released) = body.releases {
                 if holds.get(&released).is_some_and(|hold| signer == owner || signer == hold.signer) {
@@ -191,12 +193,26 @@ impl Vault {
             let until = body.until.map(Timestamp::from);
             holds.insert(number, Hold { number, what, until, who, why: body.why, at: body.at.into(), signer });
         }
+        findings.extend(self.rolled_back(HOLDS, newest)?);
         Ok((holds.into_values().collect(), findings))
     }
 
     fn read_hold(&self, number: u64, key: &str) -> Result<(HoldBody, PublicKey)> {
         let bytes = self.storage().get(key).doing(|| format!("reading {key}"))?;
-        open_hold(&self.roster(), number, key, &bytes)
+        let (body, signed) = open_hold(&self.roster(), number, key, &bytes)?;
+        self.remember_head(HOLDS, number, signed.hash)?;
+        Ok((body, signed.signer))
+    }
+
+    /// Whether one was seen here that is gone from the storage.
+    fn rolled_back(&self, prefix: &str, newest: u64) -> Result<Option<Finding>> {
+        let seen = self.remembered_head(prefix)?.map(|head| head.0).filter(|seen| *seen > newest);
+        let error = |seen| VaultError::RolledBack {
+            object: prefix.to_owned(),
+            found: format!("number {newest}"),
+            seen: format!("number {seen}"),
+        };
+        Ok(seen.map(|seen| Finding::from(&error(seen))))
     }
 
     /// Holds a data set or a point, until a moment or until it is released.
@@ -264,15 +280,8 @@ impl Vault {
                 at: body.at.into(),
             });
         }
-        if let Some((seen, _)) = self.remembered_head(FREEZES)?
-            && seen > newest
-        {
-            let error = VaultError::RolledBack {
-                object: FREEZES.to_owned(),
-                found: format!("number {newest}"),
-                seen: format!("number {seen}"),
-            };
-            findings.push(Finding::from(&error));
+        if let Some(finding) = self.rolled_back(FREEZES, newest)? {
+            findings.push(finding);
             let why = "a freeze or its release that was seen here is gone from the storage".to_owned();
             frozen = Some(Freeze { who: "nobody".to_owned(), why, at: Timestamp::now() });
         }

@@ -192,8 +192,10 @@ impl Pruner {
     }
 
     fn check_thawed(&self) -> Result<()> {
-        match self.vault.frozen()?.0 {
-            None => Ok(()),
+        let (freeze, findings) = self.vault.frozen()?;
+        match freeze {
+            // One that cannot be read may say that the vault is frozen.
+            None => self::propose::refuse_alarms(&findings),
             Some(freeze) => Err(VaultError::Refused {
                 what: "pruning".to_owned(),
                 why: format!(

@@ -235,6 +235,7 @@ impl Pruner {
             return Err(VaultError::invalid(format!("point {stranger}"), why));
         }
         let (holds, hold_findings) = self.vault.holds()?;
+        refuse_alarms(&hold_findings)?;
         findings.extend(hold_findings);
         if let Some(freeze) = self.vault.frozen()?.0 {
             let message = format!("the vault was frozen by {} ({}): nothing is pruned", freeze.who, freeze.why);

@@ -17,7 +17,8 @@ pub enum Operation {
 }
 
 impl Operation {
-    fn writes(self) -> bool {
+    /// Whether it changes what is stored.
+    pub fn writes(self) -> bool {
         matches!(self, Operation::PutIfAbsent | Operation::Put | Operation::Delete)
     }
 }

@@ -6,5 +6,6 @@ mod frozen;
 mod host;
 mod model;
 mod storage;
+mod upheavals;
 
 pub(crate) use host::copy_tree;

@@ -4,12 +4,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use jiff::Timestamp;
-use lifeboat_vault::storage::{Faulty, MemoryStorage};
+use jiff::{SignedDuration, Timestamp};
+use lifeboat_vault::copy::{CopyOptions, copy};
+use lifeboat_vault::prune::{Hand, Held, Swept};
+use lifeboat_vault::storage::{Faulty, MemoryStorage, Storage};
 use lifeboat_vault::{
-    CheckOptions, HostVault, Identity, InitOptions, LogPiece, PointInfo, SessionOptions, Severity, State, Unlocked,
-    Vault, VaultError,
+    CheckOptions, HostVault, Identity, InitOptions, KeepRules, LogPiece, PointInfo, PruneOptions, SessionOptions,
+    Severity, State, Unlocked, Vault, VaultError,
 };
 use proptest::prelude::*;
 
@@ -28,6 +31,23 @@ enum Step {
     RemoveKey { key: usize },
     Restart { host: usize },
     MoveHouse,
+    Prune { keep: u32, end: End },
+    Hold { point: usize },
+    Release,
+    Freeze,
+    Thaw,
+    CopyOut,
+    MoveByCopy,
+    Heal { object: usize, lose: bool },
+}
+
+/// What becomes of a prune on the day it is proposed.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Sweep,
+    Abandon,
+    /// The next one sweeps it.
+    Leave,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -48,8 +68,17 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..4usize).prop_map(|key| Step::RemoveKey { key }),
         2 => host.prop_map(|host| Step::Restart { host }),
         1 => Just(Step::MoveHouse),
+        4 => (1..4u32, prop_oneof![2 => Just(End::Sweep), 1 => Just(End::Abandon), 1 => Just(End::Leave)])
+            .prop_map(|(keep, end)| Step::Prune { keep, end }),
+        1 => (0..12usize).prop_map(|point| Step::Hold { point }),
+        1 => Just(Step::Release),
+        1 => Just(Step::Freeze),
+        1 => Just(Step::Thaw),
+        1 => Just(Step::CopyOut),
+        1 => Just(Step::MoveByCopy),
+        2 => (0..200usize, any::<bool>()).prop_map(|(object, lose)| Step::Heal { object, lose }),
     ];
-    prop::collection::vec(step, 1..18)
+    prop::collection::vec(step, 1..24)
 }
 
 const DATASETS: [&str; 2] = ["app", "web site"];
@@ -67,6 +96,14 @@ struct Play {
     hosts: Vec<(State, HostVault)>,
     revoked: BTreeSet<String>,
     enrolled: usize,
+    /// Points that were pruned and not swept yet.
+    leaving: BTreeMap<String, (PointInfo, u64, u64)>,
+    holds: BTreeMap<u64, String>,
+    frozen: bool,
+    /// So far the days of prunes went; backups are of today.
+    day: i64,
+    second: Arc<MemoryStorage>,
+    copier: State,
 }
 
 impl Play {
@@ -78,8 +115,15 @@ impl Play {
         let recipients = keys.iter().map(Identity::recipient).collect();
         let (host, made) =
             Vault::init(storage.clone(), &state, &InitOptions { recipients, ..InitOptions::default() }).unwrap();
+        let copier = State::open(&directory.path().join("copier"), Some("copier")).unwrap();
         Play {
             storage,
+            copier,
+            leaving: BTreeMap::new(),
+            holds: BTreeMap::new(),
+            frozen: false,
+            day: 0,
+            second: Arc::new(MemoryStorage::new()),
             directory,
             owner: made.owner,
             points: BTreeMap::new(),
@@ -177,14 +221,180 @@ impl Play {
                 self.hosts[host].0 = state;
             }
             // All objects to another storage, as a copy without keys brings them; everybody goes on there.
-            Step::MoveHouse => {
-                self.storage = Arc::new(MemoryStorage::from_snapshot(self.storage.snapshot()));
-                for place in 0..hosts {
-                    let state = self.hosts[place].0.clone();
-                    self.hosts[place].1 = self.open(&state);
+            Step::MoveHouse => self.move_to(Arc::new(MemoryStorage::from_snapshot(self.storage.snapshot()))),
+            Step::Prune { keep, end } => self.prune(keep, end),
+            Step::Hold { point } => {
+                let known: Vec<String> = self.points.keys().chain(self.leaving.keys()).cloned().collect();
+                if let Some(id) = known.get(point) {
+                    let unlocked = self.unlock();
+                    let held = Held::Point(id.clone());
+                    let number = unlocked.hold(Hand::Owner(&unlocked), &held, None, "the model").unwrap();
+                    self.holds.insert(number, id.clone());
                 }
             }
+            Step::Release => {
+                if let Some((number, _)) = self.holds.pop_first() {
+                    let unlocked = self.unlock();
+                    unlocked.release_hold(Hand::Owner(&unlocked), number, "the model").unwrap();
+                }
+            }
+            Step::Freeze if hosts > 0 => {
+                let (state, vault) = &self.hosts[0];
+                vault.freeze(Hand::Member(state), "the model").unwrap();
+                self.frozen = true;
+            }
+            Step::Thaw if self.frozen => {
+                self.unlock().release_freeze("the model").unwrap();
+                self.frozen = false;
+            }
+            Step::CopyOut => self.copy_out(),
+            Step::MoveByCopy => {
+                self.copy_out();
+                let third = Arc::new(MemoryStorage::new());
+                self.copy(self.second.clone(), third.clone());
+                self.move_to(third);
+                // Holds, a freeze and a prune that is not swept are each vault's own.
+                self.holds.clear();
+                self.frozen = false;
+                self.points.append(&mut self.leaving);
+            }
+            Step::Heal { object, lose } if hosts > 0 => self.heal(object, lose),
             _ => {}
+        }
+    }
+
+    fn move_to(&mut self, storage: Arc<MemoryStorage>) {
+        self.storage = storage;
+        for place in 0..self.hosts.len() {
+            let state = self.hosts[place].0.clone();
+            self.hosts[place].1 = self.open(&state);
+        }
+    }
+
+    fn copy(&self, from: Arc<MemoryStorage>, to: Arc<MemoryStorage>) {
+        let state = self.copier.clone();
+        let options =
+            CopyOptions { owner: Some(self.owner.clone()), dataset: None, parallel: 2, bytes_per_second: None, state };
+        let (from, to): (Arc<dyn Storage>, Arc<dyn Storage>) = (from, to);
+        let report = copy(&from, &to, &options, &|_, _| {}, &AtomicBool::new(false)).unwrap();
+        let alarms: Vec<_> = report.findings.iter().filter(|f| f.severity == Severity::Alarm).collect();
+        assert!(report.complete && alarms.is_empty(), "{alarms:?}");
+    }
+
+    fn copy_out(&self) {
+        self.copy(self.storage.clone(), self.second.clone());
+    }
+
+    /// So many days after everything before, for the pruner as for the storage.
+    fn on_day(&self, days: i64, keep: u32) -> PruneOptions {
+        let now = Timestamp::now() + SignedDuration::from_hours(24 * (self.day + days));
+        self.storage.set_clock(now);
+        PruneOptions {
+            rules: Some(KeepRules { last: keep, ..KeepRules::default() }),
+            min_age: SignedDuration::ZERO,
+            now: Some(now),
+            ..PruneOptions::default()
+        }
+    }
+
+    fn is_held(&self, id: &String) -> bool {
+        self.holds.values().any(|held| held == id)
+    }
+
+    /// What no rule wants: of each chain all but the newest so many, the newest of so many days, and what is held.
+    fn unwanted(&self, keep: usize) -> BTreeSet<String> {
+        let stored: BTreeMap<String, Timestamp> =
+            self.storage.list("snap/").unwrap().into_iter().map(|o| (o.key, o.stored_at.unwrap())).collect();
+        let mut chains: BTreeMap<(&str, &str), Vec<&PointInfo>> = BTreeMap::new();
+        for (point, ..) in self.points.values() {
+            chains.entry((&point.host, &point.dataset)).or_default().push(point);
+        }
+        let mut unwanted = BTreeSet::new();
+        for mut chain in chains.into_values() {
+            chain.sort_by_key(|point| std::cmp::Reverse((stored[&point.key], point.sequence)));
+            let mut days = BTreeSet::new();
+            for (place, point) in chain.iter().enumerate() {
+                let is_first_of_day =
+                    days.insert(stored[&point.key].to_string()[..10].to_owned()) && days.len() <= keep;
+                if place >= keep && !is_first_of_day && !self.is_held(&point.id) {
+                    unwanted.insert(point.id.clone());
+                }
+            }
+        }
+        unwanted
+    }
+
+    fn prune(&mut self, keep: u32, end: End) {
+        let pruner = self.unlock().pruner().unwrap();
+        let options = self.on_day(3, keep);
+        let begun = pruner.go_on(&options);
+        if self.frozen {
+            let refused = begun.and_then(|_| pruner.perform(&pruner.propose(&options)?, &options));
+            let is_refused = matches!(refused, Err(VaultError::Refused { .. }));
+            self.storage.set_clock(Timestamp::now());
+            assert!(is_refused, "{refused:?}");
+            return;
+        }
+        assert!(!matches!(begun.unwrap(), Swept::Waits(_)));
+        // What was held since it was pruned is there again.
+        let (back, gone) = std::mem::take(&mut self.leaving).into_iter().partition(|(id, _)| self.is_held(id));
+        let _: BTreeMap<String, (PointInfo, u64, u64)> = gone;
+        self.points.extend::<BTreeMap<_, _>>(back);
+        let proposed = pruner.propose(&options).unwrap();
+        let pruned: BTreeSet<String> = proposed.pruned().map(|point| point.id.clone()).collect();
+        assert_eq!(pruned, self.unwanted(keep as usize));
+        if !proposed.is_empty() {
+            pruner.perform(&proposed, &options).unwrap();
+            let mut leaving: BTreeMap<_, _> =
+                pruned.into_iter().filter_map(|id| self.points.remove_entry(&id)).collect();
+            match end {
+                End::Sweep => assert!(matches!(pruner.go_on(&self.on_day(6, keep)).unwrap(), Swept::Done(_))),
+                End::Abandon => {
+                    pruner.abandon().unwrap();
+                    self.points.append(&mut leaving);
+                }
+                End::Leave => self.leaving = leaving,
+            }
+        }
+        self.day += 9;
+        self.storage.set_clock(Timestamp::now());
+    }
+
+    /// Something is damaged or lost, and comes back from a copy as it was.
+    fn heal(&self, object: usize, lose: bool) {
+        self.copy_out();
+        let (state, vault) = &self.hosts[0];
+        vault.points(None).unwrap();
+        vault.check(CheckOptions::default()).unwrap();
+        let there: BTreeSet<String> = self.second.snapshot().into_keys().collect();
+        let kinds = ["pack/", "index/", "refs/", "snap/", "log/"];
+        let can = |key: &String| kinds.iter().any(|kind| key.starts_with(kind)) && there.contains(key);
+        let keys: Vec<String> = self.storage.snapshot().into_keys().filter(can).collect();
+        let Some(key) = keys.get(object % keys.len().max(1)) else { return };
+        let mut bytes = self.storage.get(key).unwrap();
+        match lose {
+            true => self.storage.delete(key).unwrap(),
+            false => {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 4;
+                self.storage.put(key, &bytes).unwrap();
+                bytes[middle] ^= 4;
+            }
+        }
+        let second: Arc<dyn Storage> = self.second.clone();
+        for _ in 0..4 {
+            let vault = Vault::open(self.storage.clone(), Some(state.clone()), Some(&self.owner)).unwrap();
+            let bad = vault.check(CheckOptions { read_data: true }).unwrap().bad_objects();
+            if bad.is_empty() {
+                break;
+            }
+            let healed = vault.heal_from(&second, &bad, state).unwrap();
+            assert!(healed.lost.is_empty(), "{key}: {healed:?}");
+        }
+        // What nothing refers to any more is not missed.
+        match self.storage.get(key) {
+            Ok(healed) => assert_eq!(healed, bytes, "{key}"),
+            Err(error) => assert!(lose, "{key}: {error}"),
         }
     }
 
@@ -242,8 +452,13 @@ impl Play {
     }
 }
 
+/// Few in CI; `LIFEBOAT_MODEL_CASES=1000` for a night.
+fn cases() -> u32 {
+    std::env::var("LIFEBOAT_MODEL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(24)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn random_days_leave_what_the_model_says(steps in steps()) {
         let mut play = Play::new();
