@@ -47,11 +47,10 @@ fn phase(place: &Place) -> Option<usize> {
         Place::Log { .. } | Place::GatheredLog { .. } => 6,
         Place::Tombstone(..) | Place::Prune(..) => 7,
         Place::Snapshot(..) => 8,
-        Place::Verification(..) | Place::Receipt(..) => 9,
-        // Holds, a freeze and what a pruner asks with are each vault's own; what is damaged here need not be there.
-        Place::Enrolment(_) | Place::Copy(..) | Place::Heal(..) | Place::Hold(_) | Place::Freeze(_) | Place::Probe => {
-            return None;
-        }
+        // What must stay must stay where the copy becomes the vault, too.
+        Place::Verification(..) | Place::Receipt(..) | Place::Hold(_) | Place::Freeze(_) => 9,
+        // What is damaged here need not be there.
+        Place::Enrolment(_) | Place::Copy(..) | Place::Heal(..) | Place::Probe => return None,
     })
 }
 const PHASES: usize = 10;
@@ -81,9 +80,15 @@ pub(super) fn make(
     let wanted = wanted_packs(source, options, &listed, &mut report.findings)?;
     let sizes: HashMap<&str, u64> = there.iter().map(|o| (o.key.as_str(), o.size)).collect();
     let ledger = source.ledger()?;
-    let is_stone =
-        |key: &&str| key.starts_with("tombstone/") && !ledger.stands_again(&key.replacen("tombstone/", "snap/", 1));
+    let open_points = ledger.undecided().map(|open| open.proposal.points.as_slice()).unwrap_or_default();
+    let open_stones: HashSet<String> =
+        open_points.iter().map(|p| p.snapshot.replacen("snap/", "tombstone/", 1)).collect();
+    let is_stone = |key: &&str| {
+        let stands_again = || ledger.stands_again(&key.replacen("tombstone/", "snap/", 1));
+        key.starts_with("tombstone/") && !open_stones.contains(*key) && !stands_again()
+    };
     let tombstones: HashSet<&str> = listed.iter().chain(&there).map(|o| o.key.as_str()).filter(is_stone).collect();
+    let own = own_words(source, to, &listed, &there, report)?;
     let mut rows: Vec<BTreeMap<String, Vec<Load>>> = vec![BTreeMap::new(); PHASES];
     for object in &listed {
         let Some(place) = Place::of(&object.key) else {
@@ -92,8 +97,14 @@ pub(super) fn make(
             continue;
         };
         let Some(phase) = phase(&place) else { continue };
-        // A prune that is not done is the source's own business.
-        if matches!(place, Place::Prune(generation, _) if !ledger.is_done(generation)) {
+        // A prune that may be taken back is the source's own business, and its points are points.
+        let stays_here = match &place {
+            Place::Hold(_) | Place::Freeze(_) => own.contains(&object.key),
+            Place::Prune(generation, _) => !ledger.is_decided(*generation),
+            Place::Tombstone(..) => open_stones.contains(&object.key),
+            _ => false,
+        };
+        if stays_here {
             continue;
         }
         if is_left_out(&place, options, wanted.as_ref(), &tombstones) {
@@ -109,7 +120,12 @@ pub(super) fn make(
             None => {
                 plan.bytes += object.size;
                 // Links of a chain go one after the other; everything else for itself.
-                let row = place.link().map_or_else(|| object.key.clone(), |(chain, _)| chain);
+                let row = match &place {
+                    Place::Prune(..) => "prune/".to_owned(),
+                    Place::Hold(_) => "hold/".to_owned(),
+                    Place::Freeze(_) => "freeze/".to_owned(),
+                    _ => place.link().map_or_else(|| object.key.clone(), |(chain, _)| chain),
+                };
                 let load = Load { key: object.key.clone(), place, size: object.size };
                 if let Some(rows) = rows.get_mut(phase) {
                     rows.entry(row).or_default().push(load);
@@ -121,8 +137,43 @@ pub(super) fn make(
     Ok(plan)
 }
 
+/// Holds and freezes that stay where they are, because the target has others under their numbers: a release of one there would end
+/// another here.
+fn own_words(
+    source: &Vault,
+    to: &Arc<dyn Storage>,
+    listed: &[Listed],
+    there: &[Listed],
+    report: &mut CopyReport,
+) -> Result<HashSet<String>> {
+    let mut own = HashSet::new();
+    let known: HashSet<&str> = there.iter().map(|object| object.key.as_str()).collect();
+    for prefix in ["hold/", "freeze/"] {
+        let ours = || listed.iter().map(|object| &object.key).filter(|key| key.starts_with(prefix));
+        let mut differs = None;
+        for key in ours().filter(|key| known.contains(key.as_str())) {
+            let here = source.storage().get(key).doing(|| format!("reading {key}"))?;
+            if here != to.get(key).doing(|| format!("reading {key} in the target"))? {
+                differs = Some(key.clone());
+            }
+        }
+        if let Some(key) = differs {
+            own.extend(ours().cloned());
+            let message = format!(
+                "the target has another {key} than the source: what is held or frozen at the source is not carried; say it there, too"
+            );
+            report.findings.push(Finding::new(Severity::Warning, "own-words", key, message));
+        }
+    }
+    Ok(own)
+}
+
 fn in_order(mut row: Vec<Load>) -> Vec<Load> {
-    row.sort_by_key(|load| load.place.link().map(|(_, number)| number));
+    row.sort_by_key(|load| match load.place {
+        Place::Prune(generation, step) => (Some(generation), Some(step)),
+        Place::Hold(number) | Place::Freeze(number) => (Some(number), None),
+        _ => (load.place.link().map(|(_, number)| number), None),
+    });
     row
 }
 

@@ -19,6 +19,7 @@ use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, note};
 use crate::host::State;
 use crate::index;
+use crate::log;
 use crate::name;
 use crate::object::{self, Place};
 use crate::open::{Unlocked, Vault};
@@ -63,6 +64,21 @@ fn pack_hash(key: &str) -> Option<Hash> {
     }
 }
 
+/// Of a log object that the copy does not have by itself: the runs there that hold it.
+fn gathered_in(copy: &Arc<dyn Storage>, key: &str) -> Result<Vec<String>> {
+    let Some(Place::Log { dataset, lineage, timeline, number }) = Place::of(key) else { return Ok(Vec::new()) };
+    if copy.get_range(key, 0, 1).is_ok() {
+        return Ok(Vec::new());
+    }
+    let chain = log::chain(&dataset, &lineage, timeline);
+    let listed = copy.list(&chain).doing(|| format!("listing {chain} in the copy"))?;
+    let holds = |key: &String| match Place::of(key) {
+        Some(Place::GatheredLog { span, .. }) => (span.first..=span.last).contains(&number),
+        _ => false,
+    };
+    Ok(listed.into_iter().map(|object| object.key).filter(holds).collect())
+}
+
 impl Vault {
     /// Brings bad objects back from a copy. Needs a storage that lets damaged objects be replaced, and no key.
     pub fn heal_from(&self, copy: &Arc<dyn Storage>, bad: &BTreeSet<String>, state: &State) -> Result<Healed> {
@@ -90,7 +106,11 @@ impl Vault {
         let mut all = BTreeSet::new();
         for key in bad {
             if !key.ends_with('/') {
-                all.insert(key.clone());
+                let gathered = gathered_in(copy, key)?;
+                if gathered.is_empty() {
+                    all.insert(key.clone());
+                }
+                all.extend(gathered);
                 continue;
             }
             let here = self.storage().list(key).doing(|| format!("listing {key}"))?;

@@ -84,9 +84,14 @@ impl Ledger {
         self.abandoned.contains(&newest) || self.spared.get(snapshot).is_some_and(|g| g.contains(&newest))
     }
 
-    /// Whether nothing of this generation is to come any more.
-    pub(crate) fn is_done(&self, generation: u64) -> bool {
-        generation <= self.newest && self.open.as_ref().is_none_or(|open| open.proposal.generation > generation)
+    /// Whether it is settled what this generation takes. Until then all of it may be taken back.
+    pub(crate) fn is_decided(&self, generation: u64) -> bool {
+        generation <= self.newest && self.undecided().is_none_or(|open| open.proposal.generation > generation)
+    }
+
+    /// The generation that was proposed and may be taken back.
+    pub(crate) fn undecided(&self) -> Option<&Open> {
+        self.open.as_ref().filter(|open| open.sweep.is_none())
     }
 
     /// Whether an object is gone because it was pruned.
@@ -271,8 +276,9 @@ impl Vault {
                 ledger.findings.push(Finding::from(&error));
                 Ok(())
             }
-            _ => match &ledger.open {
-                Some(open) => self.remember_head(record::PREFIX, ledger.newest, open.hash.0),
+            // One that may be taken back is not taken along by copies: who goes on at a copy does not miss it.
+            _ => match ledger.last_sweep {
+                Some(sweep) => self.remember_head(record::PREFIX, ledger.swept_generation, sweep.0),
                 None => Ok(()),
             },
         }

@@ -87,6 +87,11 @@ pub struct PruneOptions {
     pub now: Option<Timestamp>,
 }
 
+/// Where the proposal of a generation lies.
+pub(crate) fn proposal_key(generation: u64) -> String {
+    record::key(generation, Step::Proposal)
+}
+
 impl Default for PruneOptions {
     fn default() -> PruneOptions {
         PruneOptions {

@@ -233,6 +233,9 @@ impl Vault {
                 true => note(self.tombstone(burials.ledger, host, dataset, number), findings)?.flatten(),
                 false => None,
             };
+            if let Some(tombstone) = pruned.as_ref().filter(|stone| stone.generation > burials.ledger.newest) {
+                self.check_proposed(tombstone.generation, findings)?;
+            }
             let hash = match (is_there, pruned) {
                 // It is to be swept; or a writer that was paused for long put another one where a pruned one had stood.
                 (true, Some(tombstone)) => Some(tombstone.hash),
@@ -264,6 +267,22 @@ impl Vault {
             (Some((seen, _)), Some((number, hash))) if number > seen => self.remember_head(&chain, number, hash.0),
             _ => Ok(()),
         }
+    }
+
+    /// Whether the prune that left a tombstone is on record: it is written first, and cannot be taken back without.
+    fn check_proposed(&self, generation: u64, findings: &mut Vec<Finding>) -> Result<()> {
+        if self.ledger()?.newest >= generation {
+            return Ok(());
+        }
+        let key = crate::prune::proposal_key(generation);
+        let message = format!(
+            "{key} is missing: recovery points were pruned by it, and that cannot be taken back any more; the next prune proposes anew"
+        );
+        let finding = Finding::new(Severity::Warning, "missing", key, message);
+        if !findings.contains(&finding) {
+            findings.push(finding);
+        }
+        Ok(())
     }
 
     fn is_there(&self, chain: &str, number: u64) -> Result<bool> {

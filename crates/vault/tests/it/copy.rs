@@ -5,9 +5,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use lifeboat_vault::copy::{CopyOptions, CopyReport, copy};
+use lifeboat_vault::prune::{Hand, Held};
 use lifeboat_vault::serve::{Rights, Who};
-use lifeboat_vault::storage::{Faulty, FsStorage, MemoryStorage, Storage};
-use lifeboat_vault::{CheckOptions, HostVault, LogPiece, Result, State, Vault, VaultError};
+use lifeboat_vault::storage::{Faulty, FsStorage, MemoryStorage, Operation, Storage};
+use lifeboat_vault::{CheckOptions, HostVault, KeepRules, LogPiece, PruneOptions, Result, State, Vault, VaultError};
 
 use crate::serve::world::Near;
 use crate::world::{World, back_up, host_state, is_right, unlock};
@@ -187,6 +188,61 @@ fn foreign_and_forked_vaults_are_refused_by_name() {
     let error = run(world.storage.clone(), target.clone(), &options(&copier)).unwrap_err();
     assert!(matches!(&error, VaultError::Diverged { object, .. } if object.contains("alpha/mail")), "{error}");
     assert!(keys(&*target).len() > before.len());
+}
+
+#[test]
+fn holds_and_a_freeze_come_along_and_never_end_what_is_held_there() {
+    let (world, copier) = world();
+    let (owner, point) = (world.unlock(), world.vault.points(Some("mail")).unwrap().points.remove(0));
+    owner.hold(Hand::Owner(&owner), &Held::Dataset("app".to_owned()), None, "case 17").unwrap();
+    owner.freeze(Hand::Owner(&owner), "an incident").unwrap();
+    let target = Arc::new(MemoryStorage::new());
+    run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+    let there = unlock(target.clone(), &world.fingerprint, &world.owner).unwrap();
+    let why = |vault: &Vault| vault.holds().unwrap().0.into_iter().map(|hold| hold.why).collect::<Vec<_>>();
+    assert_eq!(why(&there), ["case 17"]);
+    assert_eq!(there.frozen().unwrap().0.unwrap().why, "an incident");
+    // Held there, and at the source, each with number 2; then the source lets go of all.
+    there.hold(Hand::Owner(&there), &Held::Point(point.id.clone()), None, "case 18").unwrap();
+    let second = owner.hold(Hand::Owner(&owner), &Held::Point(point.id), None, "a mistake").unwrap();
+    owner.release_hold(Hand::Owner(&owner), second, "a mistake").unwrap();
+    owner.release_freeze("over").unwrap();
+    let again = run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+    assert!(again.findings.iter().any(|f| f.code == "own-words" && f.message.contains("another hold/0000000002")));
+    assert_eq!(why(&there), ["case 17", "case 18"]);
+    assert!(there.frozen().unwrap().0.is_none(), "a freeze that is over there, too");
+}
+
+#[test]
+fn a_prune_that_may_be_taken_back_stays_behind_and_one_that_is_decided_does_not() {
+    let (world, copier) = world();
+    let pruner = world.unlock().pruner().unwrap();
+    let on_day = |day: i64| {
+        let now = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * day);
+        world.storage.set_clock(now);
+        let rules = Some(KeepRules { last: 1, ..KeepRules::default() });
+        PruneOptions { rules, min_age: jiff::SignedDuration::ZERO, now: Some(now), ..PruneOptions::default() }
+    };
+    let options_3 = on_day(3);
+    pruner.perform(&pruner.propose(&options_3).unwrap(), &options_3).unwrap();
+    assert_eq!(world.vault.points(Some("app")).unwrap().points.len(), 1);
+    let target = Arc::new(MemoryStorage::new());
+    run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+    // The source is lost: whoever goes on at the copy misses nothing, least of all the machine that saw the prune begin.
+    let there = HostVault::open(target.clone(), world.state.clone(), Some(&world.fingerprint)).unwrap();
+    let points = there.points(Some("app")).unwrap();
+    assert_eq!((points.points.len(), points.findings.as_slice()), (3, [].as_slice()));
+    assert!(target.list("tombstone/").unwrap().is_empty() && target.list("prune/").unwrap().is_empty());
+    // Or it is not, and goes on: killed in the middle of its sweep, too, it is decided.
+    let faulty = Faulty::new(world.storage.clone());
+    faulty.fail(Operation::Delete, "pack/", 1);
+    let unlucky = unlock(faulty, &world.fingerprint, &world.owner).unwrap().pruner().unwrap();
+    assert!(unlucky.go_on(&on_day(6)).is_err());
+    run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+    assert_eq!(target.list("prune/").unwrap().len(), 2);
+    assert_eq!(there.points(Some("app")).unwrap().points.len(), 1);
+    let unlocked = unlock(target, &world.fingerprint, &world.owner).unwrap();
+    assert!(unlocked.check(CheckOptions { read_data: true }).unwrap().is_sound());
 }
 
 #[test]

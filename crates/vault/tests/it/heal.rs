@@ -4,11 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use jiff::{SignedDuration, Timestamp};
 use lifeboat_vault::copy::{CopyOptions, copy};
+use lifeboat_vault::prune::Swept;
 use lifeboat_vault::storage::{MemoryStorage, Storage};
-use lifeboat_vault::{Badge, CheckOptions, CheckReport, Sample, SampleWish, Unlocked, Vault};
+use lifeboat_vault::{
+    Badge, CheckOptions, CheckReport, KeepRules, LogPiece, Position, PruneOptions, Sample, SampleWish, SessionOptions,
+    SnapshotDraft, Unlocked, Vault,
+};
 
-use crate::world::{World, back_up, host_state, is_right};
+use crate::world::{World, back_up, host_state, is_right, put_chunks};
 
 const ALL: CheckOptions = CheckOptions { read_data: true };
 const CHUNKS: u64 = 12;
@@ -97,6 +102,50 @@ fn every_object_damaged_or_lost_comes_back_from_a_copy() {
     assert!(healed.findings.iter().any(|f| f.code == "damaged"));
     let other = World::new();
     assert!(world.vault.heal_from(&(other.storage as Arc<dyn Storage>), &BTreeSet::new(), &world.state).is_err());
+}
+
+#[test]
+fn a_log_that_was_gathered_comes_back_from_a_copy() {
+    let world = World::new();
+    let session = world.vault.begin("app", SessionOptions::default()).unwrap();
+    let references = put_chunks(&session, 1, 2).unwrap();
+    let position = Some(Position { lineage: "l".into(), timeline: 1, counter: 0 });
+    session.commit(SnapshotDraft { references, position, ..SnapshotDraft::default() }).unwrap();
+    let mut log = world.vault.log_writer("app", "l", 1).unwrap();
+    for n in 1..=70 {
+        let piece = LogPiece { first: n, last: n, source_time: Timestamp::now(), mark: false, final_mark: false };
+        log.append(piece, format!("change {n}").as_bytes()).unwrap();
+    }
+    let pruner = world.unlock().pruner().unwrap();
+    for days in [3, 6] {
+        let now = Timestamp::now() + SignedDuration::from_hours(24 * days);
+        world.storage.set_clock(now);
+        let rules = Some(KeepRules { last: 1, ..KeepRules::default() });
+        let options = PruneOptions { rules, now: Some(now), ..PruneOptions::default() };
+        if pruner.go_on(&options).unwrap() == Swept::Nothing {
+            pruner.perform(&pruner.propose(&options).unwrap(), &options).unwrap();
+        }
+    }
+    let copied = copy_of(&world);
+    let container = keys(&world, "log/").into_iter().find(|key| key.contains("/gathered/")).unwrap();
+    assert_eq!(keys(&world, "log/").len(), 2);
+    let right = world.storage.get(&container).unwrap();
+    for lose in [true, false] {
+        if lose {
+            world.storage.delete(&container).unwrap()
+        } else {
+            damage(&world, &container)
+        }
+        let bad = world.vault.check(ALL).unwrap().bad_objects();
+        let healed = world.vault.heal_from(&copied, &bad, &world.state).unwrap();
+        assert_eq!((healed.healed, healed.lost), (vec![container.clone()], vec![]));
+        assert_eq!(world.storage.get(&container).unwrap(), right);
+    }
+    let unlocked = world.unlock();
+    let entries = unlocked.log_entries("app", "l", None).unwrap();
+    let read: Vec<Vec<u8>> = entries.iter().map(|entry| unlocked.read_log(entry).unwrap()).collect();
+    assert_eq!(read, (1..=70).map(|n| format!("change {n}").into_bytes()).collect::<Vec<_>>());
+    assert_sound(&unlocked);
 }
 
 #[test]

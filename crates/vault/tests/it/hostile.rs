@@ -9,12 +9,12 @@ use lifeboat_vault::copy::{CopyOptions, copy};
 use lifeboat_vault::prune::{Hand, Held, Swept};
 use lifeboat_vault::storage::{MemoryStorage, Storage};
 use lifeboat_vault::{
-    CheckOptions, HostVault, KeepRules, LogPiece, PruneOptions, ReceiptBook, Role, Severity, Signed, SigningKey, State,
-    Vault, VaultError,
+    CheckOptions, HostVault, KeepRules, LogPiece, Position, PruneOptions, ReceiptBook, Role, SessionOptions, Severity,
+    Signed, SigningKey, SnapshotDraft, State, Vault, VaultError,
 };
 
 use crate::trust::copy_tree;
-use crate::world::{World, back_up, host_state, is_right, unlock};
+use crate::world::{World, back_up, host_state, is_right, put_chunks, unlock};
 
 /// Something of every kind that a vault has: points that were pruned and swept, some that are about to be, what is held, what came when.
 fn full_world() -> (World, lifeboat_vault::PointInfo) {
@@ -25,12 +25,6 @@ fn full_world() -> (World, lifeboat_vault::PointInfo) {
     back_up(&world.vault, "app", 1, 30).unwrap();
     let point = back_up(&world.vault, "app", 2, 40).unwrap();
     world.vault.record_verification(&point, lifeboat_vault::Badge::Verified, "test").unwrap();
-    let mut writer = world.vault.log_writer("app", "l", 1).unwrap();
-    for n in 0..3 {
-        let piece = LogPiece { first: n, last: n, source_time: Timestamp::UNIX_EPOCH, mark: false, final_mark: false };
-        writer.append(piece, b"payload").unwrap();
-    }
-    world.vault.log_entries("app", "l", None).unwrap();
     let (keeper, copier) = (host_state(&world.directory, "keeper"), host_state(&world.directory, "copier"));
     let request = world.vault.request_enrolment(&keeper, &[Role::Keeper]).unwrap();
     world.unlock().approve(&request.fingerprint).unwrap();
@@ -40,7 +34,14 @@ fn full_world() -> (World, lifeboat_vault::PointInfo) {
         receipts.take(&point.key, [7; 32], 9, Timestamp::from_second(second).unwrap());
         receipts.sign().unwrap();
     }
+    stream(&world);
     prune_old(&world);
+    let mut writer = world.vault.log_writer("app", "l", 1).unwrap();
+    for n in 0..3 {
+        let piece = LogPiece { first: n, last: n, source_time: Timestamp::UNIX_EPOCH, mark: false, final_mark: false };
+        writer.append(piece, b"payload").unwrap();
+    }
+    world.vault.log_entries("app", "l", None).unwrap();
     let by = Hand::Member(&world.state);
     world.vault.hold(by, &Held::Dataset("app".to_owned()), None, "test").unwrap();
     world.vault.hold(by, &Held::Point(point.id.clone()), None, "test").unwrap();
@@ -61,6 +62,25 @@ fn full_world() -> (World, lifeboat_vault::PointInfo) {
     world.vault.points(None).unwrap();
     world.vault.check(CheckOptions::default()).unwrap();
     (world, point)
+}
+
+/// A log that a point goes on with, so long that it will be gathered; and one that no point needs.
+fn stream(world: &World) {
+    let session = world.vault.begin("stream", SessionOptions::default()).unwrap();
+    let references = put_chunks(&session, 20, 3).unwrap();
+    let position = Position { lineage: "g".into(), timeline: 1, counter: 0 };
+    let root = references.iter().flat_map(|id| id.0).collect();
+    let draft = SnapshotDraft { root, references, position: Some(position), ..SnapshotDraft::default() };
+    session.commit(draft).unwrap();
+    for (lineage, pieces) in [("g", 70), ("unneeded", 3)] {
+        let mut writer = world.vault.log_writer("stream", lineage, 1).unwrap();
+        for n in 1..=pieces {
+            let piece =
+                LogPiece { first: n, last: n, source_time: Timestamp::UNIX_EPOCH, mark: false, final_mark: false };
+            writer.append(piece, b"change").unwrap();
+        }
+        world.vault.log_entries("stream", lineage, None).unwrap();
+    }
 }
 
 /// Sweeps one point of `old`, and proposes a second.
@@ -110,7 +130,9 @@ fn examine(
         Ok(report) => report
             .findings
             .iter()
-            .filter(|f| f.severity == Severity::Alarm || matches!(f.code, "damaged" | "untrusted" | "half-copy"))
+            .filter(|f| {
+                f.severity == Severity::Alarm || matches!(f.code, "damaged" | "untrusted" | "missing" | "half-copy")
+            })
             .map(|f| format!("{}\n", f.message))
             .collect(),
         Err(e) => e.to_string(),
@@ -128,7 +150,7 @@ fn abandoned(world: &World, objects: BTreeMap<String, Vec<u8>>) -> BTreeMap<Stri
 
 /// What is rolled back by one is named by its row: the objects that are left in it are right.
 fn is_named(key: &str, what: &str, said: &str) -> bool {
-    let row = key.rsplit_once('/').unwrap().0.trim_end_matches("/000000000");
+    let row = key.rsplit_once('/').unwrap().0.trim_end_matches("/000000000").trim_end_matches("/gathered");
     let rolled_back = said.contains("rolled back") && (key.starts_with("roster/") || key.starts_with("prune/"));
     said.contains(key) || (what == "deleted" && said.contains(row)) || rolled_back
 }
@@ -188,6 +210,8 @@ fn every_object_damaged_once_is_right_or_loud() {
     }
     assert!(silent.is_empty(), "{}", silent.join("\n"));
     assert!(tried > 400, "{tried}");
+    let logs: Vec<&String> = objects.keys().filter(|key| key.starts_with("log/stream/")).collect();
+    assert!(logs.len() == 3 && logs.iter().any(|key| key.contains("/gathered/")), "{logs:?}");
     let kinds: std::collections::BTreeSet<&str> = objects.keys().map(|key| key.split('/').next().unwrap()).collect();
     let wanted = [
         "README.txt",
