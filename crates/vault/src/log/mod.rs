@@ -8,8 +8,9 @@
 mod gathered;
 mod writer;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use minicbor::{Decode, Encode};
@@ -39,6 +40,10 @@ const REMEMBER_EVERY: u64 = 32;
 
 /// What follows an object that is older than this may have been gathered meanwhile, and is looked for in a listing, too.
 const GATHERED_AFTER_HOURS: i64 = 24;
+
+/// Objects that are read at once, and before they are asked for, where the storage takes several.
+const READERS_MAX: usize = 8;
+const AHEAD: usize = 64;
 
 /// So many unreadable objects in a row are passed by while a position is looked for.
 const UNREADABLE_MAX: usize = 8;
@@ -390,12 +395,17 @@ impl Vault {
         let mut trouble = None;
         // A listing that ran beside an append may lack an object and have its successor, so each number is looked for.
         let end = numbers.last().map_or(0, |last| last.saturating_add(1));
+        let mut ahead = VecDeque::new();
         loop {
             let number = start.saturating_add(entries.len() as u64);
             if number >= end {
                 break;
             }
-            match self.read_entry(of, number, entries.last(), floor.as_ref()) {
+            if ahead.is_empty() {
+                ahead = self.read_ahead(of, number, end);
+            }
+            let read = ahead.pop_front().unwrap_or_else(|| self.read_without_payload(of, number));
+            match read.and_then(|link| joined(link, number, entries.last(), floor.as_ref())) {
                 Ok(entry) => entries.push(entry),
                 Err(error @ VaultError::Missing { .. }) => {
                     trouble = Some(error);
@@ -480,21 +490,55 @@ impl Vault {
         before: Option<&LogEntry>,
         floor: Option<&LogCut>,
     ) -> Result<LogEntry> {
-        let opened = self.read_object(of, number)?;
-        let previous = opened.previous.map(|h| h.to_string());
-        let expected = match (before, floor) {
-            (Some(before), _) => Some(Some(before.hash.clone())),
-            (None, Some(floor)) if floor.below == number => Some(floor.last.map(|hash| hash.to_string())),
-            (None, _) => (number == 0).then_some(None),
-        };
-        if expected.is_some_and(|expected| previous != expected) {
-            return Err(VaultError::untrusted(opened.entry.key, "it does not name the object before it"));
-        }
-        if before.is_some_and(|b| opened.entry.last < b.last) {
-            return Err(VaultError::untrusted(opened.entry.key, "its positions go back behind the object before it"));
-        }
-        Ok(opened.entry)
+        joined(self.read_without_payload(of, number)?, number, before, floor)
     }
+
+    /// An object without its payload.
+    fn read_without_payload(&self, of: &Timeline<'_>, number: u64) -> Result<Link> {
+        self.read_object(of, number).map(|opened| (opened.entry, opened.previous))
+    }
+
+    /// Some objects from `number` on, below `end`: several at a time where the storage takes that, and none that a container brings along.
+    fn read_ahead(&self, of: &Timeline<'_>, number: u64, end: u64) -> VecDeque<Result<Link>> {
+        let threads = self.storage().parallel_writes().clamp(1, READERS_MAX);
+        let chain = chain(of.dataset, of.lineage, of.timeline);
+        if threads == 1 || self.span_of(&chain, number).is_some() {
+            return VecDeque::from([self.read_without_payload(of, number)]);
+        }
+        let numbers: Vec<u64> = (number..end).take(AHEAD).collect();
+        let (next, read) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+        std::thread::scope(|scope| {
+            for _ in 0..threads.min(numbers.len()) {
+                scope.spawn(|| {
+                    while let Some(number) = numbers.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let link = self.read_without_payload(of, *number);
+                        read.lock().unwrap_or_else(PoisonError::into_inner).insert(*number, link);
+                    }
+                });
+            }
+        });
+        read.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+    }
+}
+
+/// An entry, and the hash that it names as the one before.
+type Link = (LogEntry, Option<Hash>);
+
+/// Holds an object against the one before it.
+fn joined((entry, previous): Link, number: u64, before: Option<&LogEntry>, floor: Option<&LogCut>) -> Result<LogEntry> {
+    let previous = previous.map(|hash| hash.to_string());
+    let expected = match (before, floor) {
+        (Some(before), _) => Some(Some(before.hash.clone())),
+        (None, Some(floor)) if floor.below == number => Some(floor.last.map(|hash| hash.to_string())),
+        (None, _) => (number == 0).then_some(None),
+    };
+    if expected.is_some_and(|expected| previous != expected) {
+        return Err(VaultError::untrusted(entry.key, "it does not name the object before it"));
+    }
+    if before.is_some_and(|before| entry.last < before.last) {
+        return Err(VaultError::untrusted(entry.key, "its positions go back behind the object before it"));
+    }
+    Ok(entry)
 }
 
 /// What there is to be read of a timeline.

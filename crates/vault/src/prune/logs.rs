@@ -6,6 +6,8 @@
 //! so that a host cannot have more cut than its points let go of; a run goes only while its container is the one that was read back.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -25,6 +27,7 @@ use crate::storage::Put;
 const RUN_OBJECTS_MIN: u64 = 64;
 /// Larger ones stay alone.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
+const THREADS_MAX: usize = 8;
 /// So many objects between two looks at the freeze.
 const PER_LOOK: usize = 1024;
 
@@ -158,15 +161,15 @@ impl Pruner {
         let storage = self.vault.storage();
         let chain = log::chain(&run.dataset, &run.lineage, run.timeline);
         let key = run.span.key(&chain);
-        let mut objects = Vec::with_capacity(run.hashes.len());
-        for (number, hash) in (run.span.first..).zip(&run.hashes) {
-            let key = name::log_object(&run.dataset, &run.lineage, run.timeline, number);
+        let links: Vec<(u64, &String)> = (run.span.first..).zip(&run.hashes).collect();
+        let objects = side_by_side(storage.parallel_writes(), &links, |(number, hash)| {
+            let key = name::log_object(&run.dataset, &run.lineage, run.timeline, *number);
             let bytes = storage.get(&key).doing(|| format!("reading {key}"))?;
-            if crate::crypt::hex(&crate::crypt::hash(&bytes)) != *hash {
-                return Err(VaultError::untrusted(key, "it was replaced since it was first read"));
+            match crate::crypt::hex(&crate::crypt::hash(&bytes)) == **hash {
+                true => Ok(bytes),
+                false => Err(VaultError::untrusted(key, "it was replaced since it was first read")),
             }
-            objects.push(bytes);
-        }
+        })?;
         let place = (self.vault.id(), run.dataset.as_str(), run.lineage.as_str(), run.timeline);
         let place = (place.0.as_str(), place.1, place.2, place.3);
         let sealed = log::seal_gathered(place, run.span, generation, objects, self.key())?;
@@ -270,13 +273,15 @@ impl Pruner {
                     goes.insert((number, object.key), object.size);
                 }
             }
-            for (place, ((_, key), size)) in goes.into_iter().enumerate() {
-                if place.is_multiple_of(PER_LOOK) {
-                    self.check_thawed()?;
-                }
-                self.vault.storage().delete(&key).doing(|| format!("removing {key}"))?;
-                objects += 1;
-                bytes += size;
+            let goes: Vec<(String, u64)> = goes.into_iter().map(|((_, key), size)| (key, size)).collect();
+            let storage = self.vault.storage();
+            for some in goes.chunks(PER_LOOK) {
+                self.check_thawed()?;
+                side_by_side(storage.parallel_writes(), some, |(key, _)| {
+                    storage.delete(key).doing(|| format!("removing {key}"))
+                })?;
+                objects += some.len() as u64;
+                bytes += some.iter().map(|(_, size)| size).sum::<u64>();
             }
         }
         Ok((objects, bytes))
@@ -353,6 +358,34 @@ fn reaches_back_to<'a>(bases: impl Iterator<Item = &'a Base<'a>>, begin: Option<
     let before = |base: &&&Base<'_>| begin.is_some_and(|begin| base.received <= begin);
     let newest_before = bases.iter().filter(before).map(|base| base.position.counter).max();
     Some(newest_before.unwrap_or(oldest))
+}
+
+/// Does the same with each item, on several threads where the storage takes that; answers in the items' order, or the first error.
+fn side_by_side<T: Sync, R: Send>(
+    threads: usize,
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    if threads <= 1 {
+        return items.iter().map(work).collect();
+    }
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(THREADS_MAX).min(items.len()) {
+            scope.spawn(|| {
+                loop {
+                    let place = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(place) else { return };
+                    let result = work(item);
+                    if result.is_err() {
+                        next.store(items.len(), Ordering::Relaxed);
+                    }
+                    done.lock().unwrap_or_else(PoisonError::into_inner).insert(place, result);
+                }
+            });
+        }
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
 }
 
 /// Data set, lineage and timeline of a chain.

@@ -149,14 +149,18 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let performed = match proposed.is_empty() || args.dry_run {
         true => None,
         false => {
-            let question = format!("Prune {}?", counted(proposed.pruned().count() as u64, "recovery point"));
+            let question = match proposed.pruned().count() as u64 {
+                0 => "Delete what is not needed, once the rest was moved?".to_owned(),
+                count => format!("Prune {}?", counted(count, "recovery point")),
+            };
             ui.confirm(&question, args.yes)?;
             Some(pruner.perform(&proposed, &options).map_err(CommandError::of_vault)?)
         }
     };
     if let Some(open) = &performed {
+        let begun = if open.points > 0 { "pruned; what they held" } else { "begun; what is not needed" };
         ui.line(format_args!(
-            "pruned; what they held is deleted by a run after {}. Until then `vault prune --abandon` takes it back",
+            "{begun} is deleted by a run after {}. Until then `vault prune --abandon` takes it back",
             time(open.due)
         ));
     }

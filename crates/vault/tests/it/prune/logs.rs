@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_vault::prune::Swept;
+use lifeboat_vault::serve::{Rights, Who};
 use lifeboat_vault::storage::{Faulty, MemoryStorage, Storage};
 use lifeboat_vault::{
     CheckOptions, ChunkSink, HostVault, LogEntry, LogPiece, PointInfo, Position, PruneOptions, SessionOptions,
@@ -10,6 +11,7 @@ use lifeboat_vault::{
 use std::sync::Arc;
 
 use super::{at, check_is_silent, keys, last, later, prune_all, pruner};
+use crate::serve::world::Near;
 use crate::world::{World, host_state, unlock};
 
 const LINEAGE: &str = "l";
@@ -134,6 +136,36 @@ fn a_window_lets_go_of_a_log_and_the_older_points_stand_for_themselves() {
     insta::assert_snapshot!(old.findings[0].message, @"the log of app right after position 0 was pruned: what this point holds can be restored, and nothing after it");
     assert_eq!(unlocked.points(Some("app")).unwrap().points.len(), 3);
     check_is_silent(&world);
+}
+
+/// A storage that takes several things at once: a server, a bucket.
+#[test]
+fn a_log_is_pruned_and_read_through_a_server() {
+    let (world, points) = three_bases();
+    let rights = Rights { prune: true, read: true, ..Rights::default() };
+    let near = Near::new(world.storage.clone(), Who::Named("sweeper".to_owned(), rights));
+    let served: Arc<dyn Storage> = Arc::new(near.connect().unwrap());
+    let open = || unlock(served.clone(), &world.fingerprint, &world.owner).unwrap();
+    let pruner = open().pruner().unwrap();
+    let day_3 = at(&world, 3, &last(2));
+    pruner.perform(&pruner.propose(&day_3).unwrap(), &day_3).unwrap();
+    let Swept::Done(_) = pruner.go_on(&at(&world, 6, &last(2))).unwrap() else { panic!("not swept") };
+    assert_eq!(lying(&world), (1, 1));
+    assert_eq!(follows(&open(), &points[1]), numbers(201..=600));
+    // One that is missing among those that are read at once is named.
+    append(&world.vault, 601..=700);
+    let lost = keys(&world, "log/").into_iter().filter(|key| !key.contains("gathered")).nth(40).unwrap();
+    world.storage.delete(&lost).unwrap();
+    let trail = open().log_trail("app", LINEAGE).unwrap();
+    assert_eq!(trail.findings[0].object, lost);
+    assert_eq!(trail.entries.last().unwrap().last, 639);
+    check_is_silent_but_for(&world, &lost);
+}
+
+fn check_is_silent_but_for(world: &World, lost: &str) {
+    let report = world.unlock().check(CheckOptions::default()).unwrap();
+    let stands: Vec<_> = report.findings.iter().filter(|f| f.code != "freshness-unproven").collect();
+    assert!(stands.iter().all(|f| f.object == lost) && !stands.is_empty(), "{stands:?}");
 }
 
 #[test]
