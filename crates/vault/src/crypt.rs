@@ -54,9 +54,14 @@ impl FrameKey {
 
     /// Opens in place; `None` where the frame is not what was sealed there.
     pub(crate) fn open(&self, ordinal: u64, aad: &[u8], mut sealed: Vec<u8>) -> Option<Vec<u8>> {
-        let length = self.0.open_in_place(nonce(ordinal), Aad::from(aad), &mut sealed).ok()?.len();
-        sealed.truncate(length);
-        Some(sealed)
+        self.open_in(ordinal, aad, &mut sealed).then_some(sealed)
+    }
+
+    /// Opens in place; whether the frame was what was sealed there. If not, what is in the buffer is nothing.
+    pub(crate) fn open_in(&self, ordinal: u64, aad: &[u8], sealed: &mut Vec<u8>) -> bool {
+        let opened = self.0.open_in_place(nonce(ordinal), Aad::from(aad), sealed).map(|plain| plain.len());
+        sealed.truncate(opened.unwrap_or(0));
+        opened.is_ok()
     }
 }
 

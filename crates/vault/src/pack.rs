@@ -325,13 +325,13 @@ impl PackBuilder {
     }
 }
 
-/// Opens one frame that was read from its place, into `scratch`. `object` is the pack's name.
+/// Opens one frame that was read from its place into `sealed`, into `scratch`. `object` is the pack's name. Both keep their room.
 pub(crate) fn open_frame_into(
     (object, vault, salt): (&str, &str, &Hash),
     key: &FrameKey,
     ordinal: u64,
     record: &FrameRecord,
-    sealed: Vec<u8>,
+    sealed: &mut Vec<u8>,
     scratch: &mut Scratch,
 ) -> Result<()> {
     let damaged = |why: &str| VaultError::damaged(object, format!("frame {ordinal} {why}"));
@@ -339,13 +339,13 @@ pub(crate) fn open_frame_into(
     if plain_bytes > FRAME_BYTES_MAX {
         return Err(damaged("claims to be larger than any frame"));
     }
-    let body = key
-        .open(ordinal, &aad(vault, salt, ordinal), sealed)
-        .ok_or_else(|| damaged("does not open: its bytes were changed"))?;
+    if !key.open_in(ordinal, &aad(vault, salt, ordinal), sealed) {
+        return Err(damaged("does not open: its bytes were changed"));
+    }
     match record.codec {
-        0 => scratch.plain = body,
+        0 => std::mem::swap(&mut scratch.plain, sealed),
         1 => {
-            let claimed = zstd::bulk::Decompressor::upper_bound(&body).unwrap_or(plain_bytes);
+            let claimed = zstd::bulk::Decompressor::upper_bound(sealed).unwrap_or(plain_bytes);
             if claimed > plain_bytes {
                 return Err(damaged("does not unpack"));
             }
@@ -355,7 +355,7 @@ pub(crate) fn open_frame_into(
             };
             scratch.plain.clear();
             scratch.plain.reserve(plain_bytes);
-            let unpacked = decompressor.decompress_to_buffer(&body, &mut scratch.plain);
+            let unpacked = decompressor.decompress_to_buffer(sealed, &mut scratch.plain);
             scratch.decompressor = Some(decompressor);
             unpacked.map_err(|_| damaged("does not unpack"))?;
         }
@@ -375,10 +375,10 @@ pub(crate) fn open_frame(
     key: &FrameKey,
     ordinal: u64,
     record: &FrameRecord,
-    sealed: Vec<u8>,
+    mut sealed: Vec<u8>,
 ) -> Result<Vec<u8>> {
     let mut scratch = Scratch::default();
-    open_frame_into((object, vault, salt), key, ordinal, record, sealed, &mut scratch)?;
+    open_frame_into((object, vault, salt), key, ordinal, record, &mut sealed, &mut scratch)?;
     Ok(scratch.plain)
 }
 

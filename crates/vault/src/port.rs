@@ -58,9 +58,19 @@ pub trait ChunkSink: Send + Sync {
     fn checkpoint(&self) -> Result<()>;
 }
 
+/// What was read from the storage and is not unpacked yet; its room is kept from one call to the next.
+#[derive(Debug, Default)]
+pub struct Sealed {
+    /// Which frame it is.
+    pub(crate) at: Option<(u32, u32)>,
+    pub(crate) bytes: Vec<u8>,
+}
+
 /// What one thread reads with: room for what is unpacked, kept from one call to the next.
 #[derive(Default)]
 pub struct Scratch {
+    /// What is to be unpacked next, if it was fetched ahead.
+    pub(crate) sealed: Sealed,
     /// Which frame is in `plain`.
     pub(crate) at: Option<(u32, u32)>,
     pub(crate) plain: Vec<u8>,
@@ -84,6 +94,13 @@ pub trait ChunkSource: Send + Sync {
     /// Where it lies (pack ordinal, offset): reading in this order touches and unpacks everything once. Chunks of one pack whose
     /// offsets agree in the upper 32 bits are read and unpacked together.
     fn place(&self, id: &ChunkId) -> Option<(u32, u64)>;
+    /// How many may `fetch` at once before more of them are no faster; with 1 it is not worth it.
+    fn parallel_reads(&self) -> usize {
+        1
+    }
+    /// Reads from the storage, ahead of its turn, what `each` is to unpack for this chunk and those that lie with it. What goes wrong
+    /// is told by `each`, which then tries again.
+    fn fetch(&self, _id: &ChunkId, _sealed: &mut Sealed) {}
     /// Hands chunks to `take` in order, verified, as many at once as lie one after another: each with its place in `ids` and where
     /// it is in the bytes. Ends early where `take` says no. What lies together is unpacked once, into `scratch`. An error comes
     /// with the place of the chunk it is about.

@@ -17,13 +17,15 @@ use crate::index::{self, MovedName};
 use crate::keys;
 use crate::name;
 use crate::open::{HostVault, Unlocked, Vault};
-use crate::pack::{PackRecord, SEALED_BYTES_MIN, open_frame_into, pack_key, read_directory};
-use crate::port::{ChunkId, ChunkSource, Scratch, TakeRow};
+use crate::pack::{FrameRecord, PackRecord, SEALED_BYTES_MIN, open_frame_into, pack_key, read_directory};
+use crate::port::{ChunkId, ChunkSource, Scratch, Sealed, TakeRow};
 use crate::prune::Ledger;
 use crate::seal::{Identity, unseal};
 use crate::session::{Inherited, inherited_path};
 use crate::snapshot::IndexSeen;
 
+/// Larger frames (few are: of large chunks that hardly shrink) are read when it is their turn, so that what is fetched ahead is bounded.
+const FETCHED_BYTES_MAX: u32 = 6 << 20;
 /// Unpacked frames kept for their neighbours (4 MiB each, seldom more).
 const FRAMES_KEPT: usize = 8;
 
@@ -300,20 +302,28 @@ impl Source {
         Ok((slot.get_or_init(|| made), salt, ordinal))
     }
 
-    fn read_frame(&self, pack: &KnownPack, ordinal: usize, scratch: &mut Scratch) -> Result<()> {
-        let object = name::pack(&pack.record.hash.0);
-        let damaged = |why: &str| VaultError::damaged(&object, why.to_owned());
-        let record = pack.record.frames.get(ordinal).ok_or_else(|| damaged("it has no such frame"))?;
-        if (record.bytes as usize) < SEALED_BYTES_MIN {
-            return Err(damaged("a frame is too short"));
+    /// Reads a frame and unpacks it into `scratch`, or only unpacks it, if it was fetched.
+    fn read_frame(&self, place: &Place, scratch: &mut Scratch) -> Result<()> {
+        let pack = self.pack(place)?;
+        let (object, record) = frame_of(pack, place)?;
+        let mut sealed = std::mem::take(&mut scratch.sealed);
+        if sealed.at.take() != Some((place.pack, place.frame)) {
+            self.read_sealed(&object, record, &mut sealed.bytes)?;
         }
-        let sealed = self.vault.storage().get_range(&object, record.offset, u64::from(record.bytes));
-        let sealed = sealed.doing(|| format!("reading {object}"))?;
-        if sealed.len() != record.bytes as usize {
-            return Err(damaged("it was cut off"));
+        let (key, salt, number) = self.opener(pack, place.frame as usize)?;
+        let of = (object.as_str(), self.vault_id.as_str(), salt);
+        let opened = open_frame_into(of, key, number, record, &mut sealed.bytes, scratch);
+        scratch.sealed = sealed;
+        opened
+    }
+
+    fn read_sealed(&self, object: &str, record: &FrameRecord, into: &mut Vec<u8>) -> Result<()> {
+        let read = self.vault.storage().get_range_into(object, record.offset, u64::from(record.bytes), into);
+        read.doing(|| format!("reading {object}"))?;
+        match into.len() == record.bytes as usize {
+            true => Ok(()),
+            false => Err(VaultError::damaged(object, "it was cut off")),
         }
-        let (key, salt, number) = self.opener(pack, ordinal)?;
-        open_frame_into((object.as_str(), self.vault_id.as_str(), salt), key, number, record, sealed, scratch)
     }
 
     fn pack(&self, place: &Place) -> Result<&KnownPack> {
@@ -326,7 +336,7 @@ impl Source {
         let at = (place.pack, place.frame);
         if scratch.at != Some(at) {
             scratch.at = None;
-            self.read_frame(self.pack(place)?, place.frame as usize, scratch)?;
+            self.read_frame(place, scratch)?;
             scratch.at = Some(at);
         }
         self.chunk_in(id, place, &scratch.plain)
@@ -390,7 +400,7 @@ impl Source {
             return Ok(frame.clone());
         }
         let mut scratch = Scratch::default();
-        self.read_frame(self.pack(place)?, place.frame as usize, &mut scratch)?;
+        self.read_frame(place, &mut scratch)?;
         let frame = Arc::new(scratch.plain);
         *kept = Some(frame.clone());
         Ok(frame)
@@ -418,6 +428,18 @@ impl Source {
     }
 }
 
+/// The object that a frame lies in, and what the index says of the frame.
+fn frame_of<'p>(pack: &'p KnownPack, place: &Place) -> Result<(String, &'p FrameRecord)> {
+    let object = name::pack(&pack.record.hash.0);
+    let Some(record) = pack.record.frames.get(place.frame as usize) else {
+        return Err(VaultError::damaged(object, "it has no such frame"));
+    };
+    match (record.bytes as usize) < SEALED_BYTES_MIN {
+        true => Err(VaultError::damaged(object, "a frame is too short")),
+        false => Ok((object, record)),
+    }
+}
+
 impl ChunkSource for Source {
     fn get(&self, id: &ChunkId) -> Result<Vec<u8>> {
         let Some(place) = self.places.get(id) else {
@@ -431,6 +453,19 @@ impl ChunkSource for Source {
             }
         }
         Err(error)
+    }
+
+    fn parallel_reads(&self) -> usize {
+        self.vault.storage().parallel_reads()
+    }
+
+    fn fetch(&self, id: &ChunkId, sealed: &mut Sealed) {
+        sealed.at = None;
+        let Some(place) = self.places.get(id) else { return };
+        let Ok((object, record)) = self.pack(place).and_then(|pack| frame_of(pack, place)) else { return };
+        if record.bytes <= FETCHED_BYTES_MAX && self.read_sealed(&object, record, &mut sealed.bytes).is_ok() {
+            sealed.at = Some((place.pack, place.frame));
+        }
     }
 
     fn each(

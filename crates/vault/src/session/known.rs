@@ -9,7 +9,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use minicbor::{Decode, Encode};
@@ -40,6 +40,8 @@ pub(crate) struct KnownChunks {
     moved: BTreeSet<String>,
     /// Not in the table yet.
     waiting: Vec<[u8; 28]>,
+    /// Files of runs that were made since it was kept last.
+    made: Vec<PathBuf>,
 }
 
 /// The form in which it is kept, after a BLAKE3 hash of it.
@@ -66,6 +68,8 @@ struct Kept {
 
 /// Records that wait before they make a run: 28 MB.
 const WAITING_MAX: usize = 1 << 20;
+/// The same beside a session's own work: 2 MB.
+const LEARNT_MAX: usize = 1 << 16;
 /// Files of runs that nobody names are younger than this only while they are being written.
 const DRAFT_AGE_MAX: Duration = Duration::from_secs(3600);
 
@@ -174,7 +178,7 @@ impl HostVault {
         self.adopt_pending(dataset, recipients, &mut known)?;
         if !known.waiting.is_empty() || known.read.len() + known.moved.len() != before {
             self.settle(dataset, &mut known)?;
-            self.keep(dataset, &known)?;
+            self.keep(dataset, &mut known)?;
         }
         Ok(known)
     }
@@ -202,17 +206,41 @@ impl HostVault {
         Ok(())
     }
 
+    /// Takes in an index that this session has published, so that the next one need not read it.
+    pub(super) fn learn(&self, dataset: &str, known: &mut KnownChunks, head: Head, packs: &[PackRecord]) -> Result<()> {
+        known.add(packs);
+        known.read.insert(head.number);
+        if head.number > known.head.number {
+            known.head = head;
+        }
+        if known.waiting.len() > LEARNT_MAX { self.settle(dataset, known) } else { Ok(()) }
+    }
+
+    /// Keeps what a session has learnt.
+    pub(super) fn keep_learnt(&self, dataset: &str, mut known: KnownChunks) -> Result<()> {
+        self.settle(dataset, &mut known)?;
+        self.keep(dataset, &mut known)?;
+        self.indexes_cache().insert(dataset.to_owned(), known);
+        Ok(())
+    }
+
     /// Moves what waits into the table.
     fn settle(&self, dataset: &str, known: &mut KnownChunks) -> Result<()> {
         let directory = self.pending_directory()?;
         let fresh_name =
             || directory.join(format!("{}.{:016x}.chunks", name::encode(dataset), crate::crypt::random_u64()));
+        let before: HashSet<PathBuf> = known.table.paths().map(Path::to_owned).collect();
         let added = known.table.add(std::mem::take(&mut known.waiting), &directory, Some(&fresh_name));
         added.map_err(|source| VaultError::State {
             path: directory.display().to_string(),
             doing: "writing the table of chunks in it".to_owned(),
             source,
-        })
+        })?;
+        let now: HashSet<PathBuf> = known.table.paths().map(Path::to_owned).collect();
+        known.made.extend(now.iter().filter(|run| !before.contains(*run)).cloned());
+        // What was merged since it was made, nobody else has heard of.
+        known.made.retain(|run| now.contains(run) || std::fs::remove_file(run).is_err());
+        Ok(())
     }
 
     fn kept_path(&self, dataset: &str) -> Result<PathBuf> {
@@ -239,10 +267,11 @@ impl HostVault {
             inherited: kept.inherited,
             moved: kept.moved.into_iter().collect(),
             waiting: Vec::new(),
+            made: Vec::new(),
         })
     }
 
-    fn keep(&self, dataset: &str, known: &KnownChunks) -> Result<()> {
+    fn keep(&self, dataset: &str, known: &mut KnownChunks) -> Result<()> {
         let path = self.kept_path(dataset)?;
         let names = known.table.paths().filter_map(|run| Some(run.file_name()?.to_string_lossy().into_owned()));
         let kept = Kept {
@@ -257,6 +286,7 @@ impl HostVault {
         };
         let bytes = codec::encode(&kept)?;
         write_secret_file(&path, &[&crate::crypt::hash(&bytes)[..], &bytes].concat())?;
+        known.made.clear();
         // Runs that were merged into others; what another session may just be writing is left.
         let prefix = format!("{}.", name::encode(dataset));
         for entry in path.parent().into_iter().filter_map(|parent| std::fs::read_dir(parent).ok()).flatten().flatten() {

@@ -124,6 +124,8 @@ impl Fresh {
 
 #[derive(Debug)]
 struct Unindexed {
+    /// Where the indexes stood when the session began.
+    begun: Head,
     head: Head,
     packs: Vec<PackRecord>,
     /// On their way to the storage.
@@ -151,6 +153,8 @@ struct Shared {
     in_flight: Mutex<usize>,
     landed: Condvar,
     unindexed: Mutex<Unindexed>,
+    /// What the next session knows, as far as this one has published it; absent where that could not be kept.
+    learnt: Mutex<Option<KnownChunks>>,
     failed: AtomicBool,
     failure: Mutex<Option<String>>,
     bytes_new: AtomicU64,
@@ -195,6 +199,7 @@ impl HostVault {
         let is_there =
             |(hash, bytes): &(Hash, u64)| present.get(&name::pack(&hash.0)) == Some(bytes) && !ledger.is_doomed(hash);
         let there: Vec<bool> = known.packs.iter().map(is_there).collect();
+        let learnt = Mutex::new(Some(known.clone()));
         let secret: [u8; 32] = random();
         let sealed_secret = seal(std::slice::from_ref(&content), &secret)?;
         let (sender, receiver) = sync_channel(QUEUE_PACKS);
@@ -213,11 +218,13 @@ impl HostVault {
             in_flight: Mutex::default(),
             landed: Condvar::new(),
             unindexed: Mutex::new(Unindexed {
+                begun: known.head,
                 head: known.head,
                 packs: Vec::new(),
                 writing: Vec::new(),
                 last: Instant::now(),
             }),
+            learnt,
             failed: AtomicBool::new(false),
             failure: Mutex::default(),
             bytes_new: AtomicU64::new(0),
@@ -303,10 +310,10 @@ impl Shared {
     fn write_packs(&self, receiver: &Mutex<Receiver<Finished>>) {
         loop {
             let next = lock(receiver).recv();
-            let Ok((bytes, record)) = next else { return };
+            let Ok((mut bytes, record)) = next else { return };
             // After a failure the queue is only emptied, so that nobody waits.
             if !self.failed.load(Ordering::SeqCst)
-                && let Err(e) = self.write_pack(&bytes, record)
+                && let Err(e) = self.write_pack(&mut bytes, record)
             {
                 self.fail(&e);
             }
@@ -316,7 +323,7 @@ impl Shared {
         }
     }
 
-    fn write_pack(&self, bytes: &[u8], record: PackRecord) -> Result<()> {
+    fn write_pack(&self, bytes: &mut Vec<u8>, record: PackRecord) -> Result<()> {
         let key = name::pack(&record.hash.0);
         {
             let mut unindexed = lock(&self.unindexed);
@@ -325,8 +332,8 @@ impl Shared {
             write_secret_file(&self.pending.list, &codec::encode(&self.body(packs))?)?;
         }
         // Nothing is held meanwhile: others write theirs.
-        self.vault.storage().put_if_absent(&key, bytes).doing(|| format!("writing {key}"))?;
-        self.bytes_stored.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.vault.storage().put_if_absent_from(&key, bytes).doing(|| format!("writing {key}"))?;
+        self.bytes_stored.fetch_add(record.bytes, Ordering::Relaxed);
         let mut unindexed = lock(&self.unindexed);
         unindexed.writing.retain(|other| other.hash != record.hash);
         unindexed.packs.push(record);
@@ -348,6 +355,7 @@ impl Shared {
             match published {
                 Ok(head) => {
                     unindexed.head = head;
+                    self.learn(head, &body.packs);
                     let mut fresh = lock(&self.fresh);
                     if let Some(directory) = self.pending.list.parent()
                         && fresh.ids.len() > FRESH_MAX
@@ -363,6 +371,17 @@ impl Shared {
         }
         unindexed.last = Instant::now();
         Ok(())
+    }
+
+    /// What cannot be kept is read again by the next session.
+    fn learn(&self, head: Head, packs: &[PackRecord]) {
+        let mut learnt = lock(&self.learnt);
+        if let Some(mut known) = learnt.take() {
+            match self.vault.learn(&self.dataset, &mut known, head, packs) {
+                Ok(()) => *learnt = Some(known),
+                Err(error) => tracing::warn!(dataset = self.dataset, "{error}"),
+            }
+        }
     }
 
     /// Everything that was put is in packs, and every pack is in the vault.
@@ -460,10 +479,10 @@ impl BackupSession {
             ));
         }
         shared.flush()?;
-        let head = {
+        let (begun, head) = {
             let mut unindexed = lock(&shared.unindexed);
             shared.publish(&mut unindexed, true)?;
-            unindexed.head
+            (unindexed.begun, unindexed.head)
         };
         let point = self.publish_snapshot(&draft, head)?;
         let _ = std::fs::remove_file(&shared.pending.list);
@@ -471,6 +490,11 @@ impl BackupSession {
         if shared.known.table.is_damaged() {
             // What could not be looked up was stored again; the next session reads the indexes anew.
             shared.vault.forget_known(&shared.dataset)?;
+        } else if let Some(known) = lock(&shared.learnt).take()
+            && head != begun
+            && let Err(error) = shared.vault.keep_learnt(&shared.dataset, known)
+        {
+            tracing::warn!(dataset = shared.dataset, "{error}");
         }
         Ok(point)
     }

@@ -180,4 +180,8 @@ impl Storage for Faulty {
     fn parallel_writes(&self) -> usize {
         self.inner.parallel_writes()
     }
+
+    fn parallel_reads(&self) -> usize {
+        self.inner.parallel_reads()
+    }
 }

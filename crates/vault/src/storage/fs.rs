@@ -268,14 +268,21 @@ impl Storage for FsStorage {
     }
 
     fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Vec<u8>, StorageError> {
+        let mut bytes = Vec::new();
+        self.get_range_into(key, offset, length, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn get_range_into(&self, key: &str, offset: u64, length: u64, into: &mut Vec<u8>) -> Result<(), StorageError> {
         let mut file = self.open_object(key)?;
         if length > OBJECT_BYTES_MAX {
             return Err(StorageError::TooLarge { key: key.to_owned(), size: length, limit: OBJECT_BYTES_MAX });
         }
-        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+        into.clear();
+        into.reserve(usize::try_from(length).unwrap_or(0));
         file.seek(SeekFrom::Start(offset)).map_err(|e| self.explain_io("read", key, e))?;
-        file.take(length).read_to_end(&mut bytes).map_err(|e| self.explain_io("read", key, e))?;
-        Ok(bytes)
+        file.take(length).read_to_end(into).map_err(|e| self.explain_io("read", key, e))?;
+        Ok(())
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {

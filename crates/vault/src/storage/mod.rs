@@ -121,6 +121,16 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     fn get(&self, key: &str) -> Result<Vec<u8>, StorageError>;
     /// At most `length` bytes from `offset`; fewer only where the object ends.
     fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Vec<u8>, StorageError>;
+    /// As `get_range`, into a buffer whose room is used again.
+    fn get_range_into(&self, key: &str, offset: u64, length: u64, into: &mut Vec<u8>) -> Result<(), StorageError> {
+        *into = self.get_range(key, offset, length)?;
+        Ok(())
+    }
+    /// As `put_if_absent`, of a buffer whose contents the caller needs no more: a storage that has to hold the bytes itself takes them
+    /// over instead of copying them. What the buffer holds afterwards is not said.
+    fn put_if_absent_from(&self, key: &str, bytes: &mut Vec<u8>) -> Result<Put, StorageError> {
+        self.put_if_absent(key, bytes)
+    }
     /// Everything whose key starts with `prefix` (a whole directory is fastest: `a/b/`), sorted by key.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError>;
     /// Deleting what is not there succeeds.
@@ -129,6 +139,10 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     fn location(&self) -> String;
     /// How many writes at once it takes before more of them are no faster.
     fn parallel_writes(&self) -> usize {
+        1
+    }
+    /// How many reads at once it takes before more of them are no faster: many, where each waits for an answer from afar.
+    fn parallel_reads(&self) -> usize {
         1
     }
     /// A place beside the objects, in no listing, to try out what is permitted.

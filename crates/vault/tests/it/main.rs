@@ -5,6 +5,7 @@ mod bad_days;
 mod basics;
 mod copy;
 mod doctor;
+mod far;
 mod files_backup;
 mod files_in_vault;
 mod files_restore;

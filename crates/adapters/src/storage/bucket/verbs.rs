@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use lifeboat_vault::storage::{Fact, Listed, OBJECT_BYTES_MAX, Put, Storage, StorageError, check_key};
@@ -37,6 +38,8 @@ const TOKEN: &str = "lifeboatwriter";
 const REQUESTS_MAX: usize = 32;
 /// Uploads at once that fill most lines.
 const PARALLEL_WRITES: usize = 4;
+/// Reads at once: so many frames hide a line on which each answer takes a twentieth of a second.
+const PARALLEL_READS: usize = 8;
 /// How often a name may be taken and free again under us.
 const CREATIONS_MAX: u32 = 5;
 
@@ -421,6 +424,18 @@ impl Storage for BucketStorage {
         self.wait(async move { shared.create(&key, payload).await })
     }
 
+    fn put_if_absent_from(&self, key: &str, bytes: &mut Vec<u8>) -> Result<Put, StorageError> {
+        check_key(key)?;
+        let held = Bytes::from(std::mem::take(bytes));
+        let (shared, key, payload) = (self.shared.clone(), key.to_owned(), PutPayload::from(held.clone()));
+        let put = self.wait(async move { shared.create(&key, payload).await });
+        // What a connection that broke off still holds is let go of by itself.
+        if held.is_unique() {
+            *bytes = held.into();
+        }
+        put
+    }
+
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
         check_key(key)?;
         let (shared, key, payload) = (self.shared.clone(), key.to_owned(), PutPayload::from(bytes.to_vec()));
@@ -462,6 +477,10 @@ impl Storage for BucketStorage {
 
     fn parallel_writes(&self) -> usize {
         PARALLEL_WRITES
+    }
+
+    fn parallel_reads(&self) -> usize {
+        PARALLEL_READS
     }
 
     fn rehearsal(&self) -> Result<Option<Arc<dyn Storage>>, StorageError> {

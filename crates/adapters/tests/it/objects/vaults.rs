@@ -99,7 +99,8 @@ fn a_vault_in_a_bucket_keeps_what_it_is_given() {
     let first = back_up(&world.host, &from).unwrap();
     std::fs::write(from.join("0/new"), b"later").unwrap();
     let second = back_up(&world.reopened(world.storage.clone()), &from).unwrap();
-    assert!(second.bytes_stored < first.bytes_stored / 4, "{second:?}");
+    // One row of small files at most: 3 MiB of 8.
+    assert!(second.bytes_stored < first.bytes_stored / 2, "{second:?}");
     assert_eq!(world.unlock().points(None).unwrap().points.len(), 2);
     point_comes_back(&world, &second, &from);
     world.check();

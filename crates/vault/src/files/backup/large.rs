@@ -20,11 +20,18 @@ use crate::files::tree::Span;
 /// A large file on its way.
 struct Reading<'r, 'a> {
     crew: &'r Crew<'a>,
-    task: &'r Task,
     opened: &'r Opened,
     cut: Option<Cut>,
+    segments: Segments<'r, 'a>,
+}
+
+/// What one file is cut into, in its order.
+pub(super) struct Segments<'r, 'a> {
+    crew: &'r Crew<'a>,
+    /// Of the directory and the entry.
+    order: (u64, u32),
     /// Those of pieces that are not stored yet lack their ids.
-    spans: Vec<Span>,
+    pub(super) spans: Vec<Span>,
     /// Segments that are being stored, each with the place of its first span.
     under_way: VecDeque<(usize, Arc<Pieces>)>,
     spare: Vec<Vec<u8>>,
@@ -41,13 +48,12 @@ impl Crew<'_> {
     }
 
     fn read_extents(&self, task: &Task, opened: &Opened, buffer: &mut Vec<u8>) -> Result<Option<Known>, BackupError> {
-        let spare = vec![std::mem::take(buffer)];
-        let (spans, under_way) = (Vec::new(), VecDeque::new());
-        let mut reading = Reading { crew: self, task, opened, cut: None, spans, under_way, spare };
+        let (directory, entry, _) = task.folder.order(task.index);
+        let segments = Segments::new(self, (directory, entry), std::mem::take(buffer));
+        let mut reading = Reading { crew: self, opened, cut: None, segments };
         let read = reading.all()?;
-        while reading.complete_one()? {}
-        let Reading { spans, mut spare, .. } = reading;
-        *buffer = spare.pop().unwrap_or_default();
+        let spans;
+        (spans, *buffer) = reading.segments.finish()?;
         if let Err(error) = read {
             self.assembler.skip(task.full(), explain(error));
             return Ok(None);
@@ -70,7 +76,7 @@ impl Reading<'_, '_> {
             let read = match extent {
                 Ok(extent) => {
                     if extent.start > position {
-                        self.spans.push(Span::Hole { length: extent.start - position });
+                        self.segments.spans.push(Span::Hole { length: extent.start - position });
                     }
                     position = extent.start;
                     self.extent(extent)?
@@ -90,8 +96,7 @@ impl Reading<'_, '_> {
     fn extent(&mut self, extent: Range<u64>) -> Result<Result<u64, Errno>, BackupError> {
         let mut left = extent.end - extent.start;
         let mut taken = 0;
-        let mut buffer = self.spare.pop().unwrap_or_default();
-        buffer.clear();
+        let mut buffer = self.segments.room();
         // A hole that ends the file has no data at all, but moves the position.
         while left > 0 {
             self.crew.check()?;
@@ -108,20 +113,31 @@ impl Reading<'_, '_> {
             let cut = *self.cut.get_or_insert_with(|| Cut::of_file(self.opened.seen.size, head));
             let start = extent.start + taken - buffer.len() as u64;
             let pieces = self.crew.assembler.chunker.cut(cut, &buffer, start, left == 0);
-            let mut next = self.spare.pop().unwrap_or_default();
-            next.clear();
-            next.extend_from_slice(buffer.get(pieces.last().map_or(0, |piece| piece.end)..).unwrap_or_default());
-            self.store(buffer, pieces)?;
-            buffer = next;
+            buffer = self.segments.store(buffer, pieces)?;
         }
-        self.spare.push(buffer);
+        self.segments.spare.push(buffer);
         Ok(Ok(taken))
     }
+}
 
-    /// Hands a segment over, and waits for as many as are too many.
-    fn store(&mut self, buffer: Vec<u8>, pieces: Vec<Range<usize>>) -> Result<(), BackupError> {
+impl<'r, 'a> Segments<'r, 'a> {
+    pub(super) fn new(crew: &'r Crew<'a>, order: (u64, u32), buffer: Vec<u8>) -> Self {
+        Segments { crew, order, spans: Vec::new(), under_way: VecDeque::new(), spare: vec![buffer] }
+    }
+
+    /// An empty buffer, maybe one that was used before.
+    pub(super) fn room(&mut self) -> Vec<u8> {
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.clear();
+        buffer
+    }
+
+    /// Hands a segment over, and waits for as many as are too many; what the pieces left over begins the next.
+    pub(super) fn store(&mut self, buffer: Vec<u8>, pieces: Vec<Range<usize>>) -> Result<Vec<u8>, BackupError> {
+        let mut next = self.room();
+        next.extend_from_slice(buffer.get(pieces.last().map_or(0, |piece| piece.end)..).unwrap_or_default());
         let first = self.spans.len();
-        let (directory, entry, _) = self.task.folder.order(self.task.index);
+        let (directory, entry) = self.order;
         let orders = (first..).take(pieces.len()).map(|piece| (directory, entry, piece as u32)).collect();
         let none = ChunkId([0; 32]);
         self.spans.extend(pieces.iter().map(|piece| Span::Data { id: none, offset: 0, length: piece.len() as u32 }));
@@ -130,7 +146,13 @@ impl Reading<'_, '_> {
         while self.under_way.len() > ahead {
             self.complete_one()?;
         }
-        Ok(())
+        Ok(next)
+    }
+
+    /// Waits for all of it; also gives a buffer back.
+    pub(super) fn finish(mut self) -> Result<(Vec<Span>, Vec<u8>), BackupError> {
+        while self.complete_one()? {}
+        Ok((self.spans, self.spare.pop().unwrap_or_default()))
     }
 
     /// Brings the oldest segment to its end; false where none is under way.

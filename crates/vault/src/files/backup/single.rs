@@ -3,9 +3,10 @@
 use std::io::Read;
 use std::sync::atomic::AtomicBool;
 
-use super::assemble::{Assembler, Folder, Order};
-use super::work::SEGMENT_BYTES;
-use super::{BackupError, TreeSummary, is_set};
+use super::assemble::{Assembler, Folder};
+use super::large::Segments;
+use super::work::{Crew, SEGMENT_BYTES};
+use super::{BackupError, TreeSummary, available_threads};
 use crate::ChunkSink;
 use crate::files::chunk::Cut;
 use crate::files::metadata::Metadata;
@@ -26,31 +27,17 @@ pub fn backup_bytes(
     cancel: &AtomicBool,
 ) -> Result<TreeSummary, BackupError> {
     let assembler = Assembler::new(sink, None, progress);
-    let mut buffer = Vec::with_capacity(SEGMENT_BYTES);
-    let (mut spans, mut position, mut ended) = (Vec::new(), 0, false);
-    while !ended {
-        if is_set(cancel) {
-            return Err(BackupError::Cancelled);
-        }
-        let before = buffer.len();
-        let room = (SEGMENT_BYTES - before) as u64;
-        Read::take(&mut *content, room).read_to_end(&mut buffer).map_err(BackupError::Stream)?;
-        let read = (buffer.len() - before) as u64;
-        assembler.note_read(read);
-        progress.report(&Event::Reading { path: std::path::Path::new(name) });
-        ended = read < room;
-        let pieces = assembler.chunker.cut(cut, &buffer, position, ended);
-        let orders: Vec<Order> = (spans.len()..).take(pieces.len()).map(|piece| (0, 0, piece as u32)).collect();
-        let ids = assembler.put_all(&buffer, &pieces, &orders)?;
-        spans.extend(pieces.iter().zip(ids).map(|(piece, id)| Span::Data {
-            id,
-            offset: 0,
-            length: piece.len() as u32,
-        }));
-        let end = pieces.last().map_or(0, |piece| piece.end);
-        buffer.drain(..end);
-        position += end as u64;
-    }
+    let crew = Crew::beside(&assembler, cancel, available_threads());
+    let streamed = std::thread::scope(|scope| {
+        (0..crew.workers()).for_each(|_| drop(scope.spawn(|| crew.run())));
+        let streamed = store(&crew, name, content, cut);
+        crew.close();
+        streamed
+    });
+    let spans = match assembler.failure() {
+        Some(error) => return Err(error),
+        None => streamed?,
+    };
     let size = spans.iter().map(Span::length).sum();
     let node = Node { name: name.as_bytes().to_vec(), kind: Kind::File { size, spans }, metadata, link: None };
     let folder = Folder::new(Vec::new(), None, std::path::PathBuf::new(), 1, None, 0);
@@ -60,4 +47,25 @@ pub fn backup_bytes(
         return Err(error);
     }
     assembler.finish(Vec::new())
+}
+
+/// Reads to the end, and has what was read stored by all threads meanwhile.
+fn store(crew: &Crew<'_>, name: &str, content: &mut dyn Read, cut: Cut) -> Result<Vec<Span>, BackupError> {
+    let assembler = crew.assembler;
+    let mut segments = Segments::new(crew, (0, 0), Vec::with_capacity(SEGMENT_BYTES));
+    let (mut buffer, mut position, mut ended) = (segments.room(), 0, false);
+    while !ended {
+        crew.check()?;
+        let before = buffer.len();
+        let room = (SEGMENT_BYTES - before) as u64;
+        Read::take(&mut *content, room).read_to_end(&mut buffer).map_err(BackupError::Stream)?;
+        let read = (buffer.len() - before) as u64;
+        assembler.note_read(read);
+        assembler.progress.report(&Event::Reading { path: std::path::Path::new(name) });
+        ended = read < room;
+        let pieces = assembler.chunker.cut(cut, &buffer, position, ended);
+        position += pieces.last().map_or(0, |piece| piece.end) as u64;
+        buffer = segments.store(buffer, pieces)?;
+    }
+    Ok(segments.finish()?.0)
 }

@@ -100,6 +100,8 @@ pub(super) struct Crew<'a> {
     filled: Condvar,
     emptied: Condvar,
     jobs_max: usize,
+    /// Those who work until the queue is closed and empty.
+    workers: usize,
     /// Workers beside the one that asks.
     helpers: usize,
 }
@@ -129,8 +131,18 @@ impl<'a> Crew<'a> {
             filled: Condvar::new(),
             emptied: Condvar::new(),
             jobs_max: threads * 2,
+            workers: threads,
             helpers: threads - 1,
         }
+    }
+
+    /// Workers beside a thread that only asks them for help.
+    pub(super) fn beside(assembler: &'a Assembler<'a>, cancel: &'a AtomicBool, threads: usize) -> Self {
+        Crew { workers: threads - 1, ..Crew::new(assembler, cancel, threads) }
+    }
+
+    pub(super) fn workers(&self) -> usize {
+        self.workers
     }
 
     /// Whether to go on.
@@ -196,7 +208,7 @@ impl<'a> Crew<'a> {
                 return Some(job);
             }
             // As long as somebody works there may be something to help with.
-            if queue.closed && queue.idle == self.helpers {
+            if queue.closed && queue.idle + 1 == self.workers {
                 queue.idle += 1;
                 self.filled.notify_all();
                 return None;
