@@ -35,6 +35,7 @@ pub const DOORS: &[Door] = &[
     ("paper", paper_text),
     ("identity", identity_text),
     ("serve-frames", crate::serve::fuzz_frames),
+    ("serve-session", serve_session),
 ];
 
 const VAULT: &str = "0123456789abcdef0123456789abcdef";
@@ -82,26 +83,40 @@ fn envelope(data: &[u8]) {
     let _ = Signed::open("vault.snapshot", "object", data);
 }
 
-/// The first byte chooses the kind; the rest is what the owner, the host, the pruner or the keeper signed.
-fn signed_object(data: &[u8]) {
-    let (Some(fixed), Some((&choice, payload))) = (fixed(), data.split_first()) else { return };
-    let fingerprint = fixed.key.public().fingerprint();
-    let refs = format!("refs/h/d/{}", crate::crypt::hex(&hash(payload)));
-    let keys = [
+/// A place for each kind of signed object, as the first byte chooses it. `named` is part of those that are named by what they hold.
+fn places(named: &str, fingerprint: &str) -> Vec<String> {
+    vec![
         name::roster(1),
         "keys/content/d/0000000001.cert".to_owned(),
         "keys/chunk/d/00".to_owned(),
         format!("enroll/{fingerprint}"),
         "index/h/d/0000000001".to_owned(),
-        refs,
+        format!("refs/h/d/{named}"),
         "snap/h/d/0000000001".to_owned(),
         "log/d/l/0000000001/000000000/000".to_owned(),
         "tombstone/h/d/0000000001".to_owned(),
         format!("verify/h/d/0000000001/0-{fingerprint}"),
         format!("receipt/{fingerprint}/0000000001"),
-        "log/d/l/0000000001/gathered/000000000000-000000000001".to_owned(),
+        "keys/owner/0000000001.cert".to_owned(),
+        "keys/refs/0000000001.cert".to_owned(),
         "index/h/d/moved-0000000001-0000000001".to_owned(),
-    ];
+        "log/d/l/0000000001/gathered/000000000000-000000000001".to_owned(),
+        "prune/0000000001/proposal".to_owned(),
+        "prune/0000000001/sweep".to_owned(),
+        "prune/0000000001/done".to_owned(),
+        "prune/0000000001/fold".to_owned(),
+        "hold/0000000001".to_owned(),
+        "freeze/0000000001".to_owned(),
+        "heal/h/d/00000000000000000001-00000000".to_owned(),
+        "copy/0000000001-a-begun".to_owned(),
+        "copy/0000000001-b-done".to_owned(),
+    ]
+}
+
+/// The first byte chooses the kind; the rest is what the owner, the host, the pruner or the keeper signed.
+fn signed_object(data: &[u8]) {
+    let (Some(fixed), Some((&choice, payload))) = (fixed(), data.split_first()) else { return };
+    let keys = places(&crate::crypt::hex(&hash(payload)), &fixed.key.public().fingerprint());
     let Some(key) = keys.get(usize::from(choice) % keys.len()) else { return };
     let Some(place) = Place::of(key) else { return };
     // As it is, and as it is signed.
@@ -110,6 +125,15 @@ fn signed_object(data: &[u8]) {
         && let Ok(bytes) = Signed::seal(kind, payload, &fixed.key)
     {
         let _ = object::check(&fixed.roster, key, &place, &bytes);
+    }
+}
+
+/// The first byte gives rights; the rest is what somebody who has them asks a server.
+fn serve_session(data: &[u8]) {
+    let (Some(fixed), Some((&rights, requests))) = (fixed(), data.split_first()) else { return };
+    let storage = std::sync::Arc::new(storage::MemoryStorage::new());
+    if fixed.roster.publish(&*storage, &fixed.key).is_ok() {
+        crate::serve::fuzz_session(storage, "h", rights, requests);
     }
 }
 
@@ -214,30 +238,24 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         seeds.extend(pack::fuzz_pack(VAULT, &fixed.content, &directory).ok().map(|bytes| ("pack", bytes)));
         seeds.push(("pack-directory", directory));
     }
+    let (put, get) = crate::serve::fuzz_requests();
+    seeds.push(("serve-session", [vec![0], put.clone(), get.clone()].concat()));
+    seeds.push(("serve-session", [vec![0xff], put.clone(), get].concat()));
+    seeds.push(("serve-frames", put));
     seeds
 }
 
 /// A real object of a vault under the doors that take it: of a frozen example, say.
 pub fn seeds_of_object(key: &str, bytes: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
-    let class = [
-        "roster/",
-        "keys/content",
-        "keys/chunk",
-        "enroll/",
-        "index/",
-        "refs/",
-        "snap/",
-        "log/",
-        "tombstone/",
-        "verify/",
-        "receipt/",
-    ];
+    // By the kind of place: whose objects these are does not matter.
+    let kind = |key: &str| Place::of(key).map(|place| std::mem::discriminant(&place));
+    let class = places("00", "00");
     let mut seeds = vec![("key-name", key.as_bytes().to_vec())];
     if key.starts_with("pack/") && bytes.len() < 64 << 10 {
         seeds.push(("pack", bytes.to_vec()));
     }
     let Some(place) = Place::of(key) else { return seeds };
-    if let (Some(kind), Some(choice)) = (place.kind(), class.iter().position(|class| key.starts_with(class)))
+    if let (Some(kind), Some(choice)) = (place.kind(), class.iter().position(|class| kind(class) == kind(key)))
         && let Ok(signed) = Signed::open(kind, key, bytes)
     {
         seeds.push(("object", [&[choice as u8], signed.payload.as_slice()].concat()));
@@ -254,6 +272,8 @@ pub fn name_of(data: &[u8]) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io::Read as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -277,7 +297,49 @@ mod tests {
         let seeded = |name: &str| seeds.iter().any(|(of, _)| *of == name);
         let bare: Vec<_> = DOORS.iter().map(|(name, _)| *name).filter(|name| !seeded(name)).collect();
         // These begin with what lies in the frozen vaults, or with nothing.
-        assert_eq!(bare, ["tree-root", "tree-listing", "serve-frames"]);
+        assert_eq!(bare, ["tree-root", "tree-listing"]);
+    }
+
+    /// Heads of values that announce a gigabyte, and what is nested without end.
+    fn bombs() -> Vec<Vec<u8>> {
+        let lengths = [0x9b, 0x5b, 0x7b, 0xbb].map(|kind| vec![kind, 0, 0, 0, 0, 0x40, 0, 0, 0]);
+        let nested = [0x81, 0x9f, 0xa1, 0xbf, 0xc1, 0x5f].map(|kind| vec![kind; 50_000]);
+        let packed = zstd::stream::encode_all(std::io::repeat(0).take(1 << 30), 1).unwrap();
+        [&lengths[..], &nested[..], &[packed]].concat()
+    }
+
+    #[test]
+    fn what_announces_more_than_it_holds_takes_no_memory_for_it() {
+        let (seeds, bombs) = (seeds(), bombs());
+        for (name, door) in DOORS {
+            for bomb in &bombs {
+                for choice in 0..32 {
+                    door(&[&[choice], bomb.as_slice()].concat());
+                }
+                door(bomb);
+            }
+            for (_, seed) in seeds.iter().filter(|(of, _)| of == name) {
+                // Anywhere in what is right, where the parser has believed all before it.
+                for place in 0..seed.len().min(160) {
+                    for bomb in &bombs[..4] {
+                        door(&[&seed[..place], bomb, &seed[place..]].concat());
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same with no more memory than a small machine has: what was announced cannot be had.
+    #[test]
+    fn hostile_lengths_pass_with_little_memory() {
+        let limited = std::process::Command::new("sh")
+            .args(["-c", "ulimit -v 600000; exec \"$0\" \"$@\""])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "fuzzing::tests::what_announces_more_than_it_holds_takes_no_memory_for_it"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&limited.stdout).into_owned() + &String::from_utf8_lossy(&limited.stderr);
+        assert!(limited.status.success() && said.contains("1 passed"), "{said}");
     }
 
     proptest! {

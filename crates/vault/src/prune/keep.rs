@@ -352,6 +352,35 @@ mod tests {
         assert_eq!(kept_sequences(&points, &limits(0)), [1, 4]);
     }
 
+    #[test]
+    fn the_newest_of_a_chain_stays_although_a_sound_one_of_its_day_is_preferred() {
+        let rules = KeepRules { daily: 1, ..KeepRules::default() };
+        let points = [point("c", 1, NOW - HOUR, true, rules), point("c", 2, NOW, false, rules)];
+        let kept = decide(&points, &limits(0));
+        assert_eq!((kept[0].contains(&Why::Daily), kept[1].as_slice()), (true, [Why::Newest].as_slice()));
+    }
+
+    #[test]
+    fn the_newest_that_was_verified_stays_however_many_unread_ones_follow() {
+        let mut points = daily_points(9, KeepRules { last: 2, ..KeepRules::default() });
+        points[2].verified = true;
+        assert_eq!(kept_sequences(&points, &limits(0)), [3, 8, 9]);
+        points[2].sound = false;
+        assert_eq!(kept_sequences(&points, &limits(0)), [8, 9]);
+    }
+
+    #[test]
+    fn what_came_in_one_day_takes_one_days_place_whatever_days_its_host_claims() {
+        let rules = KeepRules { daily: 2, ..KeepRules::default() };
+        let mut points = daily_points(3, rules);
+        points.push(point("h/d", 4, NOW + HOUR, true, rules));
+        // Within a day of the truth, so that nothing else is held against it; and yet it is of today.
+        points[2].claimed = at(NOW - 20 * HOUR);
+        assert_eq!(kept_sequences(&points, &limits(0)), [2, 4]);
+        let believed = Limits { by_claimed_time: true, ..limits(0) };
+        assert_eq!(kept_sequences(&points, &believed), [3, 4]);
+    }
+
     fn some_rules() -> impl Strategy<Value = KeepRules> {
         (0u32..4, 0u32..6, 0u32..8, 0u32..5, 0u32..5, 0u32..3).prop_map(
             |(last, hourly, daily, weekly, monthly, yearly)| KeepRules { last, hourly, daily, weekly, monthly, yearly },

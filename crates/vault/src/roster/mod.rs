@@ -352,3 +352,47 @@ impl Roster {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_counts_for_its_own_name_in_its_role_and_up_to_a_revocation() {
+        let key = |n: u8| SigningKey::from_seed([n; 32]).unwrap().public();
+        let member = |n: u8, name: &str, role: Role, revoked: Option<Revocation>| Member {
+            name: name.to_owned(),
+            roles: vec![role],
+            key: key(n),
+            index: None,
+            revoked,
+        };
+        let up_to_2 = Revocation { from: vec![ChainFrom { chain: "snap/old/d/".to_owned(), number: 2 }] };
+        let roster = Roster {
+            vault: "v".to_owned(),
+            version: 1,
+            previous: None,
+            owner: key(1),
+            refs: String::new(),
+            recipients: Vec::new(),
+            holders: Vec::new(),
+            members: vec![
+                member(2, "alpha", Role::Host, None),
+                member(3, "beta", Role::Observer, None),
+                member(4, "old", Role::Host, Some(up_to_2)),
+            ],
+            at: jiff::Timestamp::UNIX_EPOCH.into(),
+        };
+        let counts =
+            |n: u8, name: &str, chain: &str, number| roster.check_host("o", &key(n), name, chain, number).is_ok();
+        assert!(counts(2, "alpha", "snap/alpha/d/", 9));
+        assert!(!counts(2, "beta", "snap/beta/d/", 1), "another's name");
+        assert!(!counts(3, "beta", "snap/beta/d/", 1), "no host");
+        assert!(!counts(5, "alpha", "snap/alpha/d/", 1), "a stranger");
+        assert!(counts(4, "old", "snap/old/d/", 1) && !counts(4, "old", "snap/old/d/", 2));
+        assert!(!counts(4, "old", "snap/old/e/", 1), "a chain that it had not begun");
+        assert!(roster.check_role("o", &key(2), Role::Pruner, "prune/", 1).is_err());
+        assert!(!roster.permits(&key(4), Role::Host) && roster.permits(&key(2), Role::Host));
+    }
+}

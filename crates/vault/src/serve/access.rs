@@ -148,3 +148,60 @@ impl Asker {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn asker(rights: Rights) -> Asker {
+        Asker { name: "alpha".to_owned(), rights }
+    }
+
+    fn place(key: &str) -> Place {
+        Place::of(key).unwrap()
+    }
+
+    #[test]
+    fn a_host_creates_what_it_signed_itself_and_nothing_that_is_others_to_say() {
+        let host = asker(Rights::default());
+        let own = [
+            "index/alpha/d/0000000001",
+            "snap/alpha/d/0000000001",
+            "log/d/l/0000000001/000000000/000",
+            "keys/chunk/d/00",
+            "verify/beta/d/0000000001/0-x",
+            "heal/beta/d/0-x",
+            "hold/0000000001",
+            "freeze/0000000001",
+            "keys/content/d/0000000001.cert",
+        ];
+        for key in own {
+            assert_eq!(host.may_create(&place(key), Some("alpha")), Ok(()), "{key}");
+            for signer in [Some("beta"), None] {
+                assert!(host.may_create(&place(key), signer).is_err(), "{key}, signed by {signer:?}");
+            }
+        }
+        let others = [
+            "index/beta/d/0000000001",
+            "snap/beta/d/0000000001",
+            "tombstone/alpha/d/0000000001",
+            "prune/0000000001/proposal",
+            "log/d/l/0000000001/gathered/000000000000-000000000001",
+            "probe/0",
+            "receipt/00/0000000001",
+            "copy/0000000001-b-done",
+            "README.txt",
+            "roster/0000000002",
+            "keys/owner/0000000001.cert",
+            "keys/refs/0000000001.cert",
+            "keys/content/d/0000000002.cert",
+        ];
+        for key in others {
+            assert!(host.may_create(&place(key), Some("alpha")).is_err(), "{key}");
+            assert_eq!(asker(Rights { copy: true, ..Rights::default() }).may_create(&place(key), Some("beta")), Ok(()));
+            assert!(host.may_delete(&place(key)).is_err(), "{key}");
+        }
+        assert!(!host.may_repair() && !asker(Rights { read: true, prune: true, ..Rights::default() }).may_repair());
+    }
+}

@@ -19,7 +19,7 @@ pub use self::access::{Rights, Who};
 pub use self::client::{Dial, Remote};
 pub use self::server::{ServeOptions, Served, Server};
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use self::wire::fuzz as fuzz_frames;
+pub(crate) use self::{server::fuzz_session, wire::fuzz as fuzz_frames, wire::fuzz_requests};
 
 /// Two directions to somebody, and a way to end them from outside.
 pub struct Connection {

@@ -575,3 +575,29 @@ impl Held {
         self.less.notify_all();
     }
 }
+
+/// For fuzzers: what somebody asks, after the first words.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_session(storage: Arc<dyn Storage>, name: &str, rights: u8, mut requests: &[u8]) {
+    let has = |bit: u8| rights & bit != 0;
+    let rights = super::Rights { read: has(1), prune: has(2), copy: has(4), owner: has(8) };
+    let server = Server::new(storage, ServeOptions::default());
+    let asker = Asker { name: name.to_owned(), rights };
+    let line = Outward {
+        writer: Mutex::new(Box::new(io::sink())),
+        writing: Deadline::none(),
+        patience: GRACE,
+        served: Mutex::default(),
+    };
+    let reader: &mut dyn Read = &mut requests;
+    while let Ok(Some((header, body))) = wire::read_lengths(reader) {
+        let Ok(header) = wire::read_exactly(reader, header) else { return };
+        let (Ok(request), Ok(body)) = (wire::decode::<Request>(&header), wire::read_exactly(reader, body)) else {
+            return;
+        };
+        match request.verb {
+            Verb::List => drop(server.list(&asker, &request, &line)),
+            _ => drop(server.answer(&asker, &request, &body)),
+        }
+    }
+}

@@ -216,6 +216,24 @@ pub(crate) fn fuzz(mut data: &[u8]) {
     }
 }
 
+/// For fuzzers: a request that stores something, and some that ask for it.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_requests() -> (Vec<u8>, Vec<u8>) {
+    let frame = |verb, key: &str, body: &[u8]| {
+        let mut bytes = Vec::new();
+        let request = Request { id: 1, verb, key: key.to_owned(), offset: 0, length: 9 };
+        let _ = write(&mut bytes, &request, body);
+        bytes
+    };
+    let asked = [
+        (Verb::Get, "roster/0000000001"),
+        (Verb::GetRange, "hold/0000000001"),
+        (Verb::List, "roster/"),
+        (Verb::Delete, "probe/0"),
+    ];
+    (frame(Verb::PutIfAbsent, "probe/0", b"bytes"), asked.map(|(verb, key)| frame(verb, key, &[])).concat())
+}
+
 /// One whole frame that has no body: the first words of both ends.
 pub(super) fn read_word<T: for<'b> Decode<'b, ()>>(reader: &mut dyn Read) -> io::Result<T> {
     match read_lengths(reader)? {

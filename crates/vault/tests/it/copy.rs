@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use lifeboat_vault::copy::{CopyOptions, CopyReport, copy};
-use lifeboat_vault::prune::{Hand, Held};
+use lifeboat_vault::prune::{Hand, Held, Swept};
 use lifeboat_vault::serve::{Rights, Who};
 use lifeboat_vault::storage::{Faulty, FsStorage, MemoryStorage, Operation, Storage};
 use lifeboat_vault::{CheckOptions, HostVault, KeepRules, LogPiece, PruneOptions, Result, State, Vault, VaultError};
@@ -243,6 +243,35 @@ fn a_prune_that_may_be_taken_back_stays_behind_and_one_that_is_decided_does_not(
     assert_eq!(there.points(Some("app")).unwrap().points.len(), 1);
     let unlocked = unlock(target, &world.fingerprint, &world.owner).unwrap();
     assert!(unlocked.check(CheckOptions { read_data: true }).unwrap().is_sound());
+}
+
+#[test]
+fn what_was_pruned_there_does_not_come_back_and_a_source_that_was_rolled_back_is_named() {
+    let (world, copier) = world();
+    let target = Arc::new(MemoryStorage::new());
+    run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+    let pruner = unlock(target.clone(), &world.fingerprint, &world.owner).unwrap().pruner().unwrap();
+    for day in [3, 6] {
+        let now = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * day);
+        target.set_clock(now);
+        let rules = Some(KeepRules { last: 1, ..KeepRules::default() });
+        let min_age = jiff::SignedDuration::ZERO;
+        let options = PruneOptions { rules, min_age, now: Some(now), ..PruneOptions::default() };
+        if pruner.go_on(&options).unwrap() == Swept::Nothing {
+            pruner.perform(&pruner.propose(&options).unwrap(), &options).unwrap();
+        }
+    }
+    assert_eq!(target.list("snap/alpha/app/").unwrap().len(), 1);
+    run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();
+    assert_eq!(target.list("snap/alpha/app/").unwrap().len(), 1);
+    // This machine has seen the newest point at the source, and it is gone there.
+    world.storage.delete("snap/alpha/mail/0000000001").unwrap();
+    let report = run(world.storage.clone(), target, &options(&copier)).unwrap();
+    assert!(
+        report.findings.iter().any(|f| f.code == "rolled-back" && f.object == "snap/alpha/mail/"),
+        "{:?}",
+        report.findings
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_vault::copy::{CopyOptions, copy};
 use lifeboat_vault::prune::Swept;
-use lifeboat_vault::storage::{MemoryStorage, Storage};
+use lifeboat_vault::storage::{Faulty, MemoryStorage, Storage};
 use lifeboat_vault::{
     Badge, CheckOptions, CheckReport, KeepRules, LogPiece, Position, PruneOptions, Sample, SampleWish, SessionOptions,
     SnapshotDraft, Unlocked, Vault,
@@ -97,8 +97,13 @@ fn every_object_damaged_or_lost_comes_back_from_a_copy() {
     let mut wrong = copied.get(&pack).unwrap();
     wrong[5] ^= 1;
     copied.put(&pack, &wrong).unwrap();
-    let healed = world.vault.heal_from(&copied, &BTreeSet::from([pack.clone()]), &world.state).unwrap();
-    assert_eq!(healed.lost, [pack]);
+    let (right, here) = (keys(&world, "pack/").remove(1), world.storage.get(&pack).unwrap());
+    let watched = Faulty::new(world.storage.clone());
+    let vault = Vault::open(watched.clone(), Some(world.state.clone()), Some(&world.fingerprint)).unwrap();
+    let healed = vault.heal_from(&copied, &BTreeSet::from([pack.clone(), right]), &world.state).unwrap();
+    let touched = watched.seen().into_iter().filter(|(operation, key)| operation.writes() && key.starts_with("pack/"));
+    assert_eq!(touched.count(), 0);
+    assert_eq!((world.storage.get(&pack).unwrap(), &healed.lost), (here, &vec![pack]));
     assert!(healed.findings.iter().any(|f| f.code == "damaged"));
     let other = World::new();
     assert!(world.vault.heal_from(&(other.storage as Arc<dyn Storage>), &BTreeSet::new(), &world.state).is_err());

@@ -2,6 +2,7 @@
 
 mod crashes;
 mod damage;
+mod forgeries;
 mod frozen;
 mod host;
 mod model;
