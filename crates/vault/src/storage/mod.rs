@@ -71,6 +71,13 @@ pub enum StorageError {
         "there is no bucket at {location}, or none that these credentials may see; make it, or correct the address"
     )]
     NoBucket { location: String },
+    #[error("{key} at {location} lies in a class that must be thawed before it can be read: {thaw}")]
+    Archived {
+        key: String,
+        location: String,
+        /// What to do, and how long it takes.
+        thaw: String,
+    },
     #[error("the storage at {location} does not accept this machine's credentials: {why}")]
     Credentials { location: String, why: String },
     #[error("the storage at {location} cannot be used: {why}")]

@@ -18,6 +18,12 @@ pub(super) struct Doing {
     pub(super) location: String,
 }
 
+/// How an object comes back from an archive class, and when.
+const S3_THAW: &str = "`aws s3api restore-object --bucket {bucket} --key {key} --restore-request Days=7`, wait (from minutes to 12 hours, \
+                       48 for Deep Archive, by class and tier), then do this again";
+const AZURE_THAW: &str = "`az storage blob set-tier --container-name {bucket} --name {key} --tier Hot`, wait (up to 15 hours), then do this \
+                          again";
+
 #[derive(Debug)]
 pub(super) enum Failure {
     /// Trying again is of no use.
@@ -86,6 +92,8 @@ impl Doing {
             (_, "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull") | (507, _) => {
                 StorageError::NoSpace { location }
             }
+            (_, "InvalidObjectState") => self.archived(S3_THAW),
+            (_, "BlobArchived" | "BlobBeingRehydrated") => self.archived(AZURE_THAW),
             (_, "RequestTimeTooSkewed") => self.credentials(
                 "this machine's clock and the storage's are too far apart; set this machine's clock".to_owned(),
             ),
@@ -136,6 +144,18 @@ impl Doing {
             _ => (std::io::ErrorKind::ConnectionReset, true),
         };
         Failure::Passing { error: self.io(kind, text), asked: None, reached }
+    }
+
+    fn archived(&self, thaw: &str) -> StorageError {
+        let place = self.location.split_once("://").map_or(self.location.as_str(), |(_, place)| place);
+        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+        let key =
+            [prefix.trim_matches('/'), &self.key].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>();
+        StorageError::Archived {
+            key: self.key.clone(),
+            location: self.location.clone(),
+            thaw: thaw.replace("{bucket}", bucket).replace("{key}", &key.join("/")),
+        }
     }
 
     fn credentials(&self, why: String) -> StorageError {
@@ -189,7 +209,7 @@ mod tests {
     fn each_answer_is_one_thing_to_do() {
         insta::assert_snapshot!(
             [(404, "NoSuchKey"), (404, "NoSuchBucket"), (403, "AccessDenied"), (403, "InvalidAccessKeyId"),
-             (403, "RequestTimeTooSkewed"), (403, "QuotaExceeded"), (412, ""), (409, "BlobAlreadyExists"),
+             (403, "RequestTimeTooSkewed"), (403, "QuotaExceeded"), (412, ""), (409, "BlobAlreadyExists"), (403, "InvalidObjectState"), (409, "BlobArchived"),
              (409, "ConditionalRequestConflict"), (503, "SlowDown"), (500, ""), (501, "NotImplemented"), (400, "BadDigest"),
              (400, "InvalidArgument"), (301, "")]
             .map(|(status, code)| format!("{status} {code}: {}", judged(status, code)))
@@ -202,6 +222,8 @@ mod tests {
             403 QuotaExceeded: the storage at s3://b is full; free some space, nothing that was stored is lost
             412 : exists
             409 BlobAlreadyExists: exists
+            403 InvalidObjectState: pack/x at s3://b lies in a class that must be thawed before it can be read: `aws s3api restore-object --bucket b --key pack/x --restore-request Days=7`, wait (from minutes to 12 hours, 48 for Deep Archive, by class and tier), then do this again
+            409 BlobArchived: pack/x at s3://b lies in a class that must be thawed before it can be read: `az storage blob set-tier --container-name b --name pack/x --tier Hot`, wait (up to 15 hours), then do this again
             409 ConditionalRequestConflict: again: cannot write pack/x at s3://b
             503 SlowDown: again: cannot write pack/x at s3://b
             500 : again: cannot write pack/x at s3://b

@@ -118,6 +118,22 @@ impl Server {
         text
     }
 
+    /// Moves an object to another storage class, as a lifecycle rule would.
+    pub(crate) fn set_class(&self, bucket: &str, key: &str, class: &str) {
+        let (user, secret) = User::Owner.keys();
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--fail-with-body", "--aws-sigv4", "aws:amz:us-east-1:s3"]);
+        command.args(["--user", &format!("{user}:{secret}"), "--request", "PUT"]);
+        let headers = [
+            format!("x-amz-content-sha256: {}", sha256_of("")),
+            format!("x-amz-copy-source: /{bucket}/{key}"),
+            format!("x-amz-storage-class: {class}"),
+        ];
+        command.args(headers.iter().flat_map(|header| ["--header", header.as_str()]));
+        let output = command.arg(format!("{}/{bucket}/{key}", self.endpoint())).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+
     /// The bucket as a storage, with little patience.
     pub(crate) fn open(&self, bucket: &str) -> BucketStorage {
         open_at(&self.endpoint(), bucket, User::Owner)

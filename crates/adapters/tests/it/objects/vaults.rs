@@ -223,3 +223,31 @@ fn lists_that_lag_behind_cost_nothing_that_was_stored() {
         world.check();
     }
 }
+
+/// *Emulated*: radosgw has no class that cannot be read at once.
+#[test]
+fn a_restore_of_archived_packs_says_how_they_are_thawed() {
+    let server = servers::emulated();
+    let bucket = server.bucket();
+    let world = World::in_bucket(Arc::new(server.open(&bucket)));
+    let tree = world.tree(20, 3000);
+    let point = back_up(&world.host, &tree).unwrap();
+    let packs = world.storage.list("pack/").unwrap();
+    for pack in &packs {
+        server.set_class(&bucket, &pack.key, "GLACIER");
+    }
+    // Everything but contents is there at once.
+    let unlocked = world.unlock();
+    assert_eq!(unlocked.points(None).unwrap().points.len(), 1);
+    let (source, to) = (unlocked.source(&point.dataset).unwrap(), world.directory.path().join("to-archived"));
+    let restored = tree_root(&unlocked, &point).map(|root| {
+        format!("{:?}", restore_tree(&source, &root, &to, &RestoreOptions::default(), &(), &AtomicBool::new(false)))
+    });
+    let told = restored.unwrap_or_else(|error| format!("{error:?}"));
+    assert!(told.contains(&format!("aws s3api restore-object --bucket {bucket} --key pack/")), "{told}");
+    let thaw = "<RestoreRequest xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Days>7</Days></RestoreRequest>";
+    for pack in &packs {
+        server.ask(User::Owner, "POST", &format!("{bucket}/{}?restore=", pack.key), Some(thaw));
+    }
+    point_comes_back(&world, &point, &tree);
+}
