@@ -20,6 +20,25 @@ impl ChunkId {
     }
 }
 
+/// For tables of ids that this host has made itself: keyed hashes are as good as random already. (Ids that a stranger chose are not.)
+#[derive(Debug, Default)]
+pub(crate) struct OwnIdHasher(u64);
+
+impl std::hash::Hasher for OwnIdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.first_chunk::<8>().map_or(self.0, |first| u64::from_le_bytes(*first));
+    }
+
+    /// Of the length, which is always the same.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+pub(crate) type OwnIds<V> = std::collections::HashMap<ChunkId, V, std::hash::BuildHasherDefault<OwnIdHasher>>;
+
 impl std::fmt::Display for ChunkId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&hex(&self.0))

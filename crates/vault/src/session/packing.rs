@@ -153,7 +153,7 @@ impl Packing {
         let broken = |_| VaultError::crypto("compressing");
         let mut compressor = zstd::bulk::Compressor::new(self.options.level).map_err(broken)?;
         for parameter in self.options.parameters() {
-            compressor.set_parameter(parameter).map_err(broken)?;
+            compressor.set_parameter(*parameter).map_err(broken)?;
         }
         Ok(Press { compressor, out: Vec::new() })
     }

@@ -5,7 +5,6 @@
 //!
 //! Invariant: what a folder becomes depends only on the nodes in its slots, not on the order in which they came.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -18,6 +17,7 @@ use crate::files::chunk::Chunker;
 use crate::files::metadata::Metadata;
 use crate::files::tree::{Kind, Link, Listing, Node, Span, begin_listing};
 use crate::files::walk::{Referenced, Skipped};
+use crate::port::OwnIds;
 use crate::{ChunkId, ChunkSink};
 
 use std::os::unix::ffi::OsStrExt;
@@ -127,7 +127,7 @@ pub(super) struct Assembler<'a> {
     pub(super) progress: &'a dyn Progress,
     counts: Counts,
     notes: Mutex<Notes>,
-    references: Mutex<HashMap<ChunkId, Order>>,
+    references: Mutex<OwnIds<Order>>,
     top: Mutex<Option<Node>>,
     failure: Mutex<Option<BackupError>>,
 }
