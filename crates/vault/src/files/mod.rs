@@ -3,6 +3,7 @@
 //! Invariant: what is restored is what was backed up, byte for byte and attribute for attribute, or the difference is
 //! told; nothing in here panics on what a disk or a vault holds.
 
+mod ahead;
 mod author;
 mod backup;
 mod browse;
@@ -20,6 +21,7 @@ use std::path::Path;
 
 use crate::{ChunkId, PointInfo, Result, Unlocked, VaultError};
 
+pub use ahead::for_each_frame;
 pub use author::{AuthorError, TreeWriter};
 pub use backup::{BackupError, BackupOptions, TreeSummary, backup_bytes, backup_tree};
 pub use browse::{Browser, CopyError, read_entries, read_root};

@@ -4,17 +4,20 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use lifeboat_engine::port::Cancel;
-use lifeboat_vault::files::{Browser, Kind, Metadata, Node, Span, TreeError};
-use lifeboat_vault::{ChunkId, ChunkSource, PointInfo, Source, Unlocked};
+use lifeboat_vault::files::{Browser, Kind, Metadata, Node, Span, TreeError, for_each_frame};
+use lifeboat_vault::{ChunkId, ChunkSource, PointInfo, Scratch, Source, Unlocked};
 
 use super::copy::RestoreError;
 
+/// What lies there already is compared and written so much at a time.
+const COMPARED_BYTES: usize = 64 << 10;
 /// A hole is compared and written so much at a time.
 const HOLE_BYTES: u64 = 256 << 10;
 
@@ -80,6 +83,13 @@ fn runs(source: &Source, spans: &[Span]) -> Vec<Run> {
     runs
 }
 
+fn chunk_of(span: &Span) -> Option<ChunkId> {
+    match span {
+        Span::Data { id, .. } => Some(*id),
+        Span::Hole { .. } => None,
+    }
+}
+
 struct Over<'a> {
     file: &'a File,
     path: &'a Path,
@@ -92,60 +102,103 @@ struct Over<'a> {
 
 impl Over<'_> {
     fn write_all(&self, runs: &[Run], cancel: &Cancel) -> Result<(), RestoreError> {
-        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let stop = AtomicBool::new(false);
         let failure = Mutex::new(None);
-        let work = || {
-            let mut before = Vec::new();
-            while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                let done = match cancel.is_cancelled() {
-                    true => Err(RestoreError::Cancelled),
-                    false => run.iter().try_for_each(|(at, span)| self.write(*at, span, &mut before)),
-                };
-                if let Err(error) = done {
-                    stop.store(true, Ordering::Relaxed);
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                }
+        let first = |run: &Run| run.iter().find_map(|(_, span)| chunk_of(span));
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        for_each_frame(self.source, threads, runs, first, |run, scratch, before: &mut Vec<u8>| {
+            if stop.load(Ordering::Relaxed) {
+                return false;
             }
-        };
-        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(runs.len());
-        std::thread::scope(|scope| {
-            (1..threads).for_each(|_| drop(scope.spawn(work)));
-            work();
+            let done = match cancel.is_cancelled() {
+                true => Err(RestoreError::Cancelled),
+                false => self.write(run, scratch, before),
+            };
+            done.map_err(|error| {
+                stop.store(true, Ordering::Relaxed);
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            })
+            .is_ok()
         });
         failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
-    fn write(&self, at: u64, span: &Span, before: &mut Vec<u8>) -> Result<(), RestoreError> {
-        let failed = RestoreError::file("write", self.path);
-        match span {
-            Span::Data { id, offset, length } => {
-                let tree = |source| RestoreError::Tree { point: self.point.id.clone(), source };
-                let chunk = self.source.get(id).map_err(|source| tree(TreeError::Chunk(source)))?;
-                let (start, end) = (*offset as usize, *offset as usize + *length as usize);
-                let what = "a piece that reaches beyond its chunk";
-                let bytes = chunk.get(start..end).ok_or_else(|| tree(TreeError::Damaged { what }))?;
-                self.write_where_it_differs(at, bytes, before).map_err(failed)
-            }
-            // What was cut or never there reads as zeros already.
-            Span::Hole { length } => {
-                let zeros = vec![0; HOLE_BYTES as usize];
-                let end = at.saturating_add(*length).min(self.there);
-                let mut at = at;
-                while at < end {
-                    let now = (end - at).min(HOLE_BYTES);
-                    let piece = zeros.get(..now as usize).unwrap_or_default();
-                    self.write_where_it_differs(at, piece, before).map_err(RestoreError::file("write", self.path))?;
-                    at += now;
-                }
-                Ok(())
-            }
+    /// Writes what lies in one frame, or a hole.
+    fn write(&self, run: &Run, scratch: &mut Scratch, before: &mut Vec<u8>) -> Result<(), RestoreError> {
+        if let [(at, Span::Hole { length })] = run[..] {
+            return self.write_hole(at, length, before);
+        }
+        let ids: Vec<ChunkId> = run.iter().filter_map(|(_, span)| chunk_of(span)).collect();
+        let mut failure = None;
+        let read = self.source.each(&ids, scratch, &mut |row, bytes| {
+            failure = self.write_row(run, row, bytes, before).err();
+            failure.is_none()
+        });
+        match (failure, read) {
+            (Some(error), _) => Err(error),
+            (None, Err((_, source))) => Err(self.tree(TreeError::Chunk(source))),
+            (None, Ok(())) => Ok(()),
         }
     }
 
+    /// Writes chunks that lie one after another; what goes into the file in a row is written at once.
+    fn write_row(
+        &self,
+        run: &Run,
+        row: &[(usize, Range<usize>)],
+        bytes: &[u8],
+        before: &mut Vec<u8>,
+    ) -> Result<(), RestoreError> {
+        let failed = || RestoreError::file("write", self.path);
+        let mut waiting: Option<(u64, Range<usize>)> = None;
+        for (index, range) in row {
+            let Some((at, Span::Data { offset, length, .. })) = run.get(*index) else { continue };
+            let start = range.start + *offset as usize;
+            let data = start..start + *length as usize;
+            if data.end > range.end {
+                return Err(self.tree(TreeError::Damaged { what: "a piece that reaches beyond its chunk" }));
+            }
+            waiting = match waiting.take() {
+                Some((from, so_far)) if so_far.end == data.start && from + so_far.len() as u64 == *at => {
+                    Some((from, so_far.start..data.end))
+                }
+                Some((from, so_far)) => {
+                    let piece = bytes.get(so_far).unwrap_or_default();
+                    self.write_where_it_differs(from, piece, before).map_err(failed())?;
+                    Some((*at, data))
+                }
+                None => Some((*at, data)),
+            };
+        }
+        let Some((from, so_far)) = waiting else { return Ok(()) };
+        let piece = bytes.get(so_far).unwrap_or_default();
+        self.write_where_it_differs(from, piece, before).map_err(failed())
+    }
+
+    /// What was cut or never there reads as zeros already.
+    fn write_hole(&self, mut at: u64, length: u64, before: &mut Vec<u8>) -> Result<(), RestoreError> {
+        let zeros = vec![0; HOLE_BYTES as usize];
+        let end = at.saturating_add(length).min(self.there);
+        while at < end {
+            let now = (end - at).min(HOLE_BYTES);
+            let piece = zeros.get(..now as usize).unwrap_or_default();
+            self.write_where_it_differs(at, piece, before).map_err(RestoreError::file("write", self.path))?;
+            at += now;
+        }
+        Ok(())
+    }
+
+    fn tree(&self, source: TreeError) -> RestoreError {
+        RestoreError::Tree { point: self.point.id.clone(), source }
+    }
+
     fn write_where_it_differs(&self, at: u64, bytes: &[u8], before: &mut Vec<u8>) -> io::Result<()> {
+        let at_once = if at < self.there { COMPARED_BYTES } else { bytes.len().max(1) };
+        let mut places = (at..).step_by(at_once);
+        bytes.chunks(at_once).zip(&mut places).try_for_each(|(bytes, at)| self.write_if_it_differs(at, bytes, before))
+    }
+
+    fn write_if_it_differs(&self, at: u64, bytes: &[u8], before: &mut Vec<u8>) -> io::Result<()> {
         if at.saturating_add(bytes.len() as u64) <= self.there {
             before.resize(bytes.len(), 0);
             self.file.read_exact_at(before, at)?;

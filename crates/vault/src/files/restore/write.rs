@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -21,10 +21,11 @@ use rustix::io::Errno;
 use super::plan::{Batch, Piece, clear};
 use super::{Job, RestoreError, add};
 use crate::files::Event;
+use crate::files::ahead::for_each_frame;
 use crate::files::browse::part;
 use crate::files::metadata::{self, Metadata, Own, Seen};
 use crate::files::walk::open_directory;
-use crate::{ChunkId, Scratch, Sealed};
+use crate::{ChunkId, Scratch};
 
 /// What is compared and written at once.
 const BLOCK_BYTES: usize = 4096;
@@ -65,13 +66,12 @@ impl FileWork {
     }
 }
 
-/// What a worker holds: the directory and the file it was last in (neighbours mostly share them), and what it reads with.
+/// What a worker holds: the directory and the file it was last in (neighbours mostly share them).
 #[derive(Default)]
 struct Hand {
     folder: Option<(Arc<PathBuf>, OwnedFd)>,
     /// Which file of the batch, and whether this restore made it.
     file: Option<(u32, OwnedFd, bool)>,
-    scratch: Scratch,
 }
 
 /// Pieces of one file that lie one after another, there and in what was unpacked.
@@ -93,70 +93,22 @@ impl Stretch {
 /// All pieces of one chunk.
 type Run = Range<usize>;
 
-/// As many as may unpack and write at once. Where the storage is far away more threads than these wait for it, each for one frame.
-struct Hands {
-    free: Mutex<Vec<Hand>>,
-    given_back: Condvar,
-}
-
-impl Hands {
-    fn new(count: usize) -> Hands {
-        Hands { free: Mutex::new((0..count).map(|_| Hand::default()).collect()), given_back: Condvar::new() }
-    }
-
-    fn take(&self) -> Hand {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match free.pop() {
-                Some(hand) => return hand,
-                None => free = self.given_back.wait(free).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
-    }
-
-    fn give_back(&self, hand: Hand) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(hand);
-        self.given_back.notify_one();
-    }
-}
-
-/// However many reads at once a storage wants: each holds a frame in memory.
-const READERS_MAX: usize = 8;
-
 impl Batch {
     /// Writes everything, on several threads.
     pub(super) fn write(mut self, job: &Job<'_>, threads: usize) {
+        let mut hand = Hand::default();
+        for file in self.files.iter().filter(|file| file.pieces == 0) {
+            if !proceed(job, self.write_empty(job, file, &mut hand)) {
+                return;
+            }
+        }
         self.pieces.sort_unstable_by_key(|piece| (piece.id, piece.file, piece.position));
         let (runs, units) = self.runs(job);
-        let (next_unit, next_file) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let readers = job.source.parallel_reads().min(READERS_MAX);
-        let hands = Hands::new(threads);
-        let work = || {
-            let mut hand = hands.take();
-            while let Some(file) = self.files.get(next_file.fetch_add(1, Ordering::Relaxed)) {
-                if file.pieces == 0 && !proceed(job, self.write_empty(job, file, &mut hand)) {
-                    break;
-                }
-            }
-            let mut sealed = Sealed::default();
-            while let Some(unit) = units.get(next_unit.fetch_add(1, Ordering::Relaxed)) {
-                let runs = runs.get(unit.clone()).unwrap_or_default();
-                if readers > threads {
-                    // Whoever waits for the storage keeps nobody from unpacking.
-                    hands.give_back(hand);
-                    if let Some(first) = runs.first().and_then(|run| self.pieces.get(run.start)) {
-                        job.source.fetch(&first.id, &mut sealed);
-                    }
-                    hand = hands.take();
-                    std::mem::swap(&mut hand.scratch.sealed, &mut sealed);
-                }
-                if !proceed(job, self.write_unit(job, runs, &mut hand)) {
-                    break;
-                }
-            }
-            hands.give_back(hand);
-        };
-        std::thread::scope(|scope| (0..readers.max(threads)).for_each(|_| drop(scope.spawn(work))));
+        let runs_of = |unit: &Range<usize>| runs.get(unit.clone()).unwrap_or_default();
+        let first = |unit: &Range<usize>| Some(self.pieces.get(runs_of(unit).first()?.start)?.id);
+        for_each_frame(job.source, threads, &units, first, |unit, scratch, hand| {
+            proceed(job, self.write_unit(job, runs_of(unit), scratch, hand))
+        });
     }
 
     /// The pieces of each chunk, in the order in which the chunks lie in packs; and the runs that are unpacked together.
@@ -179,16 +131,20 @@ impl Batch {
     }
 
     /// Unpacks what lies together once, and writes all that is needed of it.
-    fn write_unit(&self, job: &Job<'_>, runs: &[Run], hand: &mut Hand) -> Result<(), RestoreError> {
+    fn write_unit(
+        &self,
+        job: &Job<'_>,
+        runs: &[Run],
+        scratch: &mut Scratch,
+        hand: &mut Hand,
+    ) -> Result<(), RestoreError> {
         let pieces = |run: &Run| self.pieces.get(run.clone()).unwrap_or_default();
         let ids: Vec<ChunkId> = runs.iter().filter_map(|run| Some(pieces(run).first()?.id)).collect();
         let mut failure = None;
-        let mut scratch = std::mem::take(&mut hand.scratch);
-        let read = job.source.each(&ids, &mut scratch, &mut |row, bytes| {
+        let read = job.source.each(&ids, scratch, &mut |row, bytes| {
             failure = self.write_row(job, row, bytes, |index| runs.get(index).map(pieces), hand).err();
             failure.is_none()
         });
-        hand.scratch = scratch;
         if let Some(error) = failure {
             return Err(error);
         }
