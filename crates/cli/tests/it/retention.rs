@@ -42,7 +42,13 @@ fn unmeasured(screen: &str) -> String {
         let mut words: Vec<&str> = line.split(' ').collect();
         for place in 1..words.len() {
             let is_unit = matches!(words[place].trim_end_matches([',', ')', ';']), "B" | "kB" | "MB");
-            if is_unit && words[place - 1].trim_start_matches('(').parse::<f64>().is_ok() {
+            if let Ok(size) = words[place - 1].trim_start_matches('(').parse::<f64>()
+                && is_unit
+            {
+                // The last bytes before the next unit.
+                if size >= 900.0 && words[place] == "B" {
+                    words[place] = "kB";
+                }
                 words[place - 1] = if words[place - 1].starts_with('(') { "(…" } else { "…" };
             }
         }

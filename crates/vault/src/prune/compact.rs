@@ -31,6 +31,9 @@ const PACKS_PER_PART: usize = 64;
 /// A pack that is smaller is moved beside others like it.
 const SMALL_BYTES: u64 = PACK_BYTES as u64 / 4;
 
+/// A pack that is to be moved alone must free so much.
+const WORTH_BYTES: u64 = 256 << 10;
+
 /// When packs are moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MoveRules {
@@ -103,8 +106,9 @@ impl MovePlan {
             if pack.touched.is_none_or(|at| at >= lease) {
                 continue;
             }
-            if is_sparse(pack.bytes, pack.live_bytes) {
-                sparse.push((pack.bytes - pack.live_bytes, *hash, home));
+            let frees = pack.bytes.saturating_sub(pack.live_bytes);
+            if is_sparse(pack.bytes, pack.live_bytes) && frees >= WORTH_BYTES {
+                sparse.push((frees, *hash, home));
             } else if pack.bytes < SMALL_BYTES {
                 small.entry(home).or_default().push(*hash);
             }
@@ -127,7 +131,6 @@ impl MovePlan {
             plan.there.insert(name::pack(&hash.0), pack.bytes);
             plan.homes.entry(home.clone()).or_default().insert(hash);
         }
-        // One that is sparse and alone is worth it for what it frees; the new pack is as small as it must be.
         if plan.packs > 0 {
             plan.indexes.clone_from(&survey.indexes);
             plan.listed = survey.packs.keys().cloned().collect();
