@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use lifeboat_vault::files::{BackupError, RestoreError, TreeError};
 use lifeboat_vault::storage::{self, Storage, StorageError};
-use lifeboat_vault::{Finding, HostVault, Identity, PointInfo, Severity, State, Unlocked, Vault, VaultError};
+use lifeboat_vault::{Finding, HostVault, Identity, PointInfo, Severity, State, Unlocked, Vault, VaultError, Witness};
 
 use crate::error::{CommandError, Exit, Kind};
 use crate::plan_file;
@@ -23,6 +23,10 @@ pub(crate) struct VaultArgs {
     /// The owner's fingerprint, as `vault init` printed it [default: the plan's, else the one seen here before]
     #[arg(long, value_name = "FINGERPRINT")]
     pub(crate) owner: Option<String>,
+    /// Hold it against a copy of it, or another vault that its hosts write to: shows whether it was rolled back as a whole; may be
+    /// given several times
+    #[arg(long, value_name = "URL")]
+    pub(crate) against: Vec<String>,
 }
 
 /// A vault that was named on the command line, or is the plan's only one.
@@ -32,9 +36,18 @@ pub(crate) struct Named {
     pub(crate) name: String,
     pub(crate) url: String,
     pub(crate) owner: Option<String>,
+    /// Who is asked how far it had come.
+    against: Vec<String>,
+    /// The plan's other vaults: name and address.
+    others: Vec<(String, String)>,
 }
 
 impl VaultArgs {
+    /// One that is named otherwise than with `--vault`.
+    pub(crate) fn of(url: &str, owner: &Option<String>) -> VaultArgs {
+        VaultArgs { vault: Some(url.to_owned()), owner: owner.clone(), against: Vec::new() }
+    }
+
     /// The vault meant, from `--vault` or as the plan's only one.
     pub(crate) fn find(&self, ui: &Ui) -> Result<Named, CommandError> {
         let given = self.vault.as_deref();
@@ -66,11 +79,14 @@ impl VaultArgs {
             }
         };
         let owner = self.owner.clone().or(plan.keys.owner.clone());
-        Ok(Named { name: name.clone(), url: vault.url.clone(), owner })
+        let others = plan.vaults.iter().filter(|(other, _)| *other != name);
+        let others = others.map(|(name, vault)| (name.clone(), vault.url.clone())).collect();
+        Ok(Named { name: name.clone(), url: vault.url.clone(), owner, against: self.against.clone(), others })
     }
 
     fn at(&self, url: &str) -> Named {
-        Named { name: url.to_owned(), url: url.to_owned(), owner: self.owner.clone() }
+        let (owner, against) = (self.owner.clone(), self.against.clone());
+        Named { name: url.to_owned(), url: url.to_owned(), owner, against, others: Vec::new() }
     }
 }
 
@@ -80,14 +96,41 @@ pub(crate) fn is_address(text: &str) -> bool {
 }
 
 impl Named {
+    pub(crate) fn new(name: &str, url: &str, owner: Option<String>) -> Named {
+        Named { name: name.to_owned(), url: url.to_owned(), owner, against: Vec::new(), others: Vec::new() }
+    }
+
     pub(crate) fn storage(&self) -> Result<Arc<dyn Storage>, CommandError> {
         storage::open(&self.url).map_err(CommandError::of_storage)
     }
 
     /// For reading what is in the clear.
     pub(crate) fn open(&self, ui: &Ui) -> Result<Vault, CommandError> {
-        let storage = self.storage()?;
-        Vault::open(storage, Some(state(ui, None)?), self.owner.as_deref()).map_err(CommandError::of_vault)
+        let (storage, state) = (self.storage()?, state(ui, None)?);
+        let vault = Vault::open(storage, Some(state.clone()), self.owner.as_deref()).map_err(CommandError::of_vault)?;
+        for url in &self.against {
+            let other = storage::open(url).map_err(CommandError::of_storage)?;
+            let witness = hold_against(&vault, (url, other), &state).map_err(CommandError::of_vault)?;
+            if witness.at.is_none() {
+                ui.warn(format_args!(
+                    "{url} knows nothing of this vault: it proves nothing; name a copy of it, or a vault that its hosts write to as well"
+                ));
+            }
+        }
+        Ok(vault)
+    }
+
+    /// Asks the plan's other vaults, too, how far this one had come; one that is away is no obstacle.
+    pub(crate) fn ask_others(&self, vault: &Vault, ui: &Ui) -> Result<(), CommandError> {
+        let state = state(ui, None)?;
+        for (name, url) in &self.others {
+            if let Ok(other) = storage::open(url)
+                && let Err(error) = hold_against(vault, (name, other), &state)
+            {
+                ui.note(format_args!("the vault `{name}` cannot be asked how fresh this one is: {error}"));
+            }
+        }
+        Ok(())
     }
 
     /// For writing as this host.
@@ -99,6 +142,42 @@ impl Named {
     pub(crate) fn unlock(&self, keys: &[PathBuf], ui: &Ui) -> Result<Unlocked, CommandError> {
         let identities = load_keys(keys)?;
         self.open(ui)?.unlock(&identities).map_err(CommandError::of_vault)
+    }
+}
+
+/// Asks another place how far a vault had come.
+pub(crate) fn hold_against(
+    vault: &Vault,
+    (name, other): (&str, Arc<dyn Storage>),
+    state: &State,
+) -> Result<Witness, VaultError> {
+    // Where it is a copy, it has the same owner; where it is not, it has one of its own, known here or met for the first time.
+    let same = Vault::open(other.clone(), Some(state.clone()), Some(vault.owner()));
+    let other = match same {
+        Err(VaultError::ForeignVault { .. }) => Vault::open(other, Some(state.clone()), None)?,
+        other => other?,
+    };
+    vault.hold_against(name, &other)
+}
+
+/// Whether anything proves that a vault is not an old state of itself, in a line.
+pub(crate) fn freshness(vault: &Vault, findings: &[Finding]) -> String {
+    let proofs: Vec<String> = vault
+        .witnesses()
+        .iter()
+        .filter_map(|witness| Some(format!("{} at {}", witness.by, crate::commands::points::time(witness.at?))))
+        .collect();
+    let unproven = findings.iter().any(|finding| finding.code == "freshness-unproven");
+    if findings.iter().any(|finding| finding.code == "rolled-back") {
+        return "freshness: disproven, the vault was rolled back".to_owned();
+    }
+    match (proofs.is_empty(), unproven) {
+        (false, false) => format!("freshness: proven by {}", proofs.join(" and by ")),
+        (false, true) => format!("freshness: proven in part by {}", proofs.join(" and by ")),
+        (true, false) => "freshness: not older than what this machine saw last".to_owned(),
+        (true, true) => {
+            "freshness: unproven; ask a copy, or another vault of the same hosts, with --against URL".to_owned()
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Makes a vault whose points hold as many paths as one likes, without a disk full of files: for `cargo xtask bench catalog`.
 //!
-//! `many_paths DIR PATHS`: `DIR/vault`, `DIR/state` and `DIR/owner.key`; three points of `/data`, in the second and third of which a thousand files changed.
+//! `many_paths DIR PATHS`: `DIR/vault`, `DIR/state` and `DIR/owner.key`; four points of `/data`: in the second and third a thousand files changed each, all over the tree, in the
+//! fourth ten.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)] // a tool for a measurement: its failures are read by who started it
 
 use std::path::Path;
@@ -12,7 +13,7 @@ use lifeboat_vault::{ChunkSink, HostVault, Identity, InitOptions, SessionOptions
 /// Files of a directory, and directories of one above it.
 const FILES: u64 = 40;
 const BELOW: [u64; 2] = [25, 32];
-const CHANGED: u64 = 1000;
+const CHANGED: [u64; 3] = [1000, 1000, 10];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -25,7 +26,7 @@ fn main() {
     let storage = storage::create(&directory.join("vault").display().to_string()).unwrap();
     let (vault, _) = Vault::init(storage, &state, &options).unwrap();
     std::fs::write(directory.join("owner.key"), format!("{}\n", owner.expose())).unwrap();
-    for point in 0..3 {
+    for point in 0..=CHANGED.len() as u64 {
         let stored = take(&vault, paths, point);
         println!("point {}: {stored} paths", point + 1);
     }
@@ -48,13 +49,13 @@ fn name(number: u64) -> String {
     format!("{}-{}-{}{}", WORDS[pick(8, 24)], WORDS[pick(24, 24)], mixed >> 44, ENDINGS[pick(40, 10)])
 }
 
-/// A point; in each after the first other files have changed.
+/// A point; in each after the first other files have changed besides.
 fn take(vault: &HostVault, paths: u64, point: u64) -> u64 {
     let session = vault.begin("/data", SessionOptions::default()).unwrap();
     let content: Vec<u8> = (0..256 << 10).map(|byte: u32| (byte.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let id = session.put(&content).unwrap().id;
     let leaves = paths / (FILES + 1);
-    let step = (leaves * FILES / CHANGED).max(1);
+    let steps: Vec<u64> = CHANGED.iter().map(|changed| (leaves * FILES / changed).max(1)).collect();
     let mut writer = TreeWriter::new(&session, Some(metadata(1)));
     let (mut stored, mut number) = (0, 0u64);
     for leaf in 0..leaves {
@@ -75,9 +76,9 @@ fn take(vault: &HostVault, paths: u64, point: u64) -> u64 {
         writer.enter(format!("{}-{leaf}", name(leaf + 1_000_003)).as_bytes(), Some(metadata(3))).unwrap();
         for _ in 0..FILES {
             number += 1;
-            let changed = point > 0 && (number + point).is_multiple_of(step);
-            let (length, mtime) =
-                ((number % 4000) as u32 + 1, 1_600_000_000 + number as i64 + if changed { point as i64 } else { 0 });
+            let changes = (1..=point).zip(&steps).filter(|(point, step)| (number + point).is_multiple_of(**step));
+            let length = (number % 4000) as u32 + 1;
+            let mtime = 1_600_000_000 + number as i64 + changes.map(|(point, _)| point as i64).sum::<i64>();
             let spans = vec![Span::Data { id, offset: (number % 9000) as u32, length }];
             let kind = Kind::File { size: u64::from(length), spans };
             let name = format!("{}-{number}", name(number)).into_bytes();

@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::codec::Hash;
+use crate::copy::LOGS_AT_ONCE;
 use crate::error::{Doing, Result, VaultError};
-use crate::finding::{Finding, Severity, note};
+use crate::finding::{Finding, Severity, note, note_read};
 use crate::heal::Sample;
 use crate::index;
 use crate::keys::{self, Pair};
@@ -314,12 +315,13 @@ impl Vault {
         report: &mut CheckReport,
     ) -> Result<()> {
         let given_up = self.given_up(&mut report.findings)?;
+        let left_out = self.left_out()?;
         let listed = self.storage().list("pack/").doing(|| "listing packs".to_owned())?;
         let there: HashMap<&str, u64> = listed.iter().map(|o| (o.key.as_str(), o.size)).collect();
         report.packs = listed.len() as u64;
         for (hash, (bytes, by)) in named {
             let key = name::pack(&hash.0);
-            if given_up.contains(hash) {
+            if given_up.contains(hash) || (left_out.packs.contains(hash) && !there.contains_key(key.as_str())) {
                 continue;
             }
             match there.get(key.as_str()) {
@@ -343,13 +345,14 @@ impl Vault {
                 );
                 report.findings.push(Finding::new(Severity::Note, "unreferenced", &object.key, message));
             }
-            if read.is_some_and(|sample| sample.includes_key(&object.key)) {
+            let is_given_up = given_up.iter().any(|hash| name::pack(&hash.0) == object.key);
+            if !is_given_up && read.is_some_and(|sample| sample.includes_key(&object.key)) {
                 let bytes = self.storage().get(&object.key).doing(|| format!("reading {}", object.key));
                 let read = bytes.and_then(|bytes| match name::pack(&crate::crypt::hash(&bytes)) == object.key {
                     true => Ok(bytes.len() as u64),
                     false => Err(VaultError::damaged(&object.key, "its bytes are not what its name says")),
                 });
-                if let Some(bytes) = note(read, &mut report.findings)? {
+                if let Some(bytes) = note_read(read, &object.key, &mut report.findings)? {
                     report.packs_read += 1;
                     report.bytes_read += bytes;
                 }
@@ -373,10 +376,32 @@ impl Vault {
         }));
         lineages.sort();
         lineages.dedup();
+        let mut ends: HashMap<String, u64> = HashMap::new();
+        if self.unfinished_copy()?.is_some() {
+            for (chain, number) in listed.iter().filter_map(|object| Place::of(&object.key)?.link()) {
+                let end = ends.entry(chain).or_default();
+                *end = number.max(*end);
+            }
+        }
+        // A copy that was cut off may lack some of the stretch that it was at.
+        let is_to_come = |finding: &Finding| {
+            let link = Place::of(&finding.object).and_then(|place| place.link());
+            finding.code == "missing"
+                && link.is_some_and(|(chain, number)| {
+                    ends.get(&chain).is_some_and(|end| number + LOGS_AT_ONCE as u64 > *end)
+                })
+        };
         for (dataset, lineage) in lineages {
             let trail = self.log_trail(&dataset, &lineage)?;
             report.log_objects += trail.entries.len() as u64;
-            report.findings.extend(trail.findings);
+            let findings = trail.findings.into_iter().map(|finding| match is_to_come(&finding) {
+                true => {
+                    let message = format!("{} has not come yet: this is a half copy", finding.object);
+                    Finding { severity: Severity::Warning, code: "half-copy", message, ..finding }
+                }
+                false => finding,
+            });
+            report.findings.extend(findings);
         }
         Ok(())
     }
@@ -412,7 +437,9 @@ impl Unlocked {
                 report.findings.push(finding);
             }
         }
-        let mut read = HashSet::new();
+        // Nobody needs those any more; the next prune takes them.
+        let mut read: HashSet<String> =
+            self.given_up(&mut Vec::new())?.into_iter().map(|hash| name::pack(&hash.0)).collect();
         for dataset in self.datasets() {
             let Some(source) = note(self.source(&dataset), &mut report.findings)? else { continue };
             let before = report.findings.len();
@@ -476,8 +503,9 @@ impl Unlocked {
             }
             let bytes = match self.storage().get(&key) {
                 Err(e) if e.is_not_found() => continue, // named already, by the index
-                other => other.doing(|| format!("reading {key}"))?,
+                other => other.doing(|| format!("reading {key}")),
             };
+            let Some(bytes) = note_read(bytes, &key, &mut report.findings)? else { continue };
             report.packs_read += 1;
             report.bytes_read += bytes.len() as u64;
             if crate::crypt::hash(&bytes) != pack.record.hash.0 {
@@ -525,7 +553,8 @@ impl Unlocked {
             if read.contains(&object.key) || !sample.includes_key(&object.key) {
                 continue;
             }
-            let bytes = self.storage().get(&object.key).doing(|| format!("reading {}", object.key))?;
+            let bytes = self.storage().get(&object.key).doing(|| format!("reading {}", object.key));
+            let Some(bytes) = note_read(bytes, &object.key, &mut report.findings)? else { continue };
             report.packs_read += 1;
             report.bytes_read += bytes.len() as u64;
             if name::pack(&crate::crypt::hash(&bytes)) != object.key {

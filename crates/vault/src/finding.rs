@@ -72,6 +72,30 @@ pub(crate) fn note<T>(result: Result<T, VaultError>, findings: &mut Vec<Finding>
     }
 }
 
+/// Keeps what was read, or that this one object cannot be: a bad place on a disk. Storage that fails as a whole is an error.
+pub(crate) fn note_read<T>(
+    read: Result<T, VaultError>,
+    key: &str,
+    findings: &mut Vec<Finding>,
+) -> Result<Option<T>, VaultError> {
+    match read {
+        Err(VaultError::Storage { source, .. }) if !source.is_everywhere() => {
+            let message = format!(
+                "{key} cannot be read ({}); look at the disk, and heal the vault from a copy: lifeboat vault heal --from COPY",
+                with_causes(&source)
+            );
+            findings.push(Finding::new(Severity::Alarm, "unreadable", key, message));
+            Ok(None)
+        }
+        other => note(other, findings),
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 /// An object too large to be ours is that object's fault, not the storage's.
 fn storage_of_one_object(error: &VaultError) -> bool {
     matches!(error, VaultError::Storage { source: crate::storage::StorageError::TooLarge { .. }, .. })

@@ -359,13 +359,13 @@ pub(crate) fn write_secret_file(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-fn read_json<T: serde::de::DeserializeOwned + Default>(path: &Path) -> Result<T> {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned + Default>(path: &Path) -> Result<T> {
     let Some(text) = read_secret_file(path)? else { return Ok(T::default()) };
     serde_json::from_str(&text)
         .map_err(|e| VaultError::invalid(path.display().to_string(), format!("it cannot be read: {e}")))
 }
 
-fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_vec_pretty(value).map_err(|_| VaultError::crypto("encoding state"))?;
     write_secret_file(path, &text)
 }

@@ -31,6 +31,7 @@ pub mod doctor;
 mod error;
 pub mod files;
 mod finding;
+mod freshness;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod heal;
@@ -60,6 +61,7 @@ pub mod storage;
 pub use check::{CheckOptions, CheckReport, DatasetStat, Stat};
 pub use error::{Result, VaultError};
 pub use finding::{Finding, Severity};
+pub use freshness::Witness;
 pub use heal::{BadPacks, Healed, Sample, SampleWish};
 pub use host::State;
 pub use log::{LogEntry, LogPiece, LogTrail, LogWriter};

@@ -10,7 +10,7 @@ use crate::name;
 use crate::roster::{self, Roster};
 use crate::sign::{PublicKey, Signed};
 use crate::storage::{Listed, Put, Storage, StorageError, check_key};
-use crate::{copy, heal, index, log, prune, receipt, refs, snapshot};
+use crate::{copy, freshness, heal, index, log, prune, receipt, refs, snapshot};
 
 /// What a key says about its object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub(crate) enum Place {
     Heal(String, String),
     /// The record of a copy, and whether it says that it is done.
     Copy(u64, bool),
+    /// What a host saw of another vault: which, and the host.
+    Witness(String, String, u64),
     /// A record of a prune: generation and step.
     Prune(u64, prune::Step),
     Hold(u64),
@@ -131,6 +133,9 @@ impl Place {
                 let (number, done) = copy::parse_record(part)?;
                 Place::Copy(number, done)
             }
+            ["witness", vault, host, number] => {
+                Place::Witness(name::decode(vault)?, name::decode(host)?, name::parse_number(number)?)
+            }
             ["prune", ..] => {
                 let (generation, step) = prune::parse_key(key)?;
                 Place::Prune(generation, step)
@@ -161,6 +166,7 @@ impl Place {
             Place::Verification(..) => snapshot::VERIFICATION_KIND,
             Place::Receipt(..) => receipt::KIND,
             Place::Copy(..) => copy::RECORD_KIND,
+            Place::Witness(..) => freshness::KIND,
             Place::Prune(_, step) => step.kind(),
             Place::Hold(_) => prune::HOLD_KIND,
             Place::Freeze(_) => prune::FREEZE_KIND,
@@ -213,7 +219,8 @@ impl Place {
             | Place::GatheredLog { .. }
             | Place::Prune(..) => crate::storage::OBJECT_BYTES_MAX,
             Place::Snapshot(..) => 32 << 20,
-            Place::Roster(_) | Place::Receipt(..) => 8 << 20,
+            // A record of a copy lists the packs that it lacks.
+            Place::Roster(_) | Place::Receipt(..) | Place::Copy(..) => 8 << 20,
             _ => 1 << 20,
         }
     }
@@ -275,6 +282,7 @@ pub(crate) fn check(roster: &Roster, key: &str, place: &Place, bytes: &[u8]) -> 
         Place::Receipt(keeper, number) => receipt::check(roster, keeper, *number, bytes)?,
         Place::Heal(host, dataset) => heal::check_list(roster, key, host, dataset, &signed)?,
         Place::Copy(number, done) => copy::check_record(roster, key, *number, *done, &signed)?,
+        Place::Witness(..) => freshness::check_record(roster, key, &signed)?,
         Place::Prune(generation, step) => prune::check_record(roster, *generation, *step, bytes)?,
         Place::Hold(number) => prune::check_hold(roster, *number, key, bytes)?,
         Place::Freeze(number) => prune::check_freeze(roster, *number, key, bytes)?,

@@ -120,6 +120,10 @@ pub trait ChunkSource: Send + Sync {
     /// Reads from the storage, ahead of its turn, what `each` is to unpack for this chunk and those that lie with it. What goes wrong
     /// is told by `each`, which then tries again.
     fn fetch(&self, _id: &ChunkId, _sealed: &mut Sealed) {}
+    /// Whether these bytes are the chunk, where that can be said without fetching it.
+    fn is_of(&self, _id: &ChunkId, _plain: &[u8]) -> bool {
+        false
+    }
     /// Hands chunks to `take` in order, verified, as many at once as lie one after another: each with its place in `ids` and where
     /// it is in the bytes. Ends early where `take` says no. What lies together is unpacked once, into `scratch`. An error comes
     /// with the place of the chunk it is about.

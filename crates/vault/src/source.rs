@@ -468,6 +468,10 @@ impl ChunkSource for Source {
         }
     }
 
+    fn is_of(&self, id: &ChunkId, plain: &[u8]) -> bool {
+        self.is_right(id, plain)
+    }
+
     fn each(
         &self,
         ids: &[ChunkId],

@@ -189,6 +189,7 @@ fn a_prune_is_shown_done_in_two_steps_and_taken_back() {
     2 recovery points, 2 packs, 0 log objects
     … kB and 4 chunks read and verified
     2 recovery points marked as verified
+    freshness: not older than what this machine saw last
     nothing wrong found
     exit 0
     "#);

@@ -55,6 +55,7 @@ fn the_ordinary_screens() {
     insta::assert_snapshot!(machine.line(&format!("vault check --vault {vault}")).screen(), @r#"
     3 recovery points, 3 packs, 0 log objects
     structure checked; contents not read (--read-data), nothing opened (--key FILE)
+    freshness: not older than what this machine saw last
     nothing wrong found
     exit 0
     "#);
@@ -63,6 +64,7 @@ fn the_ordinary_screens() {
     3 recovery points, 3 packs, 0 log objects
     1.23 MB and … chunks read and verified
     3 recovery points marked as verified
+    freshness: not older than what this machine saw last
     nothing wrong found
     exit 0
     "#);

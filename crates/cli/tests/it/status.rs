@@ -172,3 +172,35 @@ fn watch_looks_again_every_second_and_ends_when_told() {
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn copies_are_shown_with_what_they_lack() {
+    let world = World::new(&Options::default());
+    world.backup();
+    let copy = world.path("copy");
+    let make = ["vault", "copy", "--to", &copy, "--from"];
+    let vault = {
+        let (status, _) = status(&world);
+        status["datasets"][0]["vaults"][0]["vault"].as_str().unwrap().to_owned()
+    };
+    let make = [&make[..], &[vault.as_str()]].concat();
+    world.ok(&make);
+    let shown = |world: &World| status(world).0["datasets"][0]["vaults"][0]["copies"][0].clone();
+    let first = shown(&world);
+    assert_eq!((&first["complete"], &first["points_lacking"]), (&true.into(), &0.into()), "{first:#}");
+    assert!(first["age_seconds"].as_f64().unwrap() < 60.0);
+    world.backup();
+    assert_eq!(shown(&world)["points_lacking"], 1);
+    let said = text(&world.lifeboat(&["status"]).stdout);
+    assert!(said.contains(&format!("in {copy}: ")) && said.contains("old, lacks 1 newer point"), "{said}");
+    // One that was not finished is a finding.
+    fs::write(world.root.join("north/volumes/docs/large"), crate::machine::noise(1, 1 << 20)).unwrap();
+    world.backup();
+    let slowly = [&make[..], &["--rate", "1kB"]].concat();
+    let mut child = world.command(&slowly).stdout(Stdio::null()).spawn().unwrap();
+    wait_until("the copy is begun", || shown(&world)["complete"] == false);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (status, code) = status(&world);
+    assert!(code == 3 && codes(&status).contains(&"copy-incomplete"), "{status:#}");
+}

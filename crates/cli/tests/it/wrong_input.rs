@@ -133,6 +133,7 @@ fn data_sets_points_and_times_that_are_not_there() {
     insta::assert_snapshot!(restore("letters"), @r#"
     error: the vault has no recovery point of `letters`
     help: it has some of: /data
+    help: for one path of a data set: --path letters
     exit 2
     "#);
     insta::assert_snapshot!(restore("--point 7"), @r#"

@@ -283,9 +283,21 @@ impl Writing<'_> {
                 continue;
             }
             match self.take_point(vault, false, stream, over) {
-                Ok(_) => last = Some(now),
+                Ok(_) => {
+                    last = Some(now);
+                    self.record_elsewhere(vault);
+                }
                 Err(_) if over.is_cancelled() => return,
                 Err(_) => not_before_seconds = clock.monotonic_seconds() + AGAIN_AFTER_SECONDS,
+            }
+        }
+    }
+
+    /// Says in the other vaults how far this one has come, so that it cannot be rolled back unnoticed.
+    fn record_elsewhere(&self, vault: &NamedVault) {
+        for other in self.vaults.iter().filter(|other| other.name != vault.name) {
+            if let Err(error) = other.vault.witness(&vault.vault) {
+                tracing::warn!("{} cannot take in how far {} has come: {error}", other.name, vault.name);
             }
         }
     }

@@ -44,8 +44,46 @@ pub struct Pattern {
     text: String,
     last: Last,
     whole: Whole,
+    /// Where the directory of what fits must be: found first, there are fewer of them than names.
+    above: Option<Above>,
     /// A slash at the end: directories only.
     directories: bool,
+}
+
+/// A directory whose path fits one of these, and whose own name fits, may hold what is looked for.
+#[derive(Debug, Clone)]
+struct Above {
+    paths: Vec<GlobMatcher>,
+    name: Option<Regex>,
+}
+
+impl Above {
+    /// The directory part of a spelled glob, if it has one that says anything.
+    fn of(
+        spelled: &str,
+        regex: &dyn Fn(&str) -> Result<Regex, PatternError>,
+        glob: &dyn Fn(&str) -> Result<GlobMatcher, PatternError>,
+    ) -> Result<Option<Above>, PatternError> {
+        // A brace may hold slashes: then the parts are no patterns of their own.
+        let Some((above, last)) = spelled.rsplit_once('/').filter(|_| !spelled.contains('{')) else { return Ok(None) };
+        if above.is_empty() || above == "**" || (last != "**" && last.contains("**")) {
+            return Ok(None);
+        }
+        if last == "**" {
+            let paths =
+                [above.to_owned(), format!("{above}/**")].iter().map(|path| glob(path)).collect::<Result<_, _>>()?;
+            return Ok(Some(Above { paths, name: None }));
+        }
+        // `**` stands for no directory as well.
+        let shorter = above.strip_suffix("/**").filter(|shorter| !shorter.is_empty());
+        let paths = [Some(above), shorter].into_iter().flatten().map(glob).collect::<Result<_, _>>()?;
+        let name = above.rsplit('/').next().unwrap_or_default();
+        let name = match name.contains("**") {
+            true => None,
+            false => Some(regex(&in_lines(glob(name)?.glob().regex()))?),
+        };
+        Ok(Some(Above { paths, name }))
+    }
 }
 
 fn is_wild(text: &str) -> bool {
@@ -63,6 +101,12 @@ impl Pattern {
             let built = RegexBuilder::new(source).case_insensitive(ignore_case).unicode(ignore_case).build();
             built.map_err(|error| PatternError::Glob { text: text.to_owned(), why: error.to_string() })
         };
+        let glob = |source: &str| {
+            let built = GlobBuilder::new(source).literal_separator(true).case_insensitive(ignore_case).build();
+            let built = built.map_err(|e| PatternError::Glob { text: text.to_owned(), why: e.kind().to_string() });
+            built.map(|glob| glob.compile_matcher())
+        };
+        let mut above = None;
         let name = wanted.rsplit('/').next().unwrap_or_default();
         let (last, whole) = match (wanted.contains('/'), is_wild(wanted) && !exact) {
             (false, false) if exact => (around(&regex, name)?, Whole::Name(regex(&anchored(name))?)),
@@ -78,13 +122,13 @@ impl Pattern {
                     true => format!("**/{wanted}"),
                     false => wanted.to_owned(),
                 };
-                let built = GlobBuilder::new(&spelled).literal_separator(true).case_insensitive(ignore_case).build();
-                let glob = built
-                    .map_err(|e| PatternError::Glob { text: text.to_owned(), why: e.kind().to_string() })?
-                    .compile_matcher();
+                let whole = glob(&spelled)?;
+                if slash {
+                    above = Above::of(&spelled, &regex, &glob)?;
+                }
                 let literal = longest_literal(name);
                 let last = if literal.is_empty() { Last::Any } else { around(&regex, &literal)? };
-                (last, Whole::Glob(glob))
+                (last, Whole::Glob(whole))
             }
         };
         let whole = match whole {
@@ -92,7 +136,7 @@ impl Pattern {
             Whole::Glob(glob) if !wanted.contains('/') => Whole::Name(regex(&in_lines(glob.glob().regex()))?),
             other => other,
         };
-        Ok(Pattern { text: text.to_owned(), last, whole, directories })
+        Ok(Pattern { text: text.to_owned(), last, whole, above, directories })
     }
 
     pub fn text(&self) -> &str {
@@ -109,6 +153,23 @@ impl Pattern {
             Last::Any => None,
             Last::Around(regex) => Some(regex),
         }
+    }
+
+    /// Whether it says where the directory must be.
+    pub(super) fn has_above(&self) -> bool {
+        self.above.is_some()
+    }
+
+    /// Whether a directory's own name is worth a look at its path.
+    pub(super) fn may_be_above(&self, name: &[u8]) -> bool {
+        self.above.as_ref().and_then(|above| above.name.as_ref()).is_none_or(|regex| regex.is_match(name))
+    }
+
+    /// Whether what fits may lie in the directory at a path that begins with a slash.
+    pub(super) fn may_lie_in(&self, full: &[u8]) -> bool {
+        use std::os::unix::ffi::OsStrExt;
+        let path = std::path::Path::new(std::ffi::OsStr::from_bytes(full));
+        self.above.as_ref().is_none_or(|above| above.paths.iter().any(|glob| glob.is_match(path)))
     }
 
     /// Whether a name is worth a look at its path.
@@ -180,7 +241,11 @@ mod tests {
     fn fits(pattern: &str, full: &str) -> bool {
         let pattern = Pattern::new(pattern, false, false).unwrap();
         let name = full.rsplit('/').next().unwrap();
-        let candidate = pattern.needle().is_none_or(|needle| needle.is_match(name.as_bytes()));
+        let above = full.strip_suffix(name).unwrap().trim_end_matches('/');
+        let (_, own) = above.rsplit_once('/').unwrap_or_default();
+        let candidate = pattern.needle().is_none_or(|needle| needle.is_match(name.as_bytes()))
+            && pattern.may_be_above(own.as_bytes())
+            && pattern.may_lie_in(above.as_bytes());
         let fits = pattern.accepts(name.as_bytes(), full.as_bytes());
         assert!(candidate || !fits, "the needle of {} misses {full}", pattern.text());
         candidate && fits && pattern.may_be(name.as_bytes())
@@ -198,6 +263,13 @@ mod tests {
             ("/root/*.txt", "/root/a.txt", "/a/root/a.txt"),
             ("{a,b}.t[x]t", "/r/b.txt", "/r/c.txt"),
             ("etc/nginx/**", "/r/etc/nginx/sites/a", "/r/etc/apache/sites/a"),
+            ("projects/**/notes.t?t", "/r/projects/notes.txt", "/r/project/notes.txt"),
+            ("a/**/b/*", "/r/a/b/c", "/r/a/c"),
+            ("r/*", "/r/a", "/r/b/a"),
+            ("r/b/**", "/r/b/c/d", "/r/c/b"),
+            ("r/b/**", "/x/r/b/c", "/r/b"),
+            ("{x/y,z}/*.t", "/r/x/y/a.t", "/r/y/a.t"),
+            ("/**/*.t", "/r/a.t", "/r/a.u"),
         ] {
             assert!(fits(pattern, right), "{pattern} does not find {right}");
             assert!(!fits(pattern, wrong), "{pattern} finds {wrong}");

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a version is shown only with points that are still in the vault.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, params};
@@ -13,6 +13,8 @@ use crate::files::joined;
 
 /// Blocks that are searched by all threads at once.
 const BATCH: usize = 64;
+/// In so few directories names are looked up one directory at a time; in more of them all blocks are gone through.
+const FOLDERS_ONE_BY_ONE: usize = 2000;
 
 /// In which points something must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,6 +103,16 @@ struct Chain {
     wanted: bool,
 }
 
+impl Chain {
+    /// A path as it was on the host, beginning with a slash.
+    fn full(&self, path: &[u8]) -> Vec<u8> {
+        match self.prefix.is_empty() {
+            true => [b"/", path].concat(),
+            false => joined(&self.prefix, path),
+        }
+    }
+}
+
 struct Searcher<'a> {
     catalog: &'a Catalog,
     query: &'a Query,
@@ -121,7 +133,16 @@ impl Catalog {
         let ended = (query.when == When::Deleted).then(|| self.ended()).transpose()?;
         let (folders, answer) = (HashMap::new(), Answer::default());
         let mut searcher = Searcher { catalog: self, query, chains, folders, last: None, ended, answer };
-        searcher.blocks()?;
+        match query.pattern.has_above() {
+            false => searcher.blocks(None)?,
+            true => {
+                let within = searcher.folders_above()?;
+                match within.len() <= FOLDERS_ONE_BY_ONE {
+                    true => searcher.one_by_one(&within)?,
+                    false => searcher.blocks(Some(&within.into_iter().collect()))?,
+                }
+            }
+        }
         let mut answer = searcher.answer;
         answer.found.sort_by(|a, b| (&a.dataset, &a.path, &a.host).cmp(&(&b.dataset, &b.path, &b.host)));
         Ok(answer)
@@ -184,9 +205,13 @@ fn moment(nanoseconds: i64) -> Timestamp {
 /// A name that may be what is searched for: its number, its folder, itself.
 type Candidate = (i64, i64, Vec<u8>);
 
-/// The candidates of one block.
-fn look_through(first: i64, block: &Block, pattern: &Pattern) -> Vec<Candidate> {
+/// The candidates of one block, in these folders or in any.
+fn look_through(first: i64, block: &Block, pattern: &Pattern, within: Option<&HashSet<i64>>) -> Vec<Candidate> {
     let mut found = Vec::new();
+    let is_within = |folder: i64| within.is_none_or(|within| within.contains(&folder));
+    if !block.runs.iter().any(|run| is_within(run.folder)) {
+        return found;
+    }
     let folder_of = |index: u64| {
         let mut passed = 0;
         block.runs.iter().find(|run| {
@@ -198,21 +223,21 @@ fn look_through(first: i64, block: &Block, pattern: &Pattern) -> Vec<Candidate> 
         // The empty name is the top itself.
         if !name.is_empty()
             && pattern.may_be(name)
-            && let Some(run) = folder_of(index)
+            && let Some(run) = folder_of(index).filter(|run| is_within(run.folder))
         {
             found.push((first + index as i64, run.folder, name.to_vec()));
         }
     };
     let Some(needle) = pattern.needle() else {
         let (mut runs, mut left) = (block.runs.iter(), 0);
-        let mut folder = 0;
+        let (mut folder, mut wanted) = (0, false);
         for (index, name) in (0..).zip(block.names()) {
             while left == 0 {
                 let Some(run) = runs.next() else { return found };
-                (folder, left) = (run.folder, run.count);
+                (folder, left, wanted) = (run.folder, run.count, is_within(run.folder));
             }
             left -= 1;
-            if !name.is_empty() && pattern.may_be(name) {
+            if wanted && !name.is_empty() && pattern.may_be(name) {
                 found.push((first + index, folder, name.to_vec()));
             }
         }
@@ -234,7 +259,76 @@ fn look_through(first: i64, block: &Block, pattern: &Pattern) -> Vec<Candidate> 
 }
 
 impl Searcher<'_> {
-    fn blocks(&mut self) -> Result<()> {
+    /// The folders in which what is looked for may lie, in order.
+    fn folders_above(&mut self) -> Result<Vec<i64>> {
+        let failed = || self.catalog.failed("looking through its folders");
+        let query = "SELECT id, parent IS NULL, name FROM folder ORDER BY id";
+        let mut statement = self.catalog.db.prepare_cached(query).map_err(failed())?;
+        let mut rows = statement.query([]).map_err(failed())?;
+        let (pattern, mut within) = (&self.query.pattern, Vec::new());
+        loop {
+            let failed = || self.catalog.failed("looking through its folders");
+            let Some(row) = rows.next().map_err(failed())? else { return Ok(within) };
+            let is_top: bool = row.get(1).map_err(failed())?;
+            let name = row.get_ref(2).and_then(|name| Ok(name.as_blob()?)).map_err(failed())?;
+            if !is_top && !pattern.may_be_above(name) {
+                continue;
+            }
+            let id: i64 = row.get(0).map_err(failed())?;
+            let (top, path) = self.path_of(id)?;
+            let Some(chain) = self.chains.get(&top).filter(|chain| chain.wanted) else { continue };
+            if pattern.may_lie_in(&chain.full(&path)) {
+                within.push(id);
+            }
+        }
+    }
+
+    /// Looks through the names of a few folders.
+    fn one_by_one(&mut self, folders: &[i64]) -> Result<()> {
+        let failed = || self.catalog.failed("searching a folder");
+        let db = &self.catalog.db;
+        let mut runs =
+            db.prepare_cached("SELECT first, count FROM run WHERE folder = ? ORDER BY first").map_err(failed())?;
+        let by_number = "SELECT first, content FROM block WHERE first <= ? ORDER BY first DESC LIMIT 1";
+        let mut blocks = db.prepare_cached(by_number).map_err(failed())?;
+        let mut open: Option<(i64, Block)> = None;
+        for folder in folders {
+            let rows = runs.query_map([folder], |row| Ok((row.get(0)?, row.get(1)?)));
+            let rows: Vec<(i64, i64)> = rows.and_then(Iterator::collect).map_err(failed())?;
+            for (first, count) in rows {
+                let holds = |(start, block): &(i64, Block)| first >= *start && first < start + block.count() as i64;
+                if !open.as_ref().is_some_and(holds) {
+                    let read = blocks.query_row([first], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?)));
+                    let (start, packed) = read.map_err(failed())?;
+                    let block = Block::unpack(&packed).ok_or_else(|| self.catalog.damaged("one of its blocks"))?;
+                    open = Some((start, block));
+                }
+                let Some((start, block)) = &open else { continue };
+                let skipped = usize::try_from(first - start).unwrap_or(usize::MAX);
+                let names = block.names().skip(skipped).take(usize::try_from(count).unwrap_or(0));
+                let pattern = &self.query.pattern;
+                let fits = |name: &[u8]| {
+                    let hit = pattern.needle().is_none_or(|needle| needle.is_match(name));
+                    hit && !name.is_empty() && pattern.may_be(name)
+                };
+                let found: Vec<Candidate> = (first..)
+                    .zip(names)
+                    .filter(|(_, name)| fits(name))
+                    .map(|(file, name)| (file, *folder, name.to_vec()))
+                    .collect();
+                for candidate in found {
+                    if !self.consider(candidate)? {
+                        self.answer.more = true;
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes through all names, or through those in some folders.
+    fn blocks(&mut self, within: Option<&HashSet<i64>>) -> Result<()> {
         let failed = || self.catalog.failed("searching it");
         let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(8));
         let mut statement =
@@ -256,7 +350,7 @@ impl Searcher<'_> {
             let look = |part: &[(i64, Vec<u8>)]| {
                 let mut found = Vec::new();
                 for (first, packed) in part {
-                    found.extend(look_through(*first, &Block::unpack(packed)?, pattern));
+                    found.extend(look_through(*first, &Block::unpack(packed)?, pattern, within));
                 }
                 Some(found)
             };
@@ -288,8 +382,7 @@ impl Searcher<'_> {
         let Some((_, top, above)) = &self.last else { return Ok(true) };
         let (top, path) = (*top, joined(above, &name));
         let Some(chain) = self.chains.get(&top).filter(|chain| chain.wanted) else { return Ok(true) };
-        let full = joined(&chain.prefix, &path);
-        let full = if chain.prefix.is_empty() { [b"/", &path[..]].concat() } else { full };
+        let full = chain.full(&path);
         if !self.query.pattern.accepts(&name, &full) {
             return Ok(true);
         }

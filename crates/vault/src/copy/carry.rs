@@ -13,7 +13,7 @@ use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, Severity};
 use crate::object::{self, Place};
 use crate::open::Vault;
-use crate::storage::{Storage, StorageError};
+use crate::storage::Storage;
 
 /// A pause for the pace is cut into pieces, so that a stop is noticed.
 const NAP: Duration = Duration::from_millis(50);
@@ -127,7 +127,7 @@ impl Work<'_> {
         let key = &load.key;
         let bytes = match self.source.storage().get(key) {
             Ok(bytes) => bytes,
-            Err(error) if is_everywhere(&error) => {
+            Err(error) if error.is_everywhere() => {
                 return Err(VaultError::Storage { doing: format!("reading {key}"), source: error });
             }
             // Pruned while it was copied, or a bad place on a disk: what is left out is said.
@@ -179,12 +179,6 @@ impl Work<'_> {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         (self.progress)(done, self.total);
     }
-}
-
-/// Whether the storage as a whole has failed, and not this object.
-fn is_everywhere(error: &StorageError) -> bool {
-    use StorageError::{Connection, Denied, Gone, NoSpace, Refused, Replaced};
-    matches!(error, Gone { .. } | Replaced { .. } | NoSpace { .. } | Denied { .. } | Refused { .. } | Connection { .. })
 }
 
 /// So many bytes a second, over all threads.

@@ -8,21 +8,28 @@
 //! not a broken one; what was pruned does not come back.
 
 mod carry;
+mod memory;
 mod plan;
 mod record;
+mod since;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+
+use jiff::Timestamp;
 
 use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, Severity};
 use crate::host::State;
 use crate::name;
-use crate::open::Vault;
+use crate::open::{Unlocked, Vault};
+use crate::sign::SigningKey;
 use crate::storage::Storage;
 
+pub use self::memory::KnownCopy;
+pub(crate) use self::plan::LOGS_AT_ONCE;
 pub use self::record::CopyRecord;
-pub(crate) use self::record::{KIND as RECORD_KIND, check as check_record, parse as parse_record};
+pub(crate) use self::record::{KIND as RECORD_KIND, LeftOut, check as check_record, parse as parse_record};
 
 /// What a copy is told.
 #[derive(Debug, Clone)]
@@ -31,11 +38,36 @@ pub struct CopyOptions {
     pub owner: Option<String>,
     /// Only this data set; everything without it.
     pub dataset: Option<String>,
+    /// Of each chain of points only those from this moment on, and the one before, so that every moment since can be restored.
+    pub since: Option<Timestamp>,
+    /// The vault that is copied, opened: then packs that none of those points needs stay behind, and the owner's key signs the record.
+    pub opened: Option<Unlocked>,
     /// So many objects are on their way at a time.
     pub parallel: usize,
     pub bytes_per_second: Option<u64>,
     /// This machine's memory of heads, and the key that signs the record of the copy.
     pub state: State,
+}
+
+impl CopyOptions {
+    /// All of it, four objects at a time.
+    pub fn new(state: State) -> CopyOptions {
+        CopyOptions {
+            owner: None,
+            dataset: None,
+            since: None,
+            opened: None,
+            parallel: 4,
+            bytes_per_second: None,
+            state,
+        }
+    }
+
+    /// Who signs the record: the owner where its key is at hand.
+    fn signer(&self) -> &SigningKey {
+        let owner = self.opened.as_ref().and_then(|opened| opened.owner_key.as_deref());
+        owner.unwrap_or_else(|| self.state.signing_key())
+    }
 }
 
 /// What was copied, and what was found.
@@ -49,6 +81,9 @@ pub struct CopyReport {
     pub objects_there: u64,
     /// Recovery points that are new in the target.
     pub points_copied: u64,
+    /// Recovery points and packs of the source that stay behind, because they are older than was asked for.
+    pub points_left_out: u64,
+    pub packs_left_out: u64,
     /// Whether the target now has everything that the source had when it was listed, as far as it was right.
     pub complete: bool,
 }
@@ -70,13 +105,32 @@ pub fn copy(
     report.findings.retain(|finding| finding.code != "one-recipient");
     // The points first: what they need is in the listings that follow.
     let plan = plan::make(&source, to, target.as_ref(), options, &mut report)?;
-    let number = record::begin(&source, &**to, &options.state, &plan)?;
+    check_may_leave_out(&source, options, &plan)?;
+    let entry = record::Entry { source: &source, to: &**to, signer: options.signer(), plan: &plan, options };
+    let number = entry.begin()?;
+    let remember = |report: &CopyReport, whole| options.state.keep_copy(&to.location(), &plan, options, report, whole);
+    remember(&report, false)?;
     let whole = carry::carry(&source, &**to, &plan, options, progress, cancel, &mut report)?;
-    if whole && options.dataset.is_none() {
-        record::finish(&source, &**to, &options.state, &plan, number, &report)?;
+    if whole {
+        entry.finish(number, &report)?;
+        remember(&report, true)?;
     }
     report.complete = whole;
     Ok(report)
+}
+
+/// Whoever reads a copy that lacks points must be able to tell intent from loss.
+fn check_may_leave_out(source: &Vault, options: &CopyOptions, plan: &plan::Plan) -> Result<()> {
+    let is_whole = plan.lacks.is_empty() && plan.lacks_until_done.is_empty();
+    if is_whole || record::may_leave_out(&source.roster(), &options.signer().public()) {
+        return Ok(());
+    }
+    Err(VaultError::Refused {
+        what: "leaving out older recovery points".to_owned(),
+        why: "the record that says they are no loss must be signed by the owner, or by a person, a controller or a pruner on the roster; \
+              give the owner's key (--key)"
+            .to_owned(),
+    })
 }
 
 /// The vault at the target, where there is one; it must be this one.

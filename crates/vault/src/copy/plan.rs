@@ -5,11 +5,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
+use super::since::{self, Wanted};
 use super::{CopyOptions, CopyReport};
 use crate::codec::Hash;
+use crate::copy::LeftOut;
 use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, Severity, note};
-use crate::index;
 use crate::name;
 use crate::object::Place;
 use crate::open::Vault;
@@ -27,12 +30,18 @@ pub(super) struct Load {
 /// Rows of one phase: the objects of a row in order, rows beside each other.
 pub(super) type Phase = Vec<Vec<Load>>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Plan {
     pub(super) phases: Vec<Phase>,
     pub(super) bytes: u64,
     /// The newest link of each chain at the source.
     pub(super) heads: Vec<(String, u64, Hash)>,
+    /// What was committed later is not in it.
+    pub(super) listed_at: Timestamp,
+    pub(super) since: Option<Timestamp>,
+    /// What the target lacks by design when all of it was carried, and until then.
+    pub(super) lacks: LeftOut,
+    pub(super) lacks_until_done: LeftOut,
 }
 
 /// When an object's turn is; `None` for what belongs to one place only.
@@ -48,9 +57,9 @@ fn phase(place: &Place) -> Option<usize> {
         Place::Tombstone(..) | Place::Prune(..) => 7,
         Place::Snapshot(..) => 8,
         // What must stay must stay where the copy becomes the vault, too.
-        Place::Verification(..) | Place::Receipt(..) | Place::Hold(_) | Place::Freeze(_) => 9,
-        // What is damaged here need not be there.
-        Place::Enrolment(_) | Place::Copy(..) | Place::Heal(..) | Place::Probe => return None,
+        Place::Verification(..) | Place::Receipt(..) | Place::Witness(..) | Place::Hold(_) | Place::Freeze(_) => 9,
+        Place::Heal(..) => 7,
+        Place::Enrolment(_) | Place::Copy(..) | Place::Probe => return None,
     })
 }
 const PHASES: usize = 10;
@@ -65,6 +74,7 @@ pub(super) fn make(
     report: &mut CopyReport,
 ) -> Result<Plan> {
     let from = source.storage();
+    let listed_at = Timestamp::now();
     let snapshots = from.list("snap/").doing(|| "listing the source".to_owned())?;
     let mut listed = from.list("").doing(|| "listing the source".to_owned())?;
     // Points that were committed since rest on what this listing may lack.
@@ -73,11 +83,17 @@ pub(super) fn make(
     let there = to.list("").doing(|| "listing the target".to_owned())?;
     let here = chains(&listed);
     let beyond = chains(&there);
-    let mut plan = Plan { heads: heads(source, &here, &mut report.findings)?, ..Plan::default() };
+    let mut heads = heads(source, &here, &mut report.findings)?;
+    if let Some(dataset) = &options.dataset {
+        name::check(dataset, "the data set's name")?;
+        let of_it = format!("/{}/", name::encode(dataset));
+        heads.retain(|(chain, ..)| chain.ends_with(&of_it));
+    }
     if target.is_some() {
         compare(source, to, &here, &beyond, report)?;
     }
-    let wanted = wanted_packs(source, options, &listed, &mut report.findings)?;
+    let wanted = since::wanted(source, target, options, &listed, &there, report)?;
+    let (mut phases_bytes, mut rows) = (0, vec![BTreeMap::<String, Vec<Load>>::new(); PHASES]);
     let sizes: HashMap<&str, u64> = there.iter().map(|o| (o.key.as_str(), o.size)).collect();
     let ledger = source.ledger()?;
     let open_points = ledger.undecided().map(|open| open.proposal.points.as_slice()).unwrap_or_default();
@@ -89,7 +105,7 @@ pub(super) fn make(
     };
     let tombstones: HashSet<&str> = listed.iter().chain(&there).map(|o| o.key.as_str()).filter(is_stone).collect();
     let own = own_words(source, to, &listed, &there, report)?;
-    let mut rows: Vec<BTreeMap<String, Vec<Load>>> = vec![BTreeMap::new(); PHASES];
+    let given_up = source.given_up(&mut report.findings)?;
     for object in &listed {
         let Some(place) = Place::of(&object.key) else {
             let message = format!("{} is no object of this version's vaults, and is not copied", object.key);
@@ -107,7 +123,13 @@ pub(super) fn make(
         if stays_here {
             continue;
         }
-        if is_left_out(&place, options, wanted.as_ref(), &tombstones) {
+        // What is damaged here need not be there; what was given up is missed nowhere.
+        let is_bad = match &place {
+            Place::Heal(host, dataset) => !crate::heal::gives_up(source, &object.key, host, dataset),
+            Place::Pack(hash) => given_up.contains(&Hash(*hash)),
+            _ => false,
+        };
+        if is_bad || is_left_out(&place, options, &wanted, &tombstones) {
             continue;
         }
         match sizes.get(object.key.as_str()) {
@@ -118,7 +140,7 @@ pub(super) fn make(
                 }
             }
             None => {
-                plan.bytes += object.size;
+                phases_bytes += object.size;
                 // Links of a chain go one after the other; everything else for itself.
                 let row = match &place {
                     Place::Prune(..) => "prune/".to_owned(),
@@ -133,8 +155,33 @@ pub(super) fn make(
             }
         }
     }
-    plan.phases = rows.into_iter().map(|rows| rows.into_values().map(in_order).collect()).collect();
-    Ok(plan)
+    let phases = rows.into_iter().map(|rows| rows.into_values().map(in_order).collect()).flat_map(side_by_side);
+    Ok(Plan {
+        phases: phases.collect(),
+        bytes: phases_bytes,
+        heads,
+        listed_at,
+        since: options.since.or(wanted.since_before),
+        lacks: wanted.lacks,
+        lacks_until_done: wanted.lacks_until_done,
+    })
+}
+
+/// So many log objects of a chain are on their way at once, in any order.
+pub(crate) const LOGS_AT_ONCE: usize = 256;
+
+/// A log of a year has millions of objects, most often in one chain: a stretch of it goes side by side, the next when that is there. A copy
+/// that is cut off lacks some of the last stretch at most.
+fn side_by_side(phase: Phase) -> Vec<Phase> {
+    let is_log = |row: &Vec<Load>| row.first().is_some_and(|load| matches!(load.place, Place::Log { .. }));
+    let (mut logs, others): (Phase, Phase) = phase.into_iter().partition(is_log);
+    let longest = logs.iter().map(Vec::len).max().unwrap_or(0);
+    let mut phases = vec![others];
+    for _ in 0..longest.div_ceil(LOGS_AT_ONCE) {
+        let stretches = logs.iter_mut().flat_map(|row| row.drain(..row.len().min(LOGS_AT_ONCE)));
+        phases.push(stretches.map(|load| vec![load]).collect());
+    }
+    phases
 }
 
 /// Holds and freezes that stay where they are, because the target has others under their numbers: a release of one there would end
@@ -177,15 +224,20 @@ fn in_order(mut row: Vec<Load>) -> Vec<Load> {
     row
 }
 
-fn is_left_out(
-    place: &Place,
-    options: &CopyOptions,
-    wanted: Option<&HashSet<[u8; 32]>>,
-    tombstones: &HashSet<&str>,
-) -> bool {
+fn is_left_out(place: &Place, options: &CopyOptions, wanted: &Wanted, tombstones: &HashSet<&str>) -> bool {
     let other = options.dataset.as_deref().zip(place.dataset()).is_some_and(|(wanted, dataset)| wanted != dataset);
-    let unwanted = match (place, wanted) {
-        (Place::Pack(hash), Some(wanted)) => !wanted.contains(hash),
+    let is_early = |host: &str, dataset: &str, number: u64| {
+        wanted.from.get(&name::snapshots_of(host, dataset)).is_some_and(|from| number < *from)
+    };
+    let unwanted = match place {
+        Place::Pack(hash) => wanted.packs.as_ref().is_some_and(|packs| !packs.contains(hash)),
+        Place::Refs(host, dataset, hash) => {
+            let key = || format!("{}{}", name::refs_of(host, dataset), Hash(*hash));
+            wanted.refs.as_ref().is_some_and(|refs| !refs.contains(&key()))
+        }
+        Place::Snapshot(host, dataset, number) | Place::Verification(host, dataset, number) => {
+            is_early(host, dataset, *number)
+        }
         _ => false,
     };
     let pruned = match place {
@@ -245,6 +297,7 @@ fn compare(
     beyond: &Chains,
     report: &mut CopyReport,
 ) -> Result<()> {
+    let lacks = source.left_out()?;
     for (chain, theirs) in beyond {
         let Some(ours) = here.get(chain) else {
             if chain.starts_with("snap/") {
@@ -267,7 +320,7 @@ fn compare(
         let newest = ours.last_key_value().map_or(0, |(number, _)| *number);
         if chain.starts_with("snap/") {
             behind(source, chain, newest, theirs, report);
-            for (number, key) in theirs.range(..newest) {
+            for (number, key) in theirs.range(lacks.first_of(chain)..newest.max(lacks.first_of(chain))) {
                 if !ours.contains_key(number) && !is_pruned(source, key)? {
                     let why = "the target still has it, and no tombstone says that it was pruned";
                     report.findings.push(Finding::missing(key, why));
@@ -300,36 +353,4 @@ fn behind(source: &Vault, chain: &str, newest: u64, theirs: &BTreeMap<u64, Strin
         source.storage().location()
     );
     report.findings.push(Finding::new(Severity::Warning, "source-behind", chain, message));
-}
-
-/// The packs that a data set's indexes name; `None` for all.
-fn wanted_packs(
-    source: &Vault,
-    options: &CopyOptions,
-    listed: &[Listed],
-    findings: &mut Vec<Finding>,
-) -> Result<Option<HashSet<[u8; 32]>>> {
-    let Some(dataset) = &options.dataset else { return Ok(None) };
-    name::check(dataset, "the data set's name")?;
-    let roster = source.roster();
-    let mut wanted = HashSet::new();
-    let mut known = false;
-    for object in listed {
-        let storage = &**source.storage();
-        let packs = match Place::of(&object.key) {
-            Some(Place::Index(host, set, number)) if set == *dataset => {
-                index::read(storage, &roster, &host, &set, number).map(|index| index.head.packs)
-            }
-            Some(Place::Moved(host, set, of)) if set == *dataset => {
-                index::read_moved(storage, &roster, &host, &set, of).map(|moved| moved.head.packs)
-            }
-            _ => continue,
-        };
-        known = true;
-        wanted.extend(note(packs, findings)?.unwrap_or_default().into_iter().map(|pack| pack.hash.0));
-    }
-    match known {
-        true => Ok(Some(wanted)),
-        false => Err(VaultError::invalid(format!("data set {dataset:?}"), "the vault has nothing of it")),
-    }
 }

@@ -10,6 +10,7 @@ mod browse;
 mod cache;
 mod chunk;
 mod compare;
+mod disk;
 mod exclude;
 mod metadata;
 mod read;
@@ -27,6 +28,7 @@ pub use backup::{BackupError, BackupOptions, TreeSummary, backup_bytes, backup_t
 pub use browse::{Browser, CopyError, read_entries, read_root};
 pub use chunk::Cut;
 pub use compare::{Change, GoOn, compare_nodes, compare_trees, joined};
+pub use disk::{DiskError, DiskOptions, compare_with_disk};
 pub use exclude::{ExcludeError, Excludes};
 pub use metadata::{Metadata, Xattrs};
 pub use read::{FileReader, ends_of};

@@ -453,7 +453,7 @@ impl Scanned {
     }
 }
 
-fn is_kernel_file_system(dir: &OwnedFd) -> bool {
+pub(crate) fn is_kernel_file_system(dir: &OwnedFd) -> bool {
     #[allow(clippy::unnecessary_cast)] // the width differs between architectures
     rustix::fs::fstatfs(dir).is_ok_and(|stat| KERNEL_FILE_SYSTEMS.contains(&(stat.f_type as u64 & 0xffff_ffff)))
 }

@@ -74,6 +74,15 @@ fn open(roster: &Roster, key: &str, host: &str, dataset: &str, signed: &Signed) 
     }
 }
 
+/// Whether a list gives packs up, by who may.
+pub(crate) fn gives_up(vault: &Vault, key: &str, host: &str, dataset: &str) -> bool {
+    let opened = vault.storage().get(key).doing(|| format!("reading {key}"));
+    let opened = opened
+        .and_then(|bytes| Signed::open(KIND, key, &bytes))
+        .and_then(|signed| open(&vault.roster(), key, host, dataset, &signed));
+    opened.is_ok_and(|body| body.state == PackState::GivenUp)
+}
+
 pub(super) fn write(
     vault: &Vault,
     signer: &SigningKey,
@@ -105,7 +114,9 @@ impl Vault {
     /// The packs that a backup of this host must not build on.
     pub(crate) fn bad_packs_of(&self, host: &str, dataset: &str) -> Result<Vec<Hash>> {
         let list = self.heal_list(host, dataset)?;
-        Ok(list.into_iter().filter(|(_, state)| *state != PackState::Good).map(|(hash, _)| hash).collect())
+        let bad = list.into_iter().filter(|(_, state)| *state != PackState::Good).map(|(hash, _)| hash);
+        // In a copy of part of a vault, what its indexes name may not be there, either.
+        Ok(bad.chain(self.left_out()?.packs).collect())
     }
 
     /// Every pack that was given up, in whosever list.

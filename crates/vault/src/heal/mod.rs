@@ -5,7 +5,8 @@
 //!                      └─ onto the signed heal list ─ the host's next backup stores those chunks again ─ the bad pack is given up
 //! ```
 //! Invariants: what is right is never replaced, and nothing is put that is not right itself; a pack is given up only when every chunk
-//! that any point needs of it lies elsewhere, in a pack that was read and is right.
+//! that any point needs of it lies elsewhere, in a pack that was read and is right; it is deleted by a prune, as anything is, which looks once
+//! more.
 
 mod list;
 mod sample;
@@ -27,7 +28,7 @@ use crate::refs;
 use crate::snapshot::{Badge, PointInfo};
 use crate::storage::Storage;
 
-pub(crate) use self::list::{KIND, PackState, check as check_list};
+pub(crate) use self::list::{KIND, PackState, check as check_list, gives_up};
 pub use self::sample::{Sample, SampleWish};
 
 /// What healing from a copy did.
@@ -45,7 +46,7 @@ impl CheckReport {
     /// everything below it that is missing.
     pub fn bad_objects(&self) -> BTreeSet<String> {
         let bad = |finding: &&Finding| {
-            matches!(finding.code, "missing" | "damaged" | "untrusted" | "rolled-back")
+            matches!(finding.code, "missing" | "damaged" | "unreadable" | "untrusted" | "rolled-back")
                 && (finding.object.ends_with('/') || Place::of(&finding.object).is_some())
         };
         self.findings.iter().filter(bad).map(|finding| finding.object.clone()).collect()
@@ -251,15 +252,12 @@ impl Unlocked {
         Ok(result)
     }
 
-    /// Says, with the owner's key, that these packs are given up, and removes what is left of them.
+    /// Says, with the owner's key, that these packs are given up: nobody misses them, and the next prune removes what is left of them.
     pub fn give_up(&self, packs: &BadPacks) -> Result<()> {
         let hashes: HashSet<Hash> = packs.replaced.iter().filter_map(|key| pack_hash(key)).collect();
         let owner = self.owner_key()?;
         for ((host, dataset), packs) in self.writers_of(&hashes)? {
             list::write(self, owner, (&host, &dataset), PackState::GivenUp, &packs)?;
-        }
-        for key in &packs.replaced {
-            self.storage().delete(key).doing(|| format!("removing {key}"))?;
         }
         Ok(())
     }

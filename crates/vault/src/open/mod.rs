@@ -7,12 +7,14 @@
 mod make;
 mod unlocked;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use crate::copy::LeftOut;
 use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, Severity};
+use crate::freshness::Witnessed;
 use crate::host::{ChunkKey, State};
 use crate::keys::{self, Pair, Stated};
 use crate::log::LogEntry;
@@ -44,6 +46,10 @@ struct Inner {
     indexes: Mutex<HashMap<String, crate::session::KnownChunks>>,
     ledger: Mutex<Option<Arc<Ledger>>>,
     tombstones: Mutex<HashMap<String, Tombstone>>,
+    /// What the record of a copy says was left out, and that record's key.
+    left_out: Mutex<Option<(String, LeftOut)>>,
+    /// Heads that copies and other vaults prove.
+    witnessed: Mutex<Witnessed>,
     /// A rule that a test has taken away.
     #[cfg(test)]
     taken_away: Mutex<Option<crate::prune::Rule>>,
@@ -91,6 +97,8 @@ impl Vault {
             indexes: Mutex::default(),
             ledger: Mutex::default(),
             tombstones: Mutex::default(),
+            left_out: Mutex::default(),
+            witnessed: Mutex::default(),
             #[cfg(test)]
             taken_away: Mutex::default(),
         };
@@ -161,7 +169,7 @@ impl Vault {
         }
     }
 
-    fn check_roster_against_memory(&self) -> Result<()> {
+    pub(crate) fn check_roster_against_memory(&self) -> Result<()> {
         let loaded = self.loaded();
         let version = loaded.roster.version;
         match self.remembered_head(name::ROSTER)? {
@@ -193,18 +201,48 @@ impl Vault {
         *place = Arc::new(loaded);
     }
 
+    /// The newest head of a chain that this machine has seen, or that a copy or another vault proves.
     pub(crate) fn remembered_head(&self, chain: &str) -> Result<Option<(u64, String)>> {
-        match &self.inner.state {
-            None => Ok(None),
-            Some(state) => state.head(&self.loaded().roster.vault, chain),
-        }
+        let seen = match &self.inner.state {
+            None => None,
+            Some(state) => state.head(&self.loaded().roster.vault, chain)?,
+        };
+        let proven = self.witnessed().head(chain);
+        Ok(match (seen, proven) {
+            (Some(seen), Some(proven)) if proven.0 > seen.0 => Some(proven),
+            (seen, proven) => seen.or(proven),
+        })
     }
 
     pub(crate) fn remembered_heads(&self, prefix: &str) -> Result<Vec<(String, u64)>> {
-        match &self.inner.state {
-            None => Ok(Vec::new()),
-            Some(state) => state.heads_within(&self.loaded().roster.vault, prefix),
+        let mut heads: BTreeMap<String, u64> = match &self.inner.state {
+            None => BTreeMap::new(),
+            Some(state) => state.heads_within(&self.loaded().roster.vault, prefix)?.into_iter().collect(),
+        };
+        for (chain, number) in self.witnessed().heads_within(prefix) {
+            let kept = heads.entry(chain).or_default();
+            *kept = number.max(*kept);
         }
+        Ok(heads.into_iter().collect())
+    }
+
+    /// What this machine has seen of this vault itself, to be recorded elsewhere.
+    pub(crate) fn own_heads(&self, prefix: &str) -> Result<Vec<(String, u64, String)>> {
+        let Some(state) = &self.inner.state else { return Ok(Vec::new()) };
+        let vault = self.loaded().roster.vault.clone();
+        let mut heads = Vec::new();
+        for (chain, _) in state.heads_within(&vault, prefix)? {
+            heads.extend(state.head(&vault, &chain)?.map(|(number, hash)| (chain, number, hash)));
+        }
+        Ok(heads)
+    }
+
+    pub(crate) fn witnessed(&self) -> MutexGuard<'_, Witnessed> {
+        lock(&self.inner.witnessed)
+    }
+
+    pub(crate) fn left_out_cache(&self) -> MutexGuard<'_, Option<(String, LeftOut)>> {
+        lock(&self.inner.left_out)
     }
 
     pub(crate) fn remember_head(&self, chain: &str, number: u64, hash: [u8; 32]) -> Result<()> {

@@ -10,6 +10,7 @@ use crate::codec::{Hash, Moment};
 use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, note};
 use crate::name;
+use crate::object::Place;
 use crate::open::Vault;
 use crate::prune::fold::{Fold, SparedPoint};
 use crate::prune::record::{self, ChainHead, Done, LogCut, Proposal, Step, Sweep, Tombstone};
@@ -307,6 +308,30 @@ impl Vault {
         };
         self.tombstones_cache().insert(key, tombstone.clone());
         Ok(ledger.counts(&tombstone).then_some(tombstone))
+    }
+}
+
+/// A point that was pruned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pruned {
+    /// `HOST/DATASET/SEQUENCE`, as a point's.
+    pub id: String,
+    pub at: jiff::Timestamp,
+}
+
+impl Vault {
+    /// Points that were pruned and are missed by nobody: swept, or with a tombstone that counts.
+    pub fn pruned_points(&self) -> Result<Vec<Pruned>> {
+        let ledger = self.ledger()?;
+        let gone = |(key, gone): (&String, &Gone)| (key.trim_start_matches("snap/").to_owned(), gone.at.into());
+        let mut pruned: BTreeMap<String, jiff::Timestamp> = ledger.pruned.iter().map(gone).collect();
+        for object in self.storage().list("tombstone/").doing(|| "listing tombstones".to_owned())? {
+            let Some(Place::Tombstone(host, dataset, number)) = Place::of(&object.key) else { continue };
+            let stone = note(self.tombstone(&ledger, &host, &dataset, number), &mut Vec::new())?.flatten();
+            let id = object.key.trim_start_matches("tombstone/").to_owned();
+            pruned.extend(stone.map(|stone| (id, stone.at.into())));
+        }
+        Ok(pruned.into_iter().map(|(id, at)| Pruned { id, at }).collect())
     }
 }
 

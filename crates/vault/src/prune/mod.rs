@@ -19,7 +19,7 @@ mod ledger;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod lies;
-mod live;
+pub(crate) mod live;
 mod logs;
 mod perform;
 mod propose;
@@ -46,11 +46,12 @@ pub(crate) use self::hold::{FREEZE_KIND, HOLD_KIND, check_freeze, check_hold};
 pub use self::hold::{Freeze, Hand, Held, Hold};
 pub use self::keep::{Candidate, DISPLACED_HOURS, KeepRules, Limits, Why, decide};
 pub(crate) use self::ledger::Ledger;
+pub use self::ledger::Pruned;
 pub(crate) use self::ledger::read_tombstone;
 pub use self::perform::{OpenPrune, SweepReport, Swept};
 pub use self::propose::{PointVerdict, Proposed};
 pub(crate) use self::record::{
-    LogCut, PREFIX as RECORDS, Step, TOMBSTONE_KIND, Tombstone, check_record, check_signer, parse_key,
+    Condemned, LogCut, PREFIX as RECORDS, Step, TOMBSTONE_KIND, Tombstone, check_record, check_signer, parse_key,
 };
 
 /// How long what is condemned waits at least: as long as the lease of a backup that is at work.

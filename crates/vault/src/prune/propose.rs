@@ -142,6 +142,7 @@ impl Pruner {
             objects.extend(self.dead_keys(lease)?);
         }
         objects.extend(self.folded_records(lease)?);
+        objects.extend(self.vault.dead_witnesses(lease)?);
         let probes = live::list(&self.vault, "probe/")?.into_iter().filter(|object| is_old(object.stored_at));
         objects.extend(probes.map(|object| Condemned { key: object.key, bytes: object.size, hash: None }));
         let (pack_count, waste_bytes) = (packs.len() as u64, waste(&survey, &goes));
@@ -323,9 +324,10 @@ impl Pruner {
         Ok(dead)
     }
 
-    /// Everything there is; and the packs of which all that is needed was moved elsewhere.
+    /// Everything there is; and the packs of which all that is needed was moved elsewhere, or that were given up because they are bad and
+    /// lies elsewhere as well.
     fn survey_moved(&self, needed: &Needed) -> Result<(Survey, BTreeSet<Hash>)> {
-        let mut from: BTreeSet<Hash> = BTreeSet::new();
+        let mut from: BTreeSet<Hash> = self.vault.given_up(&mut Vec::new())?.into_iter().collect();
         for object in live::list(&self.vault, "index/")? {
             let Some((host, dataset, of)) = index::parse_moved_key(&object.key) else { continue };
             let read = index::read_moved(&**self.vault.storage(), &self.vault.roster(), &host, &dataset, of);

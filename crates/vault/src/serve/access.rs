@@ -61,7 +61,8 @@ impl Asker {
                 | Place::Statement(..)
                 | Place::Enrolment(_)
                 | Place::Receipt(..)
-                | Place::Copy(..) => true,
+                | Place::Copy(..)
+                | Place::Witness(..) => true,
                 // Whoever writes a log next goes on from its end; its payloads are sealed.
                 Place::Log { .. } | Place::GatheredLog { .. } => true,
                 // Every writer must know what was pruned, and that pruning is stopped.
@@ -90,7 +91,7 @@ impl Asker {
         }
         let own = match place {
             Place::Pack(_) | Place::Enrolment(_) => true,
-            Place::Index(host, ..) | Place::Refs(host, ..) | Place::Snapshot(host, ..) => {
+            Place::Index(host, ..) | Place::Refs(host, ..) | Place::Snapshot(host, ..) | Place::Witness(_, host, _) => {
                 self.is(host) && signer.is_some_and(|name| self.is(name))
             }
             Place::Log { .. }
@@ -134,6 +135,7 @@ impl Asker {
                 | Place::Log { .. }
                 | Place::GatheredLog { .. }
                 | Place::Verification(..)
+                | Place::Witness(..)
                 | Place::Probe
                 // The server looks whether a fold says the same.
                 | Place::Tombstone(..)

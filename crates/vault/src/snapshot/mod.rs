@@ -311,7 +311,8 @@ fn accepts(roster: &Roster, snapshot: &str, hash: &str, key: &str, bytes: &[u8])
     Ok(may && is_it && value.depth.starts_with(ACCEPTED))
 }
 
-const ACCEPTING_ROLES: [Role; 3] = [Role::Person, Role::Controller, Role::Pruner];
+/// Who may say of a point that it is right though it looks wrong, or of what is not in a copy that it is no loss: a host may not.
+pub(crate) const ACCEPTING_ROLES: [Role; 3] = [Role::Person, Role::Controller, Role::Pruner];
 
 /// The owner may, and who has such a role; but whoever broke into a host would say that its points are right, whatever else that host is.
 fn may_accept(roster: &Roster, signer: &PublicKey, host: &str) -> bool {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use crate::codec::Hash;
+use crate::copy::LeftOut;
 use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, Severity, note};
 use crate::index::Head;
@@ -81,6 +82,7 @@ impl Vault {
         }
         self.mark_doubts(&mut points, &verified, &mut findings)?;
         findings.extend(self.unfinished_copy()?);
+        findings.extend(self.partial_copy()?);
         findings.extend(put_in_order(&mut points));
         Ok(Points { points, findings })
     }
@@ -165,7 +167,8 @@ impl Vault {
         let ledger = self.ledger()?;
         findings.extend(ledger.findings.iter().cloned());
         let stones = self.storage().list("tombstone/").doing(|| "listing tombstones".to_owned())?;
-        let burials = Burials { ledger: &ledger, keys: stones.into_iter().map(|o| o.key).collect() };
+        let keys = stones.into_iter().map(|o| o.key).collect();
+        let burials = Burials { ledger: &ledger, keys, left_out: self.left_out()? };
         let listed = self.storage().list("snap/").doing(|| "listing recovery points".to_owned())?;
         let mut chains: BTreeMap<(String, String), BTreeSet<u64>> = BTreeMap::new();
         for object in &listed {
@@ -214,11 +217,12 @@ impl Vault {
         let chain = name::snapshots_of(host, dataset);
         let seen = self.remembered_head(&chain)?;
         let newest = numbers.last().copied().unwrap_or(0);
-        let mut before = Some(None);
         let mut last = None;
         let remembered = seen.as_ref().map(|s| s.0);
-        let mut walked = 0;
-        for number in walk(numbers, remembered) {
+        let first = burials.left_out.first_of(&chain);
+        let mut before = burials.left_out.before_first(&chain);
+        let mut walked = first - 1;
+        for number in walk(numbers, remembered, first) {
             if number != walked + 1 {
                 before = None;
             }
@@ -242,7 +246,7 @@ impl Vault {
                 (true, None) => self.read_link(host, dataset, number, before, snapshots, findings)?,
                 (false, _) => {
                     let newest_seen = remembered == Some(number) && number > newest;
-                    self.read_gap((host, dataset, number), burials.ledger, newest_seen, findings)?
+                    self.read_gap((host, dataset, number), burials, newest_seen, findings)?
                 }
             };
             if let (Some((seen, kept)), Some(found)) = (&seen, hash)
@@ -326,16 +330,18 @@ impl Vault {
     fn read_gap(
         &self,
         (host, dataset, number): (&str, &str, u64),
-        ledger: &Ledger,
+        burials: &Burials<'_>,
         newest_seen: bool,
         findings: &mut Vec<Finding>,
     ) -> Result<Option<Hash>> {
-        let key = format!("{}{}", name::snapshots_of(host, dataset), name::number(number));
-        match note(self.tombstone(ledger, host, dataset, number), findings)? {
+        let chain = name::snapshots_of(host, dataset);
+        let key = format!("{chain}{}", name::number(number));
+        match note(self.tombstone(burials.ledger, host, dataset, number), findings)? {
             Some(Some(tombstone)) => Ok(Some(tombstone.hash)),
             Some(None) if newest_seen => {
+                let seen = self.witnessed().said(&chain, number).unwrap_or("seen here".to_owned());
                 let message = format!(
-                    "{key}, the newest recovery point seen here, is gone: the vault was rolled back; bring it back from a copy"
+                    "{key}, the newest recovery point {seen}, is gone: the vault was rolled back; bring it back from a copy"
                 );
                 findings.push(Finding::new(Severity::Alarm, "rolled-back", key, message));
                 Ok(None)
@@ -372,6 +378,8 @@ impl Vault {
 struct Burials<'a> {
     ledger: &'a Ledger,
     keys: HashSet<String>,
+    /// What a copy lacks by design.
+    left_out: LeftOut,
 }
 
 fn suspect(point: &PointInfo, why: &str) -> Finding {
@@ -423,14 +431,15 @@ fn put_in_order(points: &mut [PointInfo]) -> Vec<Finding> {
     notes
 }
 
-/// Every number to look at: those that are there, the one remembered, and the first of every gap. A listing that claims huge
-/// numbers does not make anybody look for all below them.
-fn walk(numbers: &BTreeSet<u64>, remembered: Option<u64>) -> BTreeSet<u64> {
+/// Every number to look at, from the first that is to be there: those that are there, the one remembered, and the first of every gap. A
+/// listing that claims huge numbers does not make anybody look for all below them.
+fn walk(numbers: &BTreeSet<u64>, remembered: Option<u64>, first: u64) -> BTreeSet<u64> {
+    let remembered = remembered.filter(|number| *number >= first);
     let mut all: BTreeSet<u64> = numbers.iter().copied().chain(remembered).collect();
-    let mut expected = 1;
+    let mut expected = first;
     for number in all.clone() {
         all.extend(expected..number.min(expected + GAP_LOOKS_MAX));
-        expected = number + 1;
+        expected = first.max(number + 1);
     }
     all
 }

@@ -118,6 +118,15 @@ impl StorageError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, StorageError::NotFound { .. })
     }
+
+    /// Whether the storage as a whole has failed, and not one object in it.
+    pub fn is_everywhere(&self) -> bool {
+        use StorageError::{Connection, Denied, Gone, NoSpace, Refused, Replaced};
+        matches!(
+            self,
+            Gone { .. } | Replaced { .. } | NoSpace { .. } | Denied { .. } | Refused { .. } | Connection { .. }
+        )
+    }
 }
 
 /// Six verbs, callable from many threads. Keys are paths of plain segments (`a/b/c`); see `check_key`.

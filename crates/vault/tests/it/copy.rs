@@ -14,7 +14,7 @@ use crate::serve::world::Near;
 use crate::world::{World, back_up, host_state, is_right, unlock};
 
 fn options(state: &State) -> CopyOptions {
-    CopyOptions { owner: None, dataset: None, parallel: 3, bytes_per_second: None, state: state.clone() }
+    CopyOptions { parallel: 3, ..CopyOptions::new(state.clone()) }
 }
 
 fn run(from: Arc<dyn Storage>, to: Arc<dyn Storage>, options: &CopyOptions) -> Result<CopyReport> {
@@ -320,4 +320,115 @@ fn a_copy_goes_through_a_server_that_only_adds() {
     assert!(run(world.storage.clone(), Arc::new(host.connect().unwrap()), &options(&copier)).is_err());
     let vault = Vault::open(place, None, Some(&world.fingerprint)).unwrap();
     assert_eq!(vault.points(None).unwrap().points.len(), 4);
+}
+
+fn sequences(vault: &Vault, dataset: &str) -> Vec<u64> {
+    vault.points(Some(dataset)).unwrap().points.iter().map(|point| point.sequence).collect()
+}
+
+#[test]
+fn a_copy_since_a_day_lacks_older_points_by_its_own_word_and_no_other_is_believed() {
+    let (world, copier) = world();
+    let middle = world.vault.points(Some("app")).unwrap().points[1].taken_at;
+    let target: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+    let since = CopyOptions { since: Some(middle), ..options(&copier) };
+    // Whoever copies without a right to it may not say that something is no loss.
+    let refused = run(world.storage.clone(), target.clone(), &since).unwrap_err();
+    assert!(matches!(&refused, VaultError::Refused { .. }), "{refused}");
+    assert!(target.list("").unwrap().is_empty());
+
+    let since = CopyOptions { opened: Some(world.unlock()), ..since };
+    let report = run(world.storage.clone(), target.clone(), &since).unwrap();
+    assert_eq!((report.points_left_out, report.points_copied), (1, 3), "{report:?}");
+    assert!(report.packs_left_out > 0, "{report:?}");
+    let unlocked = unlock(target.clone(), &world.fingerprint, &world.paper).unwrap();
+    assert_eq!(sequences(&unlocked, "app"), [2, 3]);
+    let checked = unlocked.check(CheckOptions { read_data: true }).unwrap();
+    assert!(checked.is_sound(), "{:?}", checked.findings);
+    assert!(checked.findings.iter().any(|f| f.code == "partial-copy" && f.message.contains("by intent")));
+    assert!(!checked.findings.iter().any(|f| f.code == "half-copy"));
+    for (point, seed) in unlocked.points(Some("app")).unwrap().points.iter().zip(1..) {
+        assert!(is_right(&unlocked, point, seed, 20).unwrap());
+    }
+    // Who has no key is told the same.
+    let nobody = Vault::open(target.clone(), None, Some(&world.fingerprint)).unwrap();
+    assert!(nobody.check(CheckOptions::default()).unwrap().is_sound());
+    // What lies before is no loss; what lies after is.
+    let second = target.list("snap/alpha/app/").unwrap().remove(1);
+    let bytes = target.get(&second.key).unwrap();
+    target.delete(&second.key).unwrap();
+    back_up(&world.vault, "app", 5, 20).unwrap();
+    let refilled = run(world.storage.clone(), target.clone(), &since).unwrap();
+    assert_eq!(refilled.points_copied, 2, "{refilled:?}");
+    assert_eq!(target.get(&second.key).unwrap(), bytes);
+    assert_eq!(sequences(&nobody, "app"), [2, 3, 4]);
+    target.delete(&second.key).unwrap();
+    let lost = Vault::open(target.clone(), None, Some(&world.fingerprint)).unwrap();
+    assert!(lost.points(None).unwrap().findings.iter().any(|f| f.code == "missing" && f.object == second.key));
+    target.put(&second.key, &bytes).unwrap();
+
+    // A host that writes into it builds on nothing that was left out.
+    let writer = HostVault::open(target.clone(), world.state.clone(), Some(&world.fingerprint)).unwrap();
+    let point = back_up(&writer, "app", 0, 20).unwrap();
+    let unlocked = unlock(target.clone(), &world.fingerprint, &world.owner).unwrap();
+    assert!(is_right(&unlocked, &point, 0, 20).unwrap());
+    assert!(unlocked.check(CheckOptions { read_data: true }).unwrap().is_sound());
+}
+
+#[test]
+fn a_partial_copy_is_filled_cut_off_anywhere_and_never_calls_loss_what_is_still_to_come() {
+    let (world, copier) = world();
+    for seed in 3..6 {
+        back_up(&world.vault, "app", seed, 20).unwrap();
+    }
+    let newest = world.vault.points(Some("app")).unwrap().points.last().unwrap().taken_at;
+    let opened = Some(world.unlock());
+    let since = CopyOptions { since: Some(newest), opened: opened.clone(), parallel: 1, ..options(&copier) };
+    let whole = CopyOptions { opened, parallel: 1, ..options(&copier) };
+    let mut cuts = 0;
+    for operations in (0..).step_by(3) {
+        let target = Arc::new(MemoryStorage::new());
+        run(world.storage.clone(), target.clone(), &since).unwrap();
+        let vault = Vault::open(target.clone(), None, Some(&world.fingerprint)).unwrap();
+        assert_eq!(sequences(&vault, "app"), [6]);
+        let faulty = Faulty::new(target.clone());
+        faulty.crash_after(operations, operations % 2 == 0);
+        let done = run(world.storage.clone(), faulty, &whole).is_ok();
+        let checked = vault.check(CheckOptions { read_data: true }).unwrap();
+        assert!(checked.is_sound(), "after {operations}: {:?}", checked.findings);
+        if done {
+            assert_eq!(sequences(&vault, "app"), [1, 2, 3, 4, 5, 6]);
+            assert!(!checked.findings.iter().any(|f| f.code == "partial-copy"), "{:?}", checked.findings);
+            break;
+        }
+        cuts += 1;
+    }
+    assert!(cuts > 10, "{cuts}");
+}
+
+#[test]
+fn a_long_log_goes_side_by_side_and_a_cut_one_is_a_half_copy() {
+    let (world, copier) = world();
+    let mut log = world.vault.log_writer("app", "long", 1).unwrap();
+    for number in 0..300u64 {
+        let now = jiff::Timestamp::now();
+        let piece = LogPiece { first: number, last: number, source_time: now, mark: false, final_mark: false };
+        log.append(piece, b"change").unwrap();
+    }
+    let target = Arc::new(MemoryStorage::new());
+    run(world.storage.clone(), target.clone(), &CopyOptions { parallel: 8, ..options(&copier) }).unwrap();
+    let vault = Vault::open(target.clone(), None, Some(&world.fingerprint)).unwrap();
+    assert_eq!(vault.log_entries("app", "long", None).unwrap().len(), 300);
+    // Cut off: objects of the stretch at work are missing here and there, and the copy says that it is not done.
+    let records = keys(&*target).into_iter().filter(|key| key.ends_with("b-done"));
+    records.for_each(|key| target.delete(&key).unwrap());
+    let log = target.list("log/app/long/").unwrap();
+    target.delete(&log[290].key).unwrap();
+    let half = Vault::open(target.clone(), None, Some(&world.fingerprint)).unwrap();
+    let checked = half.check(CheckOptions::default()).unwrap();
+    assert!(checked.is_sound() && checked.findings.iter().any(|f| f.object == log[290].key), "{:?}", checked.findings);
+    // Far behind the end it is a loss all the same.
+    target.delete(&log[3].key).unwrap();
+    let half = Vault::open(target.clone(), None, Some(&world.fingerprint)).unwrap();
+    assert!(!half.check(CheckOptions::default()).unwrap().is_sound());
 }

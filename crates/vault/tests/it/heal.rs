@@ -41,7 +41,7 @@ fn damage(world: &World, key: &str) {
 fn copy_of(world: &World) -> Arc<dyn Storage> {
     let target: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     let state = host_state(&world.directory, "copier");
-    let options = CopyOptions { owner: None, dataset: None, parallel: 2, bytes_per_second: None, state };
+    let options = CopyOptions { parallel: 2, ..CopyOptions::new(state) };
     let source: Arc<dyn Storage> = world.storage.clone();
     copy(&source, &target, &options, &|_, _| {}, &AtomicBool::new(false)).unwrap();
     target
@@ -184,7 +184,6 @@ fn every_pack_comes_back_from_the_host_that_still_has_the_data() {
         let bad = unlocked.bad_packs(&report).unwrap();
         assert_eq!((bad.replaced.as_slice(), bad.needed.len()), ([pack.clone()].as_slice(), 0));
         unlocked.give_up(&bad).unwrap();
-        assert!(world.storage.get(&pack).is_err());
         let unlocked = world.unlock();
         assert_sound(&unlocked);
         for point in unlocked.points(Some("app")).unwrap().points.iter().take(3) {
@@ -193,6 +192,42 @@ fn every_pack_comes_back_from_the_host_that_still_has_the_data() {
     }
     // Also who has no key misses nothing.
     assert!(world.vault.check(ALL).unwrap().is_sound());
+    // Nor does a copy, which is told of them, and carries none.
+    let damaged: Vec<String> = keys(&world, "pack/").into_iter().filter(|key| is_damaged(&world, key)).collect();
+    assert_eq!(damaged.len(), 2);
+    let copied = copy_of(&world);
+    assert!(damaged.iter().all(|key| copied.get(key).is_err()));
+    let copy = Vault::open(copied, None, Some(&world.fingerprint)).unwrap();
+    assert!(copy.check(ALL).unwrap().is_sound());
+    // What was given up goes by a prune, when that has looked again, and nothing else does.
+    let before = keys(&world, "pack/").len();
+    let mut options = PruneOptions::default();
+    for day in [3, 6] {
+        let now = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * day);
+        world.storage.set_clock(now);
+        options.now = Some(now);
+        let pruner = world.unlock().pruner().unwrap();
+        match day {
+            3 => {
+                let proposed = pruner.propose(&options).unwrap();
+                assert_eq!((proposed.packs, proposed.pruned().count()), (2, 0));
+                pruner.perform(&proposed, &options).unwrap();
+            }
+            _ => assert!(matches!(pruner.go_on(&options).unwrap(), Swept::Done(_))),
+        }
+    }
+    assert_eq!(keys(&world, "pack/").len(), before - 2);
+    assert!(damaged.iter().all(|key| world.storage.get(key).is_err()));
+    let unlocked = world.unlock();
+    assert_sound(&unlocked);
+    for point in unlocked.points(Some("app")).unwrap().points.iter().take(3) {
+        assert!(is_right(&unlocked, point, point.sequence - 1, CHUNKS).unwrap());
+    }
+}
+
+fn is_damaged(world: &World, key: &str) -> bool {
+    let named = key.rsplit('/').next().unwrap();
+    blake3::hash(&world.storage.get(key).unwrap()).to_hex().as_str() != named
 }
 
 #[test]

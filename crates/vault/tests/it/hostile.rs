@@ -48,7 +48,7 @@ fn full_world() -> (World, lifeboat_vault::PointInfo) {
     world.vault.freeze(by, "test").unwrap();
     world.unlock().release_freeze("test").unwrap();
     // A place that is somebody's copy, and knows of a bad pack that came back.
-    let options = CopyOptions { owner: None, dataset: None, parallel: 2, bytes_per_second: None, state: copier };
+    let options = CopyOptions { parallel: 2, ..CopyOptions::new(copier) };
     let second: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     let here: Arc<dyn Storage> = world.storage.clone();
     copy(&here, &second, &options, &|_, _| {}, &AtomicBool::new(false)).unwrap();

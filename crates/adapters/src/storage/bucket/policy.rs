@@ -52,6 +52,8 @@ fn s3(address: &Address, wanted: Wanted) -> Value {
                 "keys",
                 "verify",
                 "receipt",
+                "copy",
+                "witness",
                 "refs",
                 "pack",
                 ".lifeboat",

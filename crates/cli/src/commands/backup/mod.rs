@@ -79,6 +79,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         ui.warn(format_args!("not backed up: {why}"));
         exit = Exit::Finding;
     }
+    let mut written = Vec::new();
     for (vault, items) in work.vaults {
         let host = vault.open_as_host(ui)?;
         let findings = host.findings();
@@ -95,6 +96,15 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
                 exit = Exit::Finding;
             }
             tell(&vault.name, taken, ui)?;
+        }
+        written.push((vault.name, host));
+    }
+    // How far each has come is said in the others, so that none can be rolled back unnoticed.
+    for (name, host) in &written {
+        for (other, about) in written.iter().filter(|(other, _)| other != name) {
+            if let Err(error) = host.witness(about) {
+                ui.warn(format_args!("`{name}` cannot take in how far `{other}` has come: {error}"));
+            }
         }
     }
     Ok(exit)

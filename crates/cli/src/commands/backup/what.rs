@@ -227,7 +227,7 @@ fn add(work: &mut Work, plan: &Plan, vault: &str, args: &Args, item: Item) -> Re
         return Err(CommandError::new(Kind::Plan, format!("the plan has no vault `{vault}`")));
     };
     let owner = args.vault.owner.clone().or(plan.keys.owner.clone());
-    work.vaults.push((Named { name: vault.to_owned(), url: found.url.clone(), owner }, vec![item]));
+    work.vaults.push((Named::new(vault, &found.url, owner), vec![item]));
     Ok(())
 }
 

@@ -1,33 +1,40 @@
-//! `lifeboat diff`: what changed from one recovery point to another.
+//! `lifeboat diff`: what changed from one recovery point to another, or from one to a directory of this machine.
 //!
-//! Invariant: directories that are alike are not opened, so that it takes as long as there are changes.
+//! Invariant: directories that are alike in two points are not opened, so that it takes as long as there are changes; what could not be
+//! looked at on the disk is said, and ends with 3.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lifeboat_core::units::Size;
-use lifeboat_vault::files::{Change, Node, compare_nodes};
+use lifeboat_engine::port::Cancel;
+use lifeboat_vault::PointInfo;
+use lifeboat_vault::files::{Change, DiskError, DiskOptions, Excludes, Node, compare_nodes, compare_with_disk};
 use serde::Serialize;
 
-use super::{Described, OpenArgs, described, kind_word, node_at, of_tree, shown, size, within};
+use super::{Described, OpenArgs, Opened, described, kind_word, node_at, of_tree, shown, size, within};
 use crate::commands::points::time;
 use crate::door;
-use crate::error::{CommandError, Exit, Kind};
+use crate::error::{CommandError, Exit, Explain, Kind};
 use crate::interrupt;
 use crate::report::counted;
 use crate::ui::Ui;
 
-/// Show what changed between two recovery points
+/// Show what changed between two recovery points, or from one to a directory
 ///
 /// Each line is a path: `+` added, `-` removed, `M` its content changed, `m` only its mode, owner, time or attributes did. A file counts as
-/// changed when its bytes differ; they are compared where nothing else tells. With --json a line for each change and one for the sum.
+/// changed when its bytes differ; they are compared where nothing else tells. With a directory, files of the same size and time count as
+/// unchanged, as for a backup, unless --read-all. With --json a line for each change and one for the sum.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The earlier point: its id, the end of it or its number; DATASET for its newest, DATASET@TIME for the newest by then
     #[arg(value_name = "BEFORE")]
     before: String,
-    /// The later point
+    /// The later point, or a directory of this machine
     #[arg(value_name = "AFTER")]
-    after: String,
+    after: Option<String>,
+    /// Compare with this directory, also where its name is that of a data set
+    #[arg(long = "dir", value_name = "DIR", conflicts_with = "after")]
+    directory: Option<PathBuf>,
     #[command(flatten)]
     open: OpenArgs,
     /// Only this path and what is below it
@@ -39,6 +46,12 @@ pub(crate) struct Args {
     /// Only changes of content: nothing that differs in mode, owner, time or attributes alone
     #[arg(long)]
     content: bool,
+    /// With a directory: read every file, also where size and time of change are alike
+    #[arg(long)]
+    read_all: bool,
+    /// With a directory: what was left out of the backup is no difference; may be given several times
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -72,44 +85,161 @@ struct Last {
     before: String,
     after: String,
     stat: Sum,
+    /// What on the disk could not be compared, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    skipped: Vec<String>,
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let opened = args.open.open(ui)?;
-    let (one, two) = (opened.point(&args.before)?, opened.point(&args.after)?);
-    let (left, right) = (opened.tree(one)?, opened.tree(two)?);
-    let (left, right) = (left.browser()?, right.browser()?);
-    let path = args.path.as_deref().map(|path| within(path, &one.dataset)).unwrap_or(std::path::Path::new(""));
-    let nodes = match (node_at(&left, path), node_at(&right, path)) {
-        (Ok(l), Ok(r)) => Ok((l, r)),
-        (Err(error), Ok(_)) | (Ok(_), Err(error)) | (Err(error), Err(_)) => Err(error),
-    };
-    let (l, r) = nodes?;
+    let one = opened.point(&args.before)?;
     let cancel = interrupt::listen(ui)?;
-    let (mut sum, mut trouble) = (Sum::default(), None);
-    let base = path.as_os_str().as_encoded_bytes();
-    let mut each = |change: Change| {
-        if change.content || !args.content {
-            sum.add(&change);
-            if !args.stat {
-                trouble = tell(&change, ui).err();
+    match after(&args, &opened, ui)? {
+        After::Point(two) => with_point(&args, &opened, (one, two), &cancel, ui),
+        After::Directory(directory) => with_directory(&args, &opened, (one, &directory), &cancel, ui),
+    }
+}
+
+enum After<'a> {
+    Point(&'a PointInfo),
+    Directory(PathBuf),
+}
+
+/// What the second argument means: a point, where there is one of that name, or else a directory.
+fn after<'a>(args: &Args, opened: &'a Opened, ui: &Ui) -> Result<After<'a>, CommandError> {
+    let given = match (&args.directory, &args.after) {
+        (Some(directory), _) => return is_directory(directory).map(After::Directory),
+        (None, Some(given)) => given,
+        (None, None) => return Err(CommandError::usage("compare it with what? name a later point, or --dir DIR")),
+    };
+    let is_place = Path::new(given).is_dir();
+    match opened.point(given) {
+        Ok(point) => {
+            if is_place {
+                ui.note(format_args!(
+                    "`{given}` is taken for the newest point of that name; for the directory: --dir {given}"
+                ));
+            }
+            if args.read_all || !args.exclude.is_empty() {
+                return Err(CommandError::usage(
+                    "--read-all and --exclude are for a comparison with a directory (--dir DIR)",
+                ));
+            }
+            Ok(After::Point(point))
+        }
+        Err(_) if is_place => Ok(After::Directory(PathBuf::from(given))),
+        Err(error) if given.starts_with(['/', '.']) => Err(error.hint("nor is it a directory of this machine")),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_directory(path: &Path) -> Result<PathBuf, CommandError> {
+    match path.is_dir() {
+        true => Ok(path.to_owned()),
+        false if path.exists() => Err(CommandError::usage(format!("{} is no directory", path.display()))
+            .hint("name the directory that it lies in, and the file with --path")),
+        false => Err(CommandError::usage(format!("there is no directory {}", path.display()))),
+    }
+}
+
+/// What was found so far, and whether to go on.
+struct Telling<'a> {
+    args: &'a Args,
+    cancel: &'a Cancel,
+    ui: &'a Ui,
+    sum: Sum,
+    trouble: Option<CommandError>,
+}
+
+impl Telling<'_> {
+    fn take(&mut self, change: &Change) -> bool {
+        if change.content || !self.args.content {
+            self.sum.add(change);
+            if !self.args.stat {
+                self.trouble = tell(change, self.ui).err();
             }
         }
-        trouble.is_none() && !cancel.is_cancelled() && !ui.is_closed()
-    };
-    compare_nodes((&left, l), (&right, r), base, &mut each).map_err(of_tree)?;
-    if let Some(error) = trouble {
-        return Err(error);
+        self.trouble.is_none() && !self.cancel.is_cancelled() && !self.ui.is_closed()
     }
-    if cancel.is_cancelled() {
-        return Err(
-            CommandError::interrupted("interrupted; what was shown is right, and not all").kind(Kind::Interrupted)
-        );
+
+    fn end(self) -> Result<Sum, CommandError> {
+        match self.trouble {
+            Some(error) => Err(error),
+            None if self.cancel.is_cancelled() => {
+                let text = "interrupted; what was shown is right, and not all";
+                Err(CommandError::interrupted(text).kind(Kind::Interrupted))
+            }
+            None => Ok(self.sum),
+        }
     }
-    sum.say((one, two), ui);
-    ui.event(&Last { before: one.id.clone(), after: two.id.clone(), stat: sum })?;
+}
+
+fn with_point(
+    args: &Args,
+    opened: &Opened,
+    (one, two): (&PointInfo, &PointInfo),
+    cancel: &Cancel,
+    ui: &Ui,
+) -> Result<Exit, CommandError> {
+    let (left, right) = (opened.tree(one)?, opened.tree(two)?);
+    let (left, right) = (left.browser()?, right.browser()?);
+    let path = args.path.as_deref().map(|path| within(path, &one.dataset)).unwrap_or(Path::new(""));
+    let (l, r) = (node_at(&left, path)?, node_at(&right, path)?);
+    let mut telling = Telling { args, cancel, ui, sum: Sum::default(), trouble: None };
+    let base = path.as_os_str().as_encoded_bytes();
+    compare_nodes((&left, l), (&right, r), base, &mut |change| telling.take(&change)).map_err(of_tree)?;
+    let sum = telling.end()?;
+    let from = format!("from point {} ({})", one.sequence, time(one.taken_at));
+    sum.say(&format!("{from} to point {} ({})", two.sequence, time(two.taken_at)), ui);
+    ui.event(&Last { before: one.id.clone(), after: two.id.clone(), stat: sum, skipped: Vec::new() })?;
     door::show(&opened.findings, ui);
     Ok(door::ends_for(&opened.findings, Some(two)))
+}
+
+fn with_directory(
+    args: &Args,
+    opened: &Opened,
+    (one, directory): (&PointInfo, &Path),
+    cancel: &Cancel,
+    ui: &Ui,
+) -> Result<Exit, CommandError> {
+    let tree = opened.tree(one)?;
+    let browser = tree.browser()?;
+    let path = args.path.as_deref().map(|path| within(path, &one.dataset)).unwrap_or(Path::new(""));
+    let top = node_at(&browser, path)?;
+    if !top.is_directory() {
+        return Err(CommandError::usage(format!(
+            "`{}` is a file in the recovery point: name its directory",
+            path.display()
+        ))
+        .hint("one file is compared with: lifeboat cat POINT PATH | cmp - FILE"));
+    }
+    let excludes = Excludes::new(&args.exclude).kind(Kind::Usage)?;
+    let options = DiskOptions { read_all: args.read_all, excludes };
+    let mut telling = Telling { args, cancel, ui, sum: Sum::default(), trouble: None };
+    let place = directory.join(path);
+    let place = if args.path.is_some() && place.is_dir() { place } else { directory.to_owned() };
+    let skipped = compare_with_disk((&browser, &top), &place, &options, &mut |change| telling.take(&change)).map_err(
+        |error| match error {
+            DiskError::Tree(error) => of_tree(error),
+            other => CommandError::from(other),
+        },
+    )?;
+    let sum = telling.end()?;
+    let from = format!("from point {} ({})", one.sequence, time(one.taken_at));
+    sum.say(&format!("{from} to {}", place.display()), ui);
+    let after = place.display().to_string();
+    let unread: Vec<String> = skipped
+        .iter()
+        .map(|skipped| format!("{} {}", shown(skipped.path.as_os_str().as_encoded_bytes()), skipped.reason))
+        .collect();
+    ui.event(&Last { before: one.id.clone(), after, stat: sum, skipped: unread.clone() })?;
+    for line in &unread {
+        ui.warn(format_args!("not compared: {line}"));
+    }
+    door::show(&opened.findings, ui);
+    let incomplete = skipped.iter().any(|skipped| !skipped.reason.starts_with("is a "));
+    Ok(if incomplete { Exit::Finding } else { door::ends_for(&opened.findings, Some(one)) })
 }
 
 fn tell(change: &Change, ui: &Ui) -> Result<(), CommandError> {
@@ -186,15 +316,9 @@ impl Sum {
         }
     }
 
-    fn say(&self, (one, two): (&lifeboat_vault::PointInfo, &lifeboat_vault::PointInfo), ui: &Ui) {
+    fn say(&self, what: &str, ui: &Ui) {
         let rounded = |bytes| Size(bytes).rounded();
-        ui.line(format_args!(
-            "from point {} ({}) to point {} ({})",
-            one.sequence,
-            time(one.taken_at),
-            two.sequence,
-            time(two.taken_at)
-        ));
+        ui.line(what);
         ui.line(format_args!(
             "  {} added ({}), {} removed ({}), {} changed ({} → {}), {} otherwise",
             counted(self.added, "path"),

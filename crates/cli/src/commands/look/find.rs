@@ -84,6 +84,7 @@ enum KindArg {
     File,
     Directory,
     Symlink,
+    Fifo,
 }
 
 #[derive(Serialize)]
@@ -153,6 +154,7 @@ fn query(args: &Args) -> Result<Query, CommandError> {
             KindArg::File => SeenKind::File,
             KindArg::Directory => SeenKind::Directory,
             KindArg::Symlink => SeenKind::Symlink,
+            KindArg::Fifo => SeenKind::Fifo,
         }),
         bytes_min: size_given(&args.larger)?,
         bytes_max: size_given(&args.smaller)?,

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use lifeboat_core::units::Size;
 use lifeboat_vault::files::{Browser, Kind, Node, TreeError, tree_root};
-use lifeboat_vault::{Badge, Finding, PointInfo, Points, Source, Unlocked};
+use lifeboat_vault::{Badge, Finding, PointInfo, Points, Source, Unlocked, Vault};
 use serde::Serialize;
 
 use crate::commands::points::{dataset_named, no_points, time};
@@ -55,7 +55,7 @@ impl Opened {
     /// The point that a word means: `POINT` (its id, the end of it, its number), `DATASET` (its newest) or `DATASET@TIME`.
     pub(crate) fn point(&self, word: &str) -> Result<&PointInfo, CommandError> {
         if self.points.is_empty() {
-            return Err(no_points());
+            return Err(pruned(&self.vault, word).unwrap_or_else(no_points));
         }
         let meant: Vec<&PointInfo> = self.points.iter().filter(|point| is_meant(point, word)).collect();
         match meant[..] {
@@ -72,6 +72,14 @@ impl Opened {
             _ => (word, None),
         };
         let dataset = dataset_named(&self.points, name).map_err(|error| {
+            if let Some(error) = pruned(&self.vault, word) {
+                return error;
+            }
+            let error = match word.parse::<u64>() {
+                Ok(_) => CommandError::usage(format!("there is no recovery point `{word}`"))
+                    .hint("`lifeboat points` lists what there is"),
+                Err(_) => error,
+            };
             error.hint("a point is named by its id, the end of it, its number, or as DATASET or DATASET@TIME")
         })?;
         let of_it = |point: &&PointInfo| point.dataset == dataset;
@@ -99,6 +107,16 @@ impl Opened {
         let source = self.vault.source(&point.dataset).map_err(CommandError::of_vault)?;
         Ok(Tree { source, root })
     }
+}
+
+/// Says that a point is gone because it was pruned, where that is so.
+pub(crate) fn pruned(vault: &Vault, word: &str) -> Option<CommandError> {
+    let gone = vault.pruned_points().ok()?;
+    let number = |id: &str| id.rsplit('/').next().and_then(|number| number.parse::<u64>().ok());
+    let is_meant = |id: &str| id == word || id.ends_with(&format!("/{word}")) || word.parse().ok() == number(id);
+    let point = gone.iter().find(|point| is_meant(&point.id))?;
+    let text = format!("recovery point {} is no more: it was pruned at {}", point.id, time(point.at));
+    Some(CommandError::usage(text).hint("`lifeboat points` lists what there is"))
 }
 
 /// A point's tree and where its chunks come from.

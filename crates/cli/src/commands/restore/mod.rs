@@ -71,6 +71,8 @@ struct Report {
     verified: bool,
     resumed: bool,
     notes: Vec<String>,
+    /// Who was asked whether the vault is fresh, and what they prove.
+    witnesses: Vec<lifeboat_vault::Witness>,
     findings: Vec<lifeboat_vault::Finding>,
 }
 
@@ -89,6 +91,10 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         new.retain(|finding| !shown.contains(finding));
         door::show(&new, ui);
         shown.extend(new);
+        let freshness = door::freshness(&task.vault, &task.findings);
+        if !task.vault.witnesses().is_empty() {
+            ui.note(&freshness);
+        }
         let brought = bring::bring(&task, &args, &cancel, ui)?;
         if door::ends_for(&task.findings, Some(&brought.point)) != Exit::Done || !brought.verified {
             exit = Exit::Finding;
@@ -108,6 +114,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
             verified: brought.verified,
             resumed: brought.resumed,
             notes: brought.notes,
+            witnesses: task.vault.witnesses(),
             findings: task.findings,
         })?;
     }

@@ -8,6 +8,7 @@ use lifeboat_core::runbook::Target;
 use lifeboat_vault::{Badge, Finding, PointInfo, Points, Severity, Unlocked};
 
 use super::Args;
+use crate::commands::look::pruned;
 use crate::commands::points::{dataset_named, no_points, time};
 use crate::door::{self, Named, VaultArgs, is_address};
 use crate::error::{CommandError, Explain, Kind};
@@ -45,11 +46,14 @@ pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
     // What was wrong is said even where nothing will be restored: it is not said again another time.
     let told = |_: &CommandError| door::show(&points.findings, ui);
     let dataset = match &args.what {
-        Some(name) => dataset_named(&points.points, name).inspect_err(told)?,
-        None => only_dataset(args, &points.points).inspect_err(told)?,
+        Some(name) => dataset_named(&points.points, name)
+            .map_err(|error| mean_path(&vault, args, &points.points, error))
+            .inspect_err(told)?,
+        None => only_dataset(args, &points.points).map_err(|error| gone(&vault, args, error)).inspect_err(told)?,
     };
     let of_it: Vec<&PointInfo> = points.points.iter().filter(|point| point.dataset == dataset).collect();
-    let point = choose(args, &dataset, &of_it, at, true).inspect_err(told)?.clone();
+    let chosen = choose(args, &dataset, &of_it, at, true).map_err(|error| gone(&vault, args, error));
+    let point = chosen.inspect_err(told)?.clone();
     let passed_by = passed_by(args, &of_it, &point, at);
     // Only streams of databases have positions.
     let how = match of_it.iter().any(|point| point.position.is_some()) {
@@ -61,6 +65,23 @@ pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
     };
     points.findings.extend(passed_by);
     Ok(vec![task(vault, point, args.to.clone(), how, points.findings)])
+}
+
+/// The point that was asked for may have been pruned.
+fn gone(vault: &Unlocked, args: &Args, error: CommandError) -> CommandError {
+    args.point.as_deref().and_then(|id| pruned(vault, id)).unwrap_or(error)
+}
+
+/// Whoever names what is no data set may mean a point, or a path in one.
+fn mean_path(vault: &Unlocked, args: &Args, points: &[PointInfo], error: CommandError) -> CommandError {
+    let Some(name) = &args.what else { return error };
+    if let Some(pruned) = pruned(vault, name) {
+        return pruned;
+    }
+    match points.iter().find(|point| is_meant(point, name)) {
+        Some(point) => error.hint(format!("a point is named with --point: --point {}", point.id)),
+        None => error.hint(format!("for one path of a data set: --path {name}")),
+    }
 }
 
 /// Up to where a database is brought back.
@@ -90,6 +111,7 @@ fn reach(vault: &Unlocked, point: &PointInfo, findings: &mut Vec<Finding>) -> Re
 
 fn open(named: &Named, args: &Args, ui: &Ui) -> Result<(Unlocked, Points), CommandError> {
     let vault = named.unlock(&args.key, ui)?;
+    named.ask_others(&vault, ui)?;
     let points = vault.points(None).map_err(CommandError::of_vault)?;
     Ok((vault, points))
 }
@@ -307,7 +329,7 @@ fn best_vault(args: &Args, dataset: &DataSet, at: Option<Timestamp>, ui: &Ui) ->
 }
 
 fn look(args: &Args, name: &str, dataset: &DataSet, at: Option<Timestamp>, ui: &Ui) -> Result<Found, CommandError> {
-    let named = VaultArgs { vault: Some(name.to_owned()), owner: args.vault.owner.clone() }.find(ui)?;
+    let named = VaultArgs { against: args.vault.against.clone(), ..VaultArgs::of(name, &args.vault.owner) }.find(ui)?;
     let (vault, Points { mut points, mut findings }) = open(&named, args, ui)?;
     points.retain(|point| point.dataset == dataset.name);
     let of_it: Vec<&PointInfo> = points.iter().collect();

@@ -7,14 +7,18 @@ use jiff::Timestamp;
 use lifeboat_core::plan::{DataSet, Name, Service};
 use lifeboat_engine::port::PortError;
 use lifeboat_engine::recovery::{Held, held};
-use lifeboat_vault::Severity;
+use lifeboat_vault::copy::KnownCopy;
+use lifeboat_vault::{Severity, Vault, Witness, storage};
 use serde::Serialize;
 
 use super::standing::Looker;
+use crate::door;
 use crate::error::CommandError;
 
 /// Clocks of well kept machines differ by less.
 const SKEW_SECONDS: f64 = 5.0;
+/// Findings that are no alarm, and still somebody's to look at.
+const DOUBTS: [&str; 6] = ["freshness-unproven", "owner-unproven", "suspect", "unchecked", "half-copy", "partial-copy"];
 
 #[derive(Debug, Serialize)]
 pub(crate) struct DatasetStatus {
@@ -38,8 +42,25 @@ pub(crate) struct VaultStatus {
     pub(crate) durable_to: Option<Timestamp>,
     pub(crate) age_seconds: Option<f64>,
     pub(crate) problem: Option<String>,
+    /// Who was asked whether it is fresh, and what they prove.
+    pub(crate) witnesses: Vec<Witness>,
+    /// Copies of it that this machine made.
+    pub(crate) copies: Vec<CopyStatus>,
     /// What makes this less certain than it looks.
     pub(crate) findings: Vec<String>,
+}
+
+/// A copy that this machine made, as far as one data set goes.
+#[derive(Debug, Serialize)]
+pub(crate) struct CopyStatus {
+    pub(crate) to: String,
+    pub(crate) at: Timestamp,
+    pub(crate) age_seconds: Option<f64>,
+    pub(crate) complete: bool,
+    /// Objects that were damaged or missing when it was made.
+    pub(crate) left_behind: u64,
+    /// Points that were taken since.
+    pub(crate) points_lacking: u64,
 }
 
 impl Looker<'_> {
@@ -88,12 +109,16 @@ impl Looker<'_> {
                 (Held::default(), Some(parts.join(": ")))
             }
         };
-        let doubts = held.findings.iter().filter(|finding| {
-            finding.severity == Severity::Alarm || matches!(finding.code, "freshness-unproven" | "owner-unproven")
-        });
+        let doubts = held
+            .findings
+            .iter()
+            .filter(|finding| finding.severity == Severity::Alarm || DOUBTS.contains(&finding.code));
+        let witnesses = self.vaults.get(name).map(Vault::witnesses).unwrap_or_default();
         VaultStatus {
             vault: name.to_owned(),
             is_outside,
+            witnesses,
+            copies: self.copies(name, dataset).unwrap_or_default(),
             findings: doubts.map(|finding| finding.message.clone()).collect(),
             taken_at: held.newest.as_ref().map(|point| point.taken_at),
             point: held.newest.map(|point| point.id),
@@ -103,11 +128,39 @@ impl Looker<'_> {
         }
     }
 
+    /// The copies of a vault that hold this data set, and how much of it they lack.
+    fn copies(&self, name: &str, dataset: &str) -> Option<Vec<CopyStatus>> {
+        let vault = self.vaults.get(name)?;
+        let known = self.wiring.state.copies(&vault.id()).ok()?;
+        let points = vault.points(Some(dataset)).ok()?.points;
+        let here = vault.storage().location();
+        let now = self.wiring.clock.now();
+        let of_it = known
+            .into_iter()
+            .filter(|copy| copy.to != here && copy.dataset.as_ref().is_none_or(|only| only == dataset));
+        let status = |copy: KnownCopy| CopyStatus {
+            points_lacking: copy.lacks(points.iter()),
+            age_seconds: age_seconds(copy.at, now),
+            to: copy.to,
+            at: copy.at,
+            complete: copy.complete,
+            left_behind: copy.left_behind,
+        };
+        Some(of_it.map(status).collect())
+    }
+
     fn held(&mut self, name: &str, dataset: &str) -> Result<Held, PortError> {
         let unknown = || PortError::new(format!("the plan has no vault `{name}`"));
         let place = self.wiring.vaults.get(name).ok_or_else(unknown)?;
         if !self.vaults.contains_key(name) {
-            self.vaults.insert(name.to_owned(), place.open()?);
+            let vault = place.open()?;
+            // Those that are away, or know nothing of it, prove nothing.
+            for other in self.wiring.vaults.values().filter(|other| other.name != name) {
+                if let Ok(other_storage) = storage::open(&other.url) {
+                    let _ = door::hold_against(&vault, (&other.name, other_storage), &self.wiring.state);
+                }
+            }
+            self.vaults.insert(name.to_owned(), vault);
         }
         let vault = self.vaults.get(name).ok_or_else(unknown)?;
         held(vault, place, dataset)

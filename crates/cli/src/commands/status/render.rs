@@ -5,9 +5,10 @@
 use jiff::Timestamp;
 use lifeboat_engine::evidence::Measure;
 
+use super::data::{CopyStatus, VaultStatus};
 use super::record::{DrillStatus, Proof};
 use super::standing::{ServiceStatus, Status, Writer};
-use crate::report::{objective, seconds};
+use crate::report::{counted, objective, seconds};
 use crate::run_ui;
 
 pub(super) fn lines(status: &Status) -> Vec<String> {
@@ -45,6 +46,16 @@ fn of_service(status: &ServiceStatus) -> Vec<String> {
             _ => format!("{} unknown", dataset.dataset),
         };
         row("", text);
+    }
+    for dataset in &status.datasets {
+        for vault in &dataset.vaults {
+            if let Some(text) = freshness(vault) {
+                row("fresh", format!("{} in {}: {text}", dataset.dataset, vault.vault));
+            }
+            for copy in &vault.copies {
+                row("copy", format!("{} of {} in {}: {}", dataset.dataset, vault.vault, copy.to, standing(copy)));
+            }
+        }
     }
     for host in &status.hosts {
         let state = match (&host.role, host.is_alive, host.lag_seconds) {
@@ -86,6 +97,24 @@ fn of_service(status: &ServiceStatus) -> Vec<String> {
         lines.push("  nothing stands against it".to_owned());
     }
     lines
+}
+
+/// What others prove of a vault, where somebody could be asked.
+fn freshness(vault: &VaultStatus) -> Option<String> {
+    let proofs = vault.witnesses.iter().filter_map(|witness| Some((witness.at?, &witness.by)));
+    let (at, by) = proofs.max()?;
+    Some(format!("proven by {by} as of {}", minute(at)))
+}
+
+fn standing(copy: &CopyStatus) -> String {
+    let age = copy.age_seconds.map_or_else(|| "of an unknown age".to_owned(), |age| format!("{} old", seconds(age)));
+    let lacks = match (copy.complete, copy.left_behind, copy.points_lacking) {
+        (false, ..) => ", not finished".to_owned(),
+        (true, 0, 0) => ", has everything".to_owned(),
+        (true, 0, points) => format!(", lacks {}", counted(points, "newer point")),
+        (true, objects, _) => format!(", lacks {} that could not be copied", counted(objects, "object")),
+    };
+    format!("{age}{lacks}")
 }
 
 fn writer(writer: &Writer) -> String {

@@ -241,6 +241,12 @@ fn of_dataset(status: &ServiceStatus, dataset: &DatasetStatus, found: &mut Found
         if let (Some(problem), true) = (&vault.problem, dataset.rpo_now_seconds.is_some()) {
             found("vault-away", format!("`{name}` in the vault `{}`: {problem}", vault.vault), None);
         }
+        for copy in vault.copies.iter().filter(|copy| !copy.complete || copy.left_behind > 0) {
+            let what = if copy.complete { "lacks what could not be copied" } else { "was not finished" };
+            let text = format!("`{name}`: the copy of `{}` in {} {what}", vault.vault, copy.to);
+            let again = format!("lifeboat vault copy --from {} --to {}", vault.vault, copy.to);
+            found("copy-incomplete", text, Some(again));
+        }
         for doubt in &vault.findings {
             found("vault-doubtful", format!("`{name}` in the vault `{}`: {doubt}", vault.vault), None);
         }

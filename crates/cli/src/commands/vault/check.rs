@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use lifeboat_core::units::Size;
 use lifeboat_vault::{
-    Badge, CheckOptions, CheckReport, DatasetStat, Sample, SampleWish, Severity, Unlocked, Vault, VaultError,
+    Badge, CheckOptions, CheckReport, DatasetStat, Sample, SampleWish, Severity, Unlocked, Vault, VaultError, Witness,
 };
 use serde::Serialize;
 
@@ -51,6 +51,8 @@ struct Checked<'a> {
     /// Recovery points that are corrupt from now on, and packs that are new on their hosts' heal lists.
     marked_corrupt: u64,
     listed: u64,
+    /// Who was asked whether the vault is fresh, and what they prove.
+    witnesses: Vec<Witness>,
     #[serde(flatten)]
     report: &'a CheckReport,
 }
@@ -94,9 +96,12 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let with_key = !args.key.is_empty();
     let mut marked = 0;
     let mut unlocked = None;
+    let opened;
     let report = match with_key {
         false => {
             let vault = named.open(ui)?;
+            named.ask_others(&vault, ui)?;
+            opened = vault.clone();
             look(&vault, args.sample, &|part| match part {
                 Some(part) => vault.check_sample(part),
                 None => vault.check(options),
@@ -104,6 +109,8 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         }
         true => {
             let unlocked = unlocked.insert(named.unlock(&args.key, ui)?);
+            named.ask_others(unlocked, ui)?;
+            opened = Vault::clone(unlocked);
             let report = look(unlocked, args.sample, &|part| match part {
                 Some(part) => unlocked.check_sample(part),
                 None => unlocked.check(options),
@@ -121,7 +128,8 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     drop(waiting);
     let read_data = args.read_data || args.sample.is_some();
     let sound = report.is_sound();
-    ui.document(&Checked { sound, with_key, read_data, marked, marked_corrupt, listed, report: &report })?;
+    let witnesses = opened.witnesses();
+    ui.document(&Checked { sound, with_key, read_data, marked, marked_corrupt, listed, witnesses, report: &report })?;
     door::show(&report.findings, ui);
     ui.line(format_args!(
         "{}, {}, {}",
@@ -140,6 +148,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         let packs = report::counted(listed, "bad pack");
         ui.line(format_args!("{packs} put on the heal list: the next backups store them again (see `vault heal`)"));
     }
+    ui.line(door::freshness(&opened, &report.findings));
     let stands = report.findings.iter().filter(|finding| finding.severity != Severity::Note).count();
     ui.line(match (stands, sound) {
         (0, _) => "nothing wrong found".to_owned(),

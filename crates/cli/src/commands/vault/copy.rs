@@ -1,11 +1,14 @@
 //! `lifeboat vault copy`: a vault at another place, or on a medium that is carried away; no key is needed.
 
+use std::path::PathBuf;
+
 use lifeboat_core::units::Size;
 use lifeboat_vault::copy::{CopyOptions, CopyReport, copy};
 use lifeboat_vault::storage;
 use lifeboat_vault::{Severity, VaultError};
 use serde::Serialize;
 
+use crate::commands::restore::which::moment;
 use crate::door::{self, VaultArgs};
 use crate::error::{CommandError, Exit, Kind};
 use crate::interrupt;
@@ -20,7 +23,7 @@ use crate::ui::Ui;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The vault to copy: a directory, a URL, or a vault's name in the plan
-    #[arg(long, value_name = "URL")]
+    #[arg(long, visible_alias = "vault", value_name = "URL")]
     from: String,
     /// Where to: an empty place, or an earlier copy of the same vault
     #[arg(long, value_name = "URL")]
@@ -28,6 +31,14 @@ pub(crate) struct Args {
     /// Only this data set
     #[arg(long, value_name = "NAME")]
     dataset: Option<String>,
+    /// Only recovery points from this moment on, and of each row the one before, so that every moment since can be restored:
+    /// 2026-11-01T00:00:00Z. The copy says of itself what it lacks: give the owner's key, or copy as a person, a controller or a
+    /// pruner on the roster
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// A key that opens the vault: with --since, packs that none of those points needs stay behind, too; may be given several times
+    #[arg(long, value_name = "FILE", requires = "since")]
+    key: Vec<PathBuf>,
     /// At most so much a second, for example 50MB
     #[arg(long, value_name = "SIZE")]
     rate: Option<Size>,
@@ -49,14 +60,21 @@ struct Copied<'a> {
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
-    let end = |url: &str| VaultArgs { vault: Some(url.to_owned()), owner: args.owner.clone() }.find(ui);
+    let end = |url: &str| VaultArgs::of(url, &args.owner).find(ui);
     let (from, to) = (end(&args.from)?, end(&args.to)?);
     let source = from.storage()?;
     let target = storage::create(&to.url).map_err(CommandError::of_storage)?;
     if source.location() == target.location() {
         return Err(CommandError::usage("--from and --to are the same place"));
     }
+    let since = args.since.as_deref().map(moment).transpose()?;
+    let opened = if args.key.is_empty() { None } else { Some(from.unlock(&args.key, ui)?) };
+    if since.is_some() && opened.is_none() {
+        ui.note("what points need is sealed: without --key all packs go along, only older points and what was recorded of them stay behind");
+    }
     let options = CopyOptions {
+        since,
+        opened,
         owner: from.owner.clone().or(to.owner.clone()),
         dataset: args.dataset.clone(),
         parallel: usize::try_from(args.parallel).unwrap_or(4),
@@ -79,6 +97,13 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Size(report.bytes_copied).rounded(),
         report.objects_there,
     ));
+    if report.points_left_out + report.packs_left_out > 0 {
+        ui.line(format_args!(
+            "{} and {} stay behind, as --since says",
+            report::counted(report.points_left_out, "older recovery point"),
+            report::counted(report.packs_left_out, "pack"),
+        ));
+    }
     if !report.complete {
         return Err(CommandError::interrupted("stopped: the copy is a half one; run the same command to go on"));
     }

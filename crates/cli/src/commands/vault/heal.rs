@@ -20,7 +20,7 @@ const ROUNDS_MAX: u32 = 8;
 ///
 /// The whole vault is read first. With --from, what is bad is taken from a copy, checked, and put in its place; nothing that is right is
 /// replaced. What no copy has goes onto the hosts' heal lists: their next backups store it again, as far as they still have it. Then, with
-/// an owner's key, packs whose contents now lie elsewhere are given up. Ends with 3 while anything is still bad.
+/// an owner's key, packs whose contents now lie elsewhere are given up, and the next `vault prune` removes them. Ends with 3 while anything is still bad.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// given several times
     #[arg(long, value_name = "FILE")]
     key: Vec<PathBuf>,
-    /// Do not ask before packs that were replaced are removed
+    /// Do not ask before packs that were replaced are given up
     #[arg(long)]
     yes: bool,
 }
@@ -45,7 +45,7 @@ struct Outcome {
     bad: Vec<String>,
     /// Packs that are new on the hosts' heal lists.
     listed: u64,
-    /// Packs whose contents lie elsewhere, and that were removed.
+    /// Packs whose contents lie elsewhere, and that the next prune removes.
     given_up: Vec<String>,
     /// Recovery points that cannot be restored whole.
     corrupt_points: Vec<String>,
@@ -57,7 +57,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let state = door::state(ui, None)?;
     let copy: Option<Arc<dyn Storage>> = match &args.from {
         None => None,
-        Some(url) => Some(VaultArgs { vault: Some(url.clone()), owner: args.vault.owner.clone() }.find(ui)?.storage()?),
+        Some(url) => Some(VaultArgs::of(url, &args.vault.owner).find(ui)?.storage()?),
     };
     // With keys every chunk is looked at, and who they are for is known.
     let unlocked = match args.key.is_empty() {
@@ -122,7 +122,10 @@ fn give_up(unlocked: &Unlocked, packs: &BadPacks, args: &Args, ui: &Ui) -> Resul
         ui.note(format_args!("{pack}: all that points need of it lies in other packs"));
     }
     let what = report::counted(packs.replaced.len() as u64, "bad pack");
-    ui.confirm(&format!("{what} will be removed; nothing needs them any more. Go on?"), args.yes)?;
+    ui.confirm(
+        &format!("{what} will be given up: nothing needs them any more, and the next prune removes them. Go on?"),
+        args.yes,
+    )?;
     unlocked.give_up(packs).map_err(CommandError::of_vault)
 }
 
@@ -140,7 +143,12 @@ fn say(result: &Outcome, from: Option<&str>, ui: &Ui) -> Result<Exit, CommandErr
     }
     match (result.sound, result.healed.len() + result.given_up.len()) {
         (true, 0) => ui.line("nothing to heal"),
-        (true, _) => ui.line("the vault is sound again"),
+        (true, _) => {
+            ui.line("the vault is sound again");
+            if !result.given_up.is_empty() {
+                ui.note("what was given up is removed by the next `lifeboat vault prune`");
+            }
+        }
         (false, _) => ui.line(format_args!("still bad: {}", report::counted(result.bad.len() as u64, "object"))),
     }
     if !result.sound && result.bad.iter().any(|key| key.starts_with("pack/")) {

@@ -127,3 +127,108 @@ fn a_file_of_a_point_comes_to_stdout() {
     let found = machine.line(&format!("find {open} od")).ends(0).out;
     assert!(found.contains("od\\xffd\\n.bin"), "{found}");
 }
+
+#[test]
+fn a_point_is_held_against_a_directory() {
+    let machine = Machine::new();
+    let (vault, home) = three_points(&machine);
+    let diff = |rest: &str| machine.line(&format!("diff --vault {vault} --key owner.key {rest}"));
+    let alike = diff(&format!("3 --dir {home}")).ends(0);
+    assert!(alike.out.contains("0 paths added"), "{}", alike.out);
+    machine.write("home/documents/new", "new");
+    machine.write("home/documents/etc/app.conf", "two, and LONGER\n");
+    let changed = diff(&format!("3 --dir {home}")).ends(0);
+    assert!(changed.out.contains("+ new") && changed.out.contains("M etc/app.conf"), "{}", changed.out);
+    let part = diff(&format!("--json 3 --dir {home} --path etc")).ends(0).events();
+    assert_eq!(part.last().unwrap()["stat"]["changed"], 1);
+    assert_eq!(part.last().unwrap()["stat"]["added"], 0);
+    // A data set goes by the same name as the directory it is of: the point counts, and it is said.
+    let named = diff(&format!("2 {home}")).ends(0);
+    assert!(named.err.contains("--dir") && named.out.contains("to point 3"), "{}{}", named.out, named.err);
+    let other = machine.at("home");
+    assert!(diff(&format!("3 {other}")).ends(0).out.contains("+ documents/"));
+    assert!(diff("3").ends(2).err.contains("--dir"));
+    assert!(diff("3 --dir /nowhere").ends(2).err.contains("there is no directory /nowhere"));
+    assert!(diff(&format!("3 --dir {home}/new")).ends(2).err.contains("is no directory"));
+    assert!(diff("3 /nowhere").ends(2).err.contains("nor is it a directory"));
+    assert!(diff("2 3 --read-all").ends(2).err.contains("are for a comparison with a directory"));
+    assert!(diff(&format!("3 --dir {home} --path photo.raw")).ends(2).err.contains("cmp"));
+    assert!(diff(&format!("3 --dir {home} --exclude [")).ends(2).err.contains("valid glob"));
+}
+
+#[test]
+fn a_pruned_point_is_called_pruned() {
+    let machine = Machine::new();
+    let (vault, _) = three_points(&machine);
+    let prune = format!("vault prune --vault {vault} --key owner.key --point");
+    let id =
+        machine.line(&format!("--json points --vault {vault}")).ends(0).json()[0]["id"].as_str().unwrap().to_owned();
+    machine.line(&format!("{prune} {id} --yes")).ends(0);
+    let key = format!("--vault {vault} --key owner.key");
+    for line in [
+        format!("diff {key} 1 2"),
+        format!("cat {key} {id} photo.raw"),
+        format!("restore {key} --point 1 --to {}", machine.at("out")),
+    ] {
+        let said = machine.line(&line).ends(2);
+        assert!(said.err.contains("is no more: it was pruned at"), "{line}: {}", said.err);
+    }
+    let path = machine.line(&format!("restore {key} photo.raw --to {}", machine.at("out"))).ends(2);
+    assert!(path.err.contains("--path photo.raw"), "{}", path.err);
+    let point = machine.line(&format!("restore {key} 3 --to {}", machine.at("out"))).ends(2);
+    assert!(point.err.contains("--point"), "{}", point.err);
+}
+
+#[test]
+fn every_kind_of_file_is_found_read_and_brought_back() {
+    let machine = Machine::new();
+    machine.make_vault();
+    let (vault, data) = (machine.at("backup"), machine.at("data"));
+    machine.write("data/large", noise(5, 300_000));
+    fs::hard_link(machine.path("data/large"), machine.path("data/twin")).unwrap();
+    std::os::unix::fs::symlink("large", machine.path("data/link")).unwrap();
+    let sparse = fs::File::create(machine.path("data/sparse")).unwrap();
+    sparse.set_len(40 << 20).unwrap();
+    for (program, arguments) in [
+        ("mkfifo", vec![machine.at("data/fifo")]),
+        ("mknod", vec![machine.at("data/device"), "c".to_owned(), "1".to_owned(), "3".to_owned()]),
+        ("setfattr", ["-n", "user.colour", "-v", "red", &machine.at("data/large")].map(str::to_owned).to_vec()),
+    ] {
+        assert!(std::process::Command::new(program).args(arguments).status().unwrap().success());
+    }
+    let taken = machine.line(&format!("backup --vault {vault} {data}")).ends(0);
+    assert!(taken.err.contains("device is a device"), "{}", taken.err);
+    let key = format!("--vault {vault} --key owner.key");
+    let found = |kind: &str| {
+        let found = machine.line(&format!("--json find {key} --kind {kind} *")).ends(0).json();
+        let names = found["found"].as_array().unwrap().iter();
+        names.map(|one| one["path"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(found("fifo"), ["fifo"]);
+    assert_eq!(found("symlink"), ["link"]);
+    assert_eq!(found("file"), ["large", "sparse", "twin"]);
+    let cat = |path: &str| machine.line(&format!("--json cat {key} 1 {path}"));
+    assert_eq!(cat("twin").ends(0).json()["bytes"], 300_000);
+    assert_eq!(cat("sparse").ends(0).json()["bytes"], 40 << 20);
+    for path in ["fifo", "link", "device"] {
+        cat(path).ends(2);
+    }
+    machine.line(&format!("restore {key} --to {}", machine.at("out"))).ends(0);
+    fs::remove_file(machine.path("data/device")).unwrap();
+    let restored = machine.line(&format!("diff {key} 1 --read-all --dir {} --stat", machine.at("out"))).ends(0);
+    assert!(
+        restored.out.contains("0 paths added (0 B), 0 removed (0 B), 0 changed (0 B → 0 B), 0 otherwise"),
+        "{}",
+        restored.out
+    );
+    use std::os::unix::fs::MetadataExt;
+    let meta = |name: &str| fs::metadata(machine.path(&format!("out/{name}"))).unwrap();
+    assert_eq!(meta("large").ino(), meta("twin").ino());
+    assert!(meta("sparse").blocks() < 1000);
+    // One path of each kind alone.
+    for name in ["fifo", "link", "sparse", "twin"] {
+        let to = machine.at(&format!("one-{name}"));
+        machine.line(&format!("restore {key} --path {name} --to {to}")).ends(0);
+        assert!(fs::symlink_metadata(format!("{to}/{name}")).is_ok(), "{name}");
+    }
+}

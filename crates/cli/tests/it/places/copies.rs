@@ -89,3 +89,65 @@ fn killed_stopped_and_run_full_a_copy_goes_on() {
     machine.line(&onto).ends(0);
     machine.line(&format!("vault check --vault {} --key owner.key --read-data", machine.at("medium"))).ends(0);
 }
+
+#[test]
+fn a_copy_since_a_day_says_what_it_lacks_and_is_no_loss() {
+    let machine = Machine::new();
+    let owner = machine.make_vault();
+    let (vault, copy, data) = (machine.at("backup"), machine.at("copy"), machine.at("data"));
+    for day in 0..3 {
+        machine.write("data/photo", noise(day, 200_000));
+        machine.line(&format!("backup --vault {vault} {data}")).ends(0);
+    }
+    let points = machine.line(&format!("--json points --vault {vault}")).ends(0).json();
+    let last = points[2]["taken_at"].as_str().unwrap().to_owned();
+    // `--vault` is what every other verb calls it.
+    let line = format!("vault copy --vault {vault} --to {copy} --since {last}");
+    let refused = machine.elsewhere("copier", &format!("{line} --owner {owner}")).ends(4);
+    assert!(refused.err.contains("give the owner's key"), "{}", refused.err);
+    machine.line(&format!("{line} --key paper.key --since yesterday")).ends(2);
+    let made = machine.line(&format!("{line} --key owner.key")).ends(0);
+    assert!(made.out.contains("2 older recovery points and 2 packs stay behind"), "{}", made.out);
+    let check = format!("vault check --vault {copy} --owner {owner} --key owner.key --read-data");
+    let checked = machine.line(&check).ends(0);
+    assert!(checked.err.contains("left out by intent, and are no loss"), "{}", checked.err);
+    let listed = machine.line(&format!("--json points --vault {copy}")).ends(0).json();
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+    machine.line(&format!("restore --vault {copy} --key paper.key --to {}", machine.at("out"))).ends(0);
+    assert_alike(&machine.path("data"), &machine.path("out"));
+}
+
+#[test]
+fn yesterdays_state_shown_as_todays_is_named_by_who_asks_a_copy() {
+    let machine = Machine::new();
+    let owner = machine.make_vault();
+    let (vault, copy, data) = (machine.at("backup"), machine.at("copy"), machine.at("data"));
+    machine.write("data/photo", noise(1, 100_000));
+    machine.line(&format!("backup --vault {vault} {data}")).ends(0);
+    let yesterday = machine.at("yesterday");
+    let cp = std::process::Command::new("cp").args(["-a", &vault, &yesterday]).status().unwrap();
+    assert!(cp.success());
+    machine.write("data/photo", noise(2, 100_000));
+    machine.line(&format!("backup --vault {vault} {data}")).ends(0);
+    machine.line(&format!("vault copy --from {vault} --to {copy}")).ends(0);
+    let ask = |name: &str, line: &str| machine.elsewhere(name, &format!("{line} --owner {owner}"));
+
+    let alone = ask("first", &format!("vault check --vault {yesterday}")).ends(3);
+    assert!(alone.out.contains("freshness: unproven"), "{}", alone.out);
+    let asked = ask("second", &format!("vault check --vault {yesterday} --against {copy}")).ends(3);
+    assert!(asked.out.contains("freshness: disproven, the vault was rolled back"), "{}", asked.out);
+    assert!(asked.err.contains("was rolled back; bring it back from a copy"), "{}", asked.err);
+    let right = ask("third", &format!("vault check --vault {vault} --against {copy}")).ends(0);
+    assert!(right.out.contains(&format!("freshness: proven by {copy} at ")), "{}", right.out);
+    let key = machine.at("work/owner.key");
+    let restore =
+        |from: &str, to: &str| format!("restore --vault {from} --against {copy} --key {key} --to {}", machine.at(to));
+    let old = ask("fourth", &restore(&yesterday, "old")).ends(3);
+    assert!(old.err.contains("was rolled back"), "{}", old.err);
+    let new = ask("fifth", &restore(&vault, "new")).ends(0);
+    assert!(new.err.contains("freshness: proven by"), "{}", new.err);
+    assert_alike(&machine.path("data"), &machine.path("new"));
+    // What knows nothing of it is no proof; what is not there is an error.
+    let other = ask("other", &format!("vault check --vault {vault} --against {}", machine.at("nowhere"))).ends(1);
+    assert!(other.err.contains("nowhere"), "{}", other.err);
+}

@@ -427,3 +427,63 @@ fn two_hosts_of_one_data_set_do_not_displace_each_other() {
     let storage: Arc<MemoryStorage> = world.storage.clone();
     assert!(storage.list("pack/").unwrap().len() == 2);
 }
+
+#[test]
+fn what_a_pruner_did_before_it_was_revoked_stays_and_what_it_signs_later_counts_for_nothing() {
+    let world = World::new();
+    let state = host_state(&world.directory, "pruner");
+    let member = Member {
+        name: "pruner".into(),
+        roles: vec![Role::Pruner],
+        key: state.signing_key().public(),
+        index: None,
+        revoked: None,
+    };
+    world.unlock().admit(member).unwrap();
+    for seed in 1..=3 {
+        back_up(&world.vault, "app", seed, 10).unwrap();
+    }
+    // The owner proposes, and the pruner signs the same records: it holds no refs key here, and needs none to sign.
+    let propose = |day: i64, keep: u32| {
+        let options = at(&world, day, &last(keep));
+        let pruner = pruner(&world);
+        pruner.perform(&pruner.propose(&options).unwrap(), &options).unwrap();
+    };
+    let sweep = |day: i64| {
+        let swept = pruner(&world).go_on(&at(&world, day, &last(1))).unwrap();
+        assert!(matches!(swept, Swept::Done(_)), "{swept:?}");
+    };
+    propose(3, 2);
+    let sign = |key: &str, kind: &str| {
+        let payload = lifeboat_vault::Signed::open(kind, key, &world.storage.get(key).unwrap()).unwrap().payload;
+        lifeboat_vault::Signed::seal(kind, &payload, state.signing_key()).unwrap()
+    };
+    let resign = |prefix: &str, kind: &str| {
+        let key = keys(&world, prefix).pop().unwrap();
+        let signed = sign(&key, kind);
+        world.storage.put(&key, &signed).unwrap();
+    };
+    resign("tombstone/", "vault.tombstone");
+    resign("prune/", "vault.prune.proposal");
+    let fresh = || Vault::open(world.storage.clone(), None, Some(&world.fingerprint)).unwrap();
+    let look = || {
+        let points = fresh().points(None).unwrap();
+        let stands: Vec<_> = points.findings.into_iter().filter(|f| f.code != "freshness-unproven").collect();
+        (points.points.len(), stands)
+    };
+    assert_eq!(look(), (2, Vec::new()));
+    world.unlock().revoke("pruner").unwrap();
+    assert_eq!(look(), (2, Vec::new()));
+    check_is_silent(&world);
+    assert_eq!(fresh().pruned_points().unwrap()[0].id, "alpha/app/0000000001");
+    sweep(6);
+    check_is_silent(&world);
+    assert_eq!(fresh().pruned_points().unwrap()[0].id, "alpha/app/0000000001");
+
+    // Of the next generation it signs nothing that counts.
+    propose(9, 1);
+    assert_eq!(look(), (1, Vec::new()));
+    resign("tombstone/", "vault.tombstone");
+    let (_, stands) = look();
+    assert!(stands.iter().any(|f| f.code == "untrusted" && f.message.contains("was revoked before")), "{stands:?}");
+}

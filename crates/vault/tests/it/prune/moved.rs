@@ -225,13 +225,8 @@ fn a_copy_of_a_vault_whose_packs_were_moved_is_whole() {
     let points: Vec<PointInfo> = (1..=4).map(|seed| back_up(&world.vault, "app", seed, 6).unwrap()).collect();
     let Swept::Done(_) = prune_all(&world, &keep_all()) else { panic!("not swept") };
     let target: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
-    let options = CopyOptions {
-        owner: None,
-        dataset: Some("app".to_owned()),
-        parallel: 2,
-        bytes_per_second: None,
-        state: host_state(&world.directory, "copier"),
-    };
+    let options =
+        CopyOptions { dataset: Some("app".to_owned()), ..CopyOptions::new(host_state(&world.directory, "copier")) };
     let from: Arc<dyn Storage> = world.storage.clone();
     copy(&from, &target, &options, &|_, _| {}, &AtomicBool::new(false)).unwrap();
     let copied = unlock(target, &world.fingerprint, &world.owner).unwrap();

@@ -275,8 +275,7 @@ impl Play {
 
     fn copy(&self, from: Arc<MemoryStorage>, to: Arc<MemoryStorage>) {
         let state = self.copier.clone();
-        let options =
-            CopyOptions { owner: Some(self.owner.clone()), dataset: None, parallel: 2, bytes_per_second: None, state };
+        let options = CopyOptions { owner: Some(self.owner.clone()), parallel: 2, ..CopyOptions::new(state) };
         let (from, to): (Arc<dyn Storage>, Arc<dyn Storage>) = (from, to);
         let report = copy(&from, &to, &options, &|_, _| {}, &AtomicBool::new(false)).unwrap();
         let alarms: Vec<_> = report.findings.iter().filter(|f| f.severity == Severity::Alarm).collect();

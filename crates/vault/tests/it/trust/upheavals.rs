@@ -121,7 +121,7 @@ fn holds_and_a_freeze_come_and_go_while_storage_crashes() {
 
 fn copy_to_second(scene: &Scene, from: Arc<dyn Storage>) -> Result<()> {
     let state = host_state(&scene.world.directory, "copier");
-    let options = CopyOptions { owner: None, dataset: None, parallel: 1, bytes_per_second: None, state };
+    let options = CopyOptions { parallel: 1, ..CopyOptions::new(state) };
     let to: Arc<dyn Storage> = scene.second.clone();
     let report = copy(&from, &to, &options, &|_, _| {}, &AtomicBool::new(false))?;
     assert!(report.complete, "{report:?}");
