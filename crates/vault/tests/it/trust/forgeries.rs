@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_vault::prune::{Hand, Held, Swept};
 use lifeboat_vault::storage::{Listed, MemoryStorage, Put, Storage, StorageError};
-use lifeboat_vault::{Badge, HostVault, KeepRules, PruneOptions, Role, Signed, SigningKey, State, Vault, VaultError};
+use lifeboat_vault::{
+    Badge, HostVault, InitOptions, KeepRules, PruneOptions, Role, Signed, SigningKey, State, Vault, VaultError,
+};
 
 use crate::trust::copy_tree;
 use crate::world::{World, back_up, host_state, is_right, unlock};
@@ -120,8 +122,7 @@ fn a_hold_or_freeze_that_is_damaged_or_gone_stops_pruning() {
     // A pruner that has seen both.
     let directory = tempfile::tempdir().unwrap();
     copy_tree(world.state.directory(), directory.path());
-    let state = State::open(directory.path(), None).unwrap();
-    let pruner = |storage: &Arc<MemoryStorage>| {
+    let remembering = |storage: &Arc<MemoryStorage>, state: &State| {
         let vault = Vault::open(storage.clone(), Some(state.clone()), Some(&world.fingerprint)).unwrap();
         vault.unlock(std::slice::from_ref(&world.owner)).unwrap().pruner().unwrap()
     };
@@ -132,6 +133,11 @@ fn a_hold_or_freeze_that_is_damaged_or_gone_stops_pruning() {
     {
         for lose in [true, false] {
             let storage = Arc::new(MemoryStorage::from_snapshot(from.snapshot()));
+            // One for each, that remembers nothing of the others.
+            let memory = tempfile::tempdir().unwrap();
+            copy_tree(directory.path(), memory.path());
+            let state = State::open(memory.path(), None).unwrap();
+            let pruner = |storage: &Arc<MemoryStorage>| remembering(storage, &state);
             pruner(&storage).propose(&on_day(&storage, 3)).unwrap();
             let mut bytes = storage.get(key).unwrap();
             bytes[20] ^= 1;
@@ -148,6 +154,8 @@ fn a_hold_or_freeze_that_is_damaged_or_gone_stops_pruning() {
         }
     }
     // After the proposal: nothing is deleted.
+    let state = State::open(directory.path(), None).unwrap();
+    let pruner = |storage: &Arc<MemoryStorage>| remembering(storage, &state);
     let pruner_of = pruner(&thawed);
     let options = on_day(&thawed, 3);
     pruner_of.perform(&pruner_of.propose(&options).unwrap(), &options).unwrap();
@@ -368,6 +376,15 @@ fn a_request_that_another_key_signed_is_none_and_a_host_accepts_no_suspect_point
     assert!(world.vault.enrolment_requests().unwrap().is_empty());
     world.storage.put(&key, &right).unwrap();
     world.unlock().approve(&asked.fingerprint).unwrap();
+    // One that is a controller, too, says nothing of what it took itself.
+    let storage = Arc::new(MemoryStorage::new());
+    let recipients = vec![world.owner.recipient(), world.paper.recipient()];
+    let roles = vec![Role::Host, Role::Controller];
+    let state = host_state(&world.directory, "both");
+    let (both, _) = Vault::init(storage, &state, &InitOptions { recipients, roles, ..InitOptions::default() }).unwrap();
+    let own = back_up(&both, "app", 1, 3).unwrap();
+    let refused = both.accept(Hand::Member(&state), &own, "trust me");
+    assert!(matches!(refused, Err(VaultError::Refused { .. })), "{refused:?}");
     // Another host's word is not enough either.
     for state in [&beta, &world.state] {
         let refused = world.vault.accept(Hand::Member(state), &point, "trust me");

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_vault::copy::{CopyOptions, copy};
-use lifeboat_vault::prune::{Hand, Held, Swept};
+use lifeboat_vault::prune::{Hand, Held, MoveRules, Swept};
 use lifeboat_vault::storage::{Faulty, MemoryStorage, Storage};
 use lifeboat_vault::{
     CheckOptions, HostVault, Identity, InitOptions, KeepRules, LogPiece, PointInfo, PruneOptions, SessionOptions,
@@ -293,6 +293,9 @@ impl Play {
         PruneOptions {
             rules: Some(KeepRules { last: keep, ..KeepRules::default() }),
             min_age: SignedDuration::ZERO,
+            // So that packs are moved and records folded within days that are few and small.
+            moves: MoveRules { below_percent: 80, small_packs: 3, ..MoveRules::default() },
+            fold_after: 2,
             now: Some(now),
             ..PruneOptions::default()
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_vault::copy::{CopyOptions, copy};
-use lifeboat_vault::prune::{Hand, Held, Swept};
+use lifeboat_vault::prune::{Hand, Held, MoveRules, Swept};
 use lifeboat_vault::storage::{Faulty, Storage};
 use lifeboat_vault::{
     CheckOptions, HostVault, KeepRules, LogPiece, PruneOptions, Result, Role, State, Vault, VaultError,
@@ -36,6 +36,8 @@ fn on_day(scene: &Scene, day: i64) -> PruneOptions {
     PruneOptions {
         datasets: [("old".to_owned(), KeepRules { last: 1, ..KeepRules::default() })].into(),
         min_age: SignedDuration::ZERO,
+        moves: MoveRules { small_packs: 2, ..MoveRules::default() },
+        fold_after: 1,
         now: Some(now),
         ..PruneOptions::default()
     }
