@@ -15,7 +15,6 @@ mod freshness;
 mod heal;
 mod hostile;
 mod look;
-mod look_disk;
 mod prune;
 mod ransomware;
 mod receipts;

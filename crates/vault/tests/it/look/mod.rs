@@ -1,5 +1,7 @@
 //! The catalogue and the comparison of trees, held against a model: what random changes to a tree left in each of many points.
 
+mod disk;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
