@@ -49,7 +49,19 @@ impl CheckReport {
             matches!(finding.code, "missing" | "damaged" | "unreadable" | "untrusted" | "rolled-back")
                 && (finding.object.ends_with('/') || Place::of(&finding.object).is_some())
         };
-        self.findings.iter().filter(bad).map(|finding| finding.object.clone()).collect()
+        // Where a point's chunks are in no pack, what says that they were moved may be gone; nothing else names it.
+        let moved = |finding: &Finding| match Place::of(&finding.object) {
+            Some(Place::Snapshot(host, dataset, _)) if finding.code == "missing-chunks" => {
+                Some(name::indexes_of(&host, &dataset))
+            }
+            _ => None,
+        };
+        let mut named: BTreeSet<String> = self.findings.iter().filter(bad).map(|f| f.object.clone()).collect();
+        // A pack that is bad explains it as well.
+        if !named.iter().any(|object| object.starts_with("pack/")) {
+            named.extend(self.findings.iter().filter_map(moved));
+        }
+        named
     }
 
     fn bad_packs(&self) -> HashSet<Hash> {
@@ -117,7 +129,9 @@ impl Vault {
             let here = self.storage().list(key).doing(|| format!("listing {key}"))?;
             let here: HashSet<String> = here.into_iter().map(|object| object.key).collect();
             let there = copy.list(key).doing(|| format!("listing {key} in the copy"))?;
-            all.extend(there.into_iter().map(|object| object.key).filter(|key| !here.contains(key)));
+            // Indexes that are missing are named one by one; those of what was moved are not.
+            let is_meant = |of: &String| !key.starts_with("index/") || matches!(Place::of(of), Some(Place::Moved(..)));
+            all.extend(there.into_iter().map(|object| object.key).filter(|key| !here.contains(key)).filter(is_meant));
         }
         Ok(all)
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_vault::copy::{CopyOptions, copy};
-use lifeboat_vault::prune::Swept;
+use lifeboat_vault::prune::{MoveRules, Swept};
 use lifeboat_vault::storage::{Faulty, MemoryStorage, Storage};
 use lifeboat_vault::{
     Badge, CheckOptions, CheckReport, KeepRules, LogPiece, Position, PruneOptions, Sample, SampleWish, SessionOptions,
@@ -151,6 +151,36 @@ fn a_log_that_was_gathered_comes_back_from_a_copy() {
     let read: Vec<Vec<u8>> = entries.iter().map(|entry| unlocked.read_log(entry).unwrap()).collect();
     assert_eq!(read, (1..=70).map(|n| format!("change {n}").into_bytes()).collect::<Vec<_>>());
     assert_sound(&unlocked);
+}
+
+#[test]
+fn what_says_where_moved_chunks_lie_comes_back_from_a_copy() {
+    let world = world();
+    let pruner = world.unlock().pruner().unwrap();
+    for days in [3, 6] {
+        let now = Timestamp::now() + SignedDuration::from_hours(24 * days);
+        world.storage.set_clock(now);
+        let moves = MoveRules { small_packs: 2, ..MoveRules::default() };
+        let options = PruneOptions { moves, now: Some(now), ..PruneOptions::default() };
+        if pruner.go_on(&options).unwrap() == Swept::Nothing {
+            pruner.perform(&pruner.propose(&options).unwrap(), &options).unwrap();
+        }
+    }
+    let copied = copy_of(&world);
+    let moved: Vec<String> = keys(&world, "index/").into_iter().filter(|key| key.contains("/moved-")).collect();
+    assert_eq!((moved.len(), keys(&world, "pack/").len()), (1, 1));
+    let right = world.storage.get(&moved[0]).unwrap();
+    world.storage.delete(&moved[0]).unwrap();
+    let report = world.unlock().check(ALL).unwrap();
+    assert_eq!(report.findings.iter().filter(|f| f.code == "missing-chunks").count(), 3, "{:?}", report.findings);
+    let healed = world.vault.heal_from(&copied, &report.bad_objects(), &world.state).unwrap();
+    assert_eq!((healed.healed, healed.lost), (moved.clone(), vec![]));
+    assert_eq!(world.storage.get(&moved[0]).unwrap(), right);
+    let unlocked = world.unlock();
+    assert_sound(&unlocked);
+    for point in unlocked.points(Some("app")).unwrap().points {
+        assert!(is_right(&unlocked, &point, point.sequence - 1, CHUNKS).unwrap());
+    }
 }
 
 #[test]
