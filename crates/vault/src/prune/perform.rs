@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use crate::codec::Hash;
 use crate::error::{Doing, Result, VaultError};
+use crate::finding::Finding;
 use crate::log;
 use crate::name;
 use crate::prune::compact::MovePlan;
@@ -35,6 +36,9 @@ pub struct OpenPrune {
     pub sweeping: bool,
     pub points: u64,
     pub bytes: u64,
+    /// What stood in the way of something just now: a damaged pack that was not moved.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
 }
 
 /// What a sweep did.
@@ -78,6 +82,7 @@ impl Pruner {
             sweeping: open.sweep.is_some(),
             points: open.proposal.points.len() as u64,
             bytes: open.proposal.objects.iter().map(|object| object.bytes).sum(),
+            findings: Vec::new(),
         }))
     }
 
@@ -94,7 +99,7 @@ impl Pruner {
         if let Some(fold) = &proposed.fold {
             fold.publish(&**self.vault.storage(), self.key())?;
         }
-        self.condemn_moved(&mut proposal, &proposed.moves)?;
+        let findings = self.condemn_moved(&mut proposal, &proposed.moves)?;
         let generation = proposal.generation;
         let taken = || VaultError::Conflict {
             object: record::key(generation, Step::Proposal),
@@ -102,17 +107,15 @@ impl Pruner {
         };
         let hash = proposal.publish(&**self.vault.storage(), self.key())?.ok_or_else(taken)?;
         self.leave_tombstones(&Open { proposal: Arc::new(proposal), hash, sweep: None })?;
-        self.open_prune(options)?.ok_or_else(taken)
+        let open = self.open_prune(options)?.ok_or_else(taken)?;
+        Ok(OpenPrune { findings, ..open })
     }
 
     /// Moves what is planned, and condemns what it was moved out of.
-    fn condemn_moved(&self, proposal: &mut Proposal, plan: &MovePlan) -> Result<()> {
+    fn condemn_moved(&self, proposal: &mut Proposal, plan: &MovePlan) -> Result<Vec<Finding>> {
         let moved = self.move_packs(plan, proposal.generation)?;
-        for finding in &moved.findings {
-            tracing::warn!(object = finding.object, "{}", finding.message);
-        }
         if moved.packs.is_empty() {
-            return Ok(());
+            return Ok(moved.findings);
         }
         proposal.moved.extend(moved.packs.iter().map(|(hash, _)| *hash));
         let packs =
@@ -122,7 +125,7 @@ impl Pruner {
         proposal.objects.extend(plan.idle_indexes(&goes));
         proposal.objects.sort();
         proposal.objects.dedup();
-        Ok(())
+        Ok(moved.findings)
     }
 
     /// Goes on with a generation that is not done: does whatever is due, and says what waits.

@@ -158,6 +158,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         }
     };
     if let Some(open) = &performed {
+        findings.extend(open.findings.iter().cloned());
         let begun = if open.points > 0 { "pruned; what they held" } else { "begun; what is not needed" };
         ui.line(format_args!(
             "{begun} is deleted by a run after {}. Until then `vault prune --abandon` takes it back",

@@ -146,7 +146,11 @@ fn nobody_but_a_pruner_says_where_chunks_lie_now_and_a_damaged_pack_is_not_moved
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     world.storage.put(&damaged, &bytes).unwrap();
-    let Swept::Done(_) = prune_all(&world, &keep_all()) else { panic!("not swept") };
+    let proposing = at(&world, 3, &keep_all());
+    let pruner = pruner(&world);
+    let open = pruner.perform(&pruner.propose(&proposing).unwrap(), &proposing).unwrap();
+    assert!(open.findings.iter().any(|f| f.code == "damaged" && f.object == damaged), "{open:?}");
+    let Swept::Done(_) = pruner.go_on(&at(&world, 6, &keep_all())).unwrap() else { panic!("not swept") };
     assert!(keys(&world, "pack/").contains(&damaged) && keys(&world, "pack/").len() == 2);
     world.storage.put(&damaged, &right).unwrap();
     for (point, seed) in points.iter().zip(1..) {
