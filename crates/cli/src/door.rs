@@ -23,10 +23,15 @@ pub(crate) struct VaultArgs {
     /// The owner's fingerprint, as `vault init` printed it [default: the plan's, else the one seen here before]
     #[arg(long, value_name = "FINGERPRINT")]
     pub(crate) owner: Option<String>,
+}
+
+/// Who is asked how far a vault had come.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct WitnessArgs {
     /// Hold it against a copy of it, or another vault that its hosts write to: shows whether it was rolled back as a whole; may be
     /// given several times
     #[arg(long, value_name = "URL")]
-    pub(crate) against: Vec<String>,
+    against: Vec<String>,
 }
 
 /// A vault that was named on the command line, or is the plan's only one.
@@ -45,7 +50,7 @@ pub(crate) struct Named {
 impl VaultArgs {
     /// One that is named otherwise than with `--vault`.
     pub(crate) fn of(url: &str, owner: &Option<String>) -> VaultArgs {
-        VaultArgs { vault: Some(url.to_owned()), owner: owner.clone(), against: Vec::new() }
+        VaultArgs { vault: Some(url.to_owned()), owner: owner.clone() }
     }
 
     /// The vault meant, from `--vault` or as the plan's only one.
@@ -81,12 +86,11 @@ impl VaultArgs {
         let owner = self.owner.clone().or(plan.keys.owner.clone());
         let others = plan.vaults.iter().filter(|(other, _)| *other != name);
         let others = others.map(|(name, vault)| (name.clone(), vault.url.clone())).collect();
-        Ok(Named { name: name.clone(), url: vault.url.clone(), owner, against: self.against.clone(), others })
+        Ok(Named { name: name.clone(), url: vault.url.clone(), owner, against: Vec::new(), others })
     }
 
     fn at(&self, url: &str) -> Named {
-        let (owner, against) = (self.owner.clone(), self.against.clone());
-        Named { name: url.to_owned(), url: url.to_owned(), owner, against, others: Vec::new() }
+        Named::new(url, url, self.owner.clone())
     }
 }
 
@@ -98,6 +102,10 @@ pub(crate) fn is_address(text: &str) -> bool {
 impl Named {
     pub(crate) fn new(name: &str, url: &str, owner: Option<String>) -> Named {
         Named { name: name.to_owned(), url: url.to_owned(), owner, against: Vec::new(), others: Vec::new() }
+    }
+
+    pub(crate) fn against(self, witness: &WitnessArgs) -> Named {
+        Named { against: witness.against.clone(), ..self }
     }
 
     pub(crate) fn storage(&self) -> Result<Arc<dyn Storage>, CommandError> {

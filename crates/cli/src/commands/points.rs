@@ -6,7 +6,7 @@ use lifeboat_vault::prune::Hold;
 use lifeboat_vault::{Badge, PointInfo};
 use serde::Serialize;
 
-use crate::door::{self, VaultArgs};
+use crate::door::{self, VaultArgs, WitnessArgs};
 use crate::error::{CommandError, Exit};
 use crate::report;
 use crate::ui::Ui;
@@ -21,6 +21,8 @@ pub(crate) struct Args {
     dataset: Option<String>,
     #[command(flatten)]
     vault: VaultArgs,
+    #[command(flatten)]
+    witness: WitnessArgs,
 }
 
 #[derive(Serialize)]
@@ -43,7 +45,7 @@ struct Listed<'a> {
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
-    let vault = args.vault.find(ui)?.open(ui)?;
+    let vault = args.vault.find(ui)?.against(&args.witness).open(ui)?;
     let found = vault.points(None).map_err(CommandError::of_vault)?;
     let wanted = args.dataset.map(|name| dataset_named(&found.points, &name)).transpose()?;
     let points: Vec<&PointInfo> =

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::door::{self, VaultArgs};
+use crate::door::{self, VaultArgs, WitnessArgs};
 use crate::error::{CommandError, Exit};
 use crate::interrupt;
 use crate::ui::Ui;
@@ -26,6 +26,8 @@ pub(crate) struct Args {
     what: Option<String>,
     #[command(flatten)]
     vault: VaultArgs,
+    #[command(flatten)]
+    witness: WitnessArgs,
     /// A key that opens the vault; may be given several times
     #[arg(long, value_name = "FILE")]
     key: Vec<PathBuf>,

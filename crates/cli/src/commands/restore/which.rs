@@ -41,7 +41,7 @@ pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
     {
         return of_plan(args, &loaded, at, ui);
     }
-    let named = args.vault.find(ui)?;
+    let named = args.vault.find(ui)?.against(&args.witness);
     let (vault, mut points) = open(&named, args, ui)?;
     // What was wrong is said even where nothing will be restored: it is not said again another time.
     let told = |_: &CommandError| door::show(&points.findings, ui);
@@ -329,7 +329,7 @@ fn best_vault(args: &Args, dataset: &DataSet, at: Option<Timestamp>, ui: &Ui) ->
 }
 
 fn look(args: &Args, name: &str, dataset: &DataSet, at: Option<Timestamp>, ui: &Ui) -> Result<Found, CommandError> {
-    let named = VaultArgs { against: args.vault.against.clone(), ..VaultArgs::of(name, &args.vault.owner) }.find(ui)?;
+    let named = VaultArgs::of(name, &args.vault.owner).find(ui)?.against(&args.witness);
     let (vault, Points { mut points, mut findings }) = open(&named, args, ui)?;
     points.retain(|point| point.dataset == dataset.name);
     let of_it: Vec<&PointInfo> = points.iter().collect();

@@ -9,7 +9,7 @@ use lifeboat_vault::{
 use serde::Serialize;
 
 use crate::commands::points::time;
-use crate::door::{self, Named, VaultArgs};
+use crate::door::{self, Named, VaultArgs, WitnessArgs};
 use crate::error::{CommandError, Exit};
 use crate::report;
 use crate::ui::Ui;
@@ -28,6 +28,8 @@ pub(crate) struct StatArgs {
 pub(crate) struct Args {
     #[command(flatten)]
     vault: VaultArgs,
+    #[command(flatten)]
+    witness: WitnessArgs,
     /// A key that opens the vault: what is sealed is checked, too; may be given several times
     #[arg(long, value_name = "FILE")]
     key: Vec<PathBuf>,
@@ -90,7 +92,7 @@ fn row(dataset: &DatasetStat) -> Vec<String> {
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
-    let named = args.vault.find(ui)?;
+    let named = args.vault.find(ui)?.against(&args.witness);
     let options = CheckOptions { read_data: args.read_data };
     let waiting = ui.waiting("checking");
     let with_key = !args.key.is_empty();
