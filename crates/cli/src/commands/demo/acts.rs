@@ -35,8 +35,8 @@ const LONG: Duration = Duration::from_secs(40);
 pub(super) fn play(stage: &mut Stage<'_>, strategy: Strategy) -> Result<Story, CommandError> {
     protect(stage)?;
     let disaster = destroy(stage)?;
-    let (run, evidence) = recover(stage, disaster.at)?;
-    let after_failover = count_after_failover(stage, &disaster)?;
+    let (run, evidence) = recover(stage, disaster)?;
+    let after_failover = count_after_failover(stage, disaster)?;
     let losses = losses(&after_failover);
     let evidence = write_evidence(stage, "failover", &run, Some(&losses), evidence)?;
     let (failback_run, after_failback) = fail_back(stage, &after_failover)?;
@@ -46,7 +46,7 @@ pub(super) fn play(stage: &mut Stage<'_>, strategy: Strategy) -> Result<Story, C
         run,
         failback_run,
         evidence: stage.path("evidence/failover.html"),
-        disaster_at: disaster.at,
+        disaster_at: disaster,
         losses,
         uploads_lost: count(&after_failover, Kind::Upload),
         first_lost_at: after_failover.first_lost_at(),
@@ -57,7 +57,7 @@ pub(super) fn play(stage: &mut Stage<'_>, strategy: Strategy) -> Result<Story, C
         rto: evidence.rto,
         verdict: evidence.verdict,
         reservations: evidence.reservations,
-        client_outage_seconds: client_outage_seconds(stage, disaster.at)?,
+        client_outage_seconds: client_outage_seconds(stage, disaster)?,
         rewound,
     })
 }
@@ -94,22 +94,17 @@ fn acknowledged(stage: &Stage<'_>, enough: u64) -> Result<Result<u64, String>, C
     Ok(if written >= enough { Ok(written) } else { Err(format!("{written} of {enough} so far")) })
 }
 
-struct Disaster {
-    at: Timestamp,
-    /// When nothing of the site was left; what was acknowledged by then was acknowledged by it.
-    over: Timestamp,
-}
-
-fn destroy(stage: &mut Stage<'_>) -> Result<Disaster, CommandError> {
+/// Answers when nothing of the site was left. What was acknowledged by then was acknowledged by it, so an earlier moment would make the
+/// loss look smaller than it is.
+fn destroy(stage: &mut Stage<'_>) -> Result<Timestamp, CommandError> {
     stage.act("Disaster", &format!("every process at {HOME} is killed, and its volumes are deleted"));
-    let at = Timestamp::now();
     let destroyed = kill_site(&stage.site_root(HOME), true)?;
-    let over = Timestamp::now();
+    let at = Timestamp::now();
     if destroyed.processes.is_empty() || !destroyed.volumes {
         return Err(CommandError::failed(format!("there was nothing at {HOME} to destroy: {destroyed:?}")));
     }
     stage.say(&format!("{} processes killed, the volumes are gone", destroyed.processes.len()));
-    Ok(Disaster { at, over })
+    Ok(at)
 }
 
 fn recover(stage: &mut Stage<'_>, disaster_at: Timestamp) -> Result<(String, Evidence), CommandError> {
@@ -121,11 +116,11 @@ fn recover(stage: &mut Stage<'_>, disaster_at: Timestamp) -> Result<(String, Evi
 }
 
 /// Waits until the client has written at the new site, then counts what was acknowledged before.
-fn count_after_failover(stage: &mut Stage<'_>, disaster: &Disaster) -> Result<Reconciled, CommandError> {
+fn count_after_failover(stage: &mut Stage<'_>, disaster: Timestamp) -> Result<Reconciled, CommandError> {
     stage.act("Proof", "each write that was acknowledged before the disaster is asked for");
-    let before = acknowledged_before(stage, disaster.over)?;
+    let before = acknowledged_before(stage, disaster)?;
     stage.wait_until("the client to be served again", LONG, |stage| acknowledged(stage, before + WRITES_THERE))?;
-    let found = reconcile(stage, Some(disaster.over))?;
+    let found = reconcile(stage, Some(disaster))?;
     stage.say(&format!(
         "{} acknowledged before the disaster, {} are there, {} are lost",
         found.acknowledged,
