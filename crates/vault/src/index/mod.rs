@@ -81,16 +81,21 @@ pub(crate) struct Index {
 impl Index {
     /// The records, with any key they are sealed to.
     pub(crate) fn open_body(&self, identities: &[Identity]) -> Result<IndexBody> {
-        let plain = unseal_frame(identities, &self.key, &self.head.sealed, BODY_BYTES_MAX).map_err(|e| match e {
-            Unopened::WrongKey => VaultError::WrongKey {
-                object: self.key.clone(),
-                given: identities.len(),
-                recipients: "the host's index key, the refs key, the content key".to_owned(),
-            },
-            Unopened::Damaged => VaultError::damaged(&self.key, "its records do not open"),
-        })?;
-        codec::decode(&self.key, &plain)
+        open_records(&self.key, &self.head.sealed, identities)
     }
+}
+
+/// Records are sealed alike, whoever published them.
+fn open_records<T: for<'b> Decode<'b, ()>>(key: &str, sealed: &[u8], identities: &[Identity]) -> Result<T> {
+    let plain = unseal_frame(identities, key, sealed, BODY_BYTES_MAX).map_err(|e| match e {
+        Unopened::WrongKey => VaultError::WrongKey {
+            object: key.to_owned(),
+            given: identities.len(),
+            recipients: "the host's index key, the refs key, the content key".to_owned(),
+        },
+        Unopened::Damaged => VaultError::damaged(key, "its records do not open"),
+    })?;
+    codec::decode(key, &plain)
 }
 
 /// Where a chain of a host's objects stands.

@@ -8,14 +8,14 @@
 use jiff::Timestamp;
 use minicbor::{Decode, Encode};
 
-use super::{BODY_BYTES_MAX, PackName};
+use super::{PackName, open_records};
 use crate::codec::{self, Hash, Moment};
 use crate::error::{Doing, Result, VaultError};
 use crate::name;
 use crate::pack::PackRecord;
 use crate::prune;
 use crate::roster::Roster;
-use crate::seal::{Identity, Recipient, Unopened, seal_frame, unseal_frame};
+use crate::seal::{Identity, Recipient, seal_frame};
 use crate::sign::{Signed, SigningKey};
 use crate::storage::{Put, Storage};
 
@@ -91,15 +91,7 @@ pub(crate) struct Moved {
 
 impl Moved {
     pub(crate) fn open_body(&self, identities: &[Identity]) -> Result<MovedBody> {
-        let plain = unseal_frame(identities, &self.key, &self.head.sealed, BODY_BYTES_MAX).map_err(|e| match e {
-            Unopened::WrongKey => VaultError::WrongKey {
-                object: self.key.clone(),
-                given: identities.len(),
-                recipients: "the host's index key, the refs key, the content key".to_owned(),
-            },
-            Unopened::Damaged => VaultError::damaged(&self.key, "its records do not open"),
-        })?;
-        codec::decode(&self.key, &plain)
+        open_records(&self.key, &self.head.sealed, identities)
     }
 }
 
