@@ -19,7 +19,7 @@ use lifeboat_vault::{Role, Signed, SigningKey};
 const OTHERS: &[Door] = &[("plan", plan), ("journal-entry", journal_entry), ("arbiter", arbiter)];
 
 fn doors() -> impl Iterator<Item = &'static Door> {
-    fuzzing::DOORS.iter().chain(OTHERS)
+    fuzzing::DOORS.iter().chain(lifeboat_adapters::fuzzing::DOORS).chain(OTHERS)
 }
 
 fn plan(data: &[u8]) {
@@ -83,6 +83,7 @@ fn arbiter(data: &[u8]) {
 fn write_seeds(to: &Path) {
     let mut seeds: Vec<(String, Vec<u8>)> =
         fuzzing::seeds().into_iter().map(|(door, bytes)| (door.to_owned(), bytes)).collect();
+    seeds.extend(lifeboat_adapters::fuzzing::seeds().into_iter().map(|(door, bytes)| (door.to_owned(), bytes)));
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for (path, bytes) in files(&root.join("crates/vault/tests/frozen/v1/vault")) {
         seeds.extend(fuzzing::seeds_of_object(&path, &bytes).into_iter().map(|(door, bytes)| (door.to_owned(), bytes)));

@@ -3,6 +3,8 @@
 //! Invariant: what comes from a socket or a child process is bounded in size and time before it is looked at.
 
 pub mod clock;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod mount;
 pub mod portable;
 pub mod probe;

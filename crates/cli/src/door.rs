@@ -3,9 +3,11 @@
 //! Invariant: every verb that opens a vault shows what was found wrong with it, and never ends with 0 where its freshness or owner
 //! is unproven.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::SignedDuration;
+use lifeboat_core::plan::model::Archive;
 use lifeboat_vault::files::{BackupError, RestoreError, TreeError};
 use lifeboat_vault::storage::{self, Storage, StorageError};
 use lifeboat_vault::{Finding, HostVault, Identity, PointInfo, Severity, State, Unlocked, Vault, VaultError, Witness};
@@ -45,6 +47,10 @@ pub(crate) struct Named {
     against: Vec<String>,
     /// The plan's other vaults: name and address.
     others: Vec<(String, String)>,
+    /// Where the plan puts what only old points need.
+    pub(crate) archive: Option<Archive>,
+    /// How long the plan has what points need locked.
+    pub(crate) lock: Option<SignedDuration>,
 }
 
 impl VaultArgs {
@@ -86,12 +92,30 @@ impl VaultArgs {
         let owner = self.owner.clone().or(plan.keys.owner.clone());
         let others = plan.vaults.iter().filter(|(other, _)| *other != name);
         let others = others.map(|(name, vault)| (name.clone(), vault.url.clone())).collect();
-        Ok(Named { name: name.clone(), url: vault.url.clone(), owner, against: Vec::new(), others })
+        let archive = vault.archive.clone();
+        let lock = vault.lock.and_then(|lock| SignedDuration::try_from(lock.0).ok());
+        Ok(Named { name: name.clone(), url: vault.url.clone(), owner, against: Vec::new(), others, archive, lock })
     }
 
     fn at(&self, url: &str) -> Named {
         Named::new(url, url, self.owner.clone())
     }
+}
+
+/// Refuses to write below a vault that lies in a directory: what is there is the vault's alone.
+pub(crate) fn check_outside(to: &Path, vault: &str) -> Result<(), CommandError> {
+    let (Ok(vault), Ok(to)) = (Path::new(vault).canonicalize(), std::path::absolute(to)) else { return Ok(()) };
+    // As much of it as is there already, whatever links lead to it.
+    let Some((there, above)) = to.ancestors().find_map(|above| Some((above.canonicalize().ok()?, above))) else {
+        return Ok(());
+    };
+    let real: PathBuf = there.iter().chain(to.strip_prefix(above).unwrap_or(Path::new("")).iter()).collect();
+    let what = match real.strip_prefix(&vault) {
+        Err(_) => return Ok(()),
+        Ok(within) if within.as_os_str().is_empty() => format!("{} is the vault itself", real.display()),
+        Ok(_) => format!("{} lies within the vault {}", real.display(), vault.display()),
+    };
+    Err(CommandError::refused(what).hint("name a place outside of it"))
 }
 
 /// Whether this can only be meant as an address, and not as a name in a plan.
@@ -101,7 +125,8 @@ pub(crate) fn is_address(text: &str) -> bool {
 
 impl Named {
     pub(crate) fn new(name: &str, url: &str, owner: Option<String>) -> Named {
-        Named { name: name.to_owned(), url: url.to_owned(), owner, against: Vec::new(), others: Vec::new() }
+        let (against, others) = (Vec::new(), Vec::new());
+        Named { name: name.to_owned(), url: url.to_owned(), owner, against, others, archive: None, lock: None }
     }
 
     pub(crate) fn against(self, witness: &WitnessArgs) -> Named {
@@ -261,6 +286,8 @@ impl CommandError {
                 source: StorageError::UnknownScheme { .. } | StorageError::BadAddress { .. },
                 ..
             } => Kind::Usage,
+            VaultError::Stopped => Kind::Interrupted,
+            archived if archived.is_archived() => Kind::Held,
             _ => Kind::Failed,
         };
         CommandError::from(error).kind(kind)
@@ -297,6 +324,7 @@ impl CommandError {
             }
             RestoreError::NotDirectory { .. } => Kind::Usage,
             RestoreError::Cancelled { .. } => Kind::Interrupted,
+            RestoreError::Tree(error) if error.is_archived() => Kind::Held,
             _ => Kind::Failed,
         };
         if let RestoreError::Tree(missing @ TreeError::Absent { .. }) = error {

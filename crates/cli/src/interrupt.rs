@@ -3,12 +3,20 @@
 //! Invariant: the first signal asks, the second one ends the process as signals do.
 
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lifeboat_engine::port::Cancel;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::CommandError;
 use crate::ui::Ui;
+
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process was asked to stop: what fails from then on failed because of that.
+pub(crate) fn was_asked() -> bool {
+    ASKED.load(Ordering::Relaxed)
+}
 
 /// Begins to listen; the flag is set at the first signal.
 pub(crate) fn listen(ui: &Ui) -> Result<Cancel, CommandError> {
@@ -30,6 +38,8 @@ pub(crate) fn listen(ui: &Ui) -> Result<Cancel, CommandError> {
                     std::process::exit(130);
                 }
                 asked.cancel();
+                ASKED.store(true, Ordering::Relaxed);
+                lifeboat_adapters::storage::hurry();
                 if !quiet {
                     // On a terminal the progress stands in this line; it is drawn again below.
                     let before = if std::io::stderr().is_terminal() { "\r\x1b[2K" } else { "" };

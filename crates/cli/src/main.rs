@@ -10,9 +10,11 @@ mod interrupt;
 mod plan_file;
 mod report;
 mod run_ui;
+mod thaw;
 mod ui;
 mod wiring;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -58,7 +60,10 @@ pub(crate) struct Global {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(wrong) => return explain_usage(&wrong),
+    };
     let ui = Ui::new(cli.global);
     start_log(&ui);
     lifeboat_adapters::storage::register();
@@ -69,10 +74,28 @@ fn main() -> ExitCode {
     finish(result, &ui)
 }
 
+/// Help, a version, or what is wrong with the command line: as clap says it, and with --json as every other error as well.
+fn explain_usage(wrong: &clap::Error) -> ExitCode {
+    let is_json = std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json");
+    if is_json && wrong.use_stderr() {
+        let said = wrong.render().to_string();
+        let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+        let message = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let made =
+            error::CommandError { hints: lines.map(str::to_owned).collect(), ..error::CommandError::usage(message) };
+        let text = serde_json::to_string(&report::document(&made)).unwrap_or_default();
+        let _ = writeln!(std::io::stdout(), "{text}");
+    }
+    let _ = wrong.print();
+    ExitCode::from(u8::try_from(wrong.exit_code()).unwrap_or(2))
+}
+
 fn finish(result: Result<error::Exit, error::CommandError>, ui: &Ui) -> ExitCode {
     let code = match result {
         Ok(exit) => exit.code(),
         Err(error) => {
+            let stopped = error.kind == error::Kind::Failed && interrupt::was_asked();
+            let error = if stopped { error.kind(error::Kind::Interrupted) } else { error };
             report::error(&error, ui);
             error.kind.code()
         }

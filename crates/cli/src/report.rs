@@ -83,7 +83,7 @@ fn place(span: &Span, parsed: &Parsed) -> Option<Place> {
 }
 
 #[derive(Serialize)]
-struct ErrorDocument<'a> {
+pub(crate) struct ErrorDocument<'a> {
     error: ErrorBody<'a>,
 }
 
@@ -106,15 +106,21 @@ pub(crate) fn error(error: &CommandError, ui: &Ui) {
     for hint in &error.hints {
         ui.write_stderr(format_args!("{cyan}help{off}: {hint}\n"));
     }
-    let body = ErrorBody {
-        kind: error.kind.word(),
-        exit: error.kind.code(),
-        message: &error.message,
-        causes: &error.causes,
-        hints: &error.hints,
-    };
     // An error that cannot be written as JSON has been said in words already.
-    let _ = ui.event(&ErrorDocument { error: body });
+    let _ = ui.event(&document(error));
+}
+
+/// A failure for programs.
+pub(crate) fn document(error: &CommandError) -> ErrorDocument<'_> {
+    ErrorDocument {
+        error: ErrorBody {
+            kind: error.kind.word(),
+            exit: error.kind.code(),
+            message: &error.message,
+            causes: &error.causes,
+            hints: &error.hints,
+        },
+    }
 }
 
 /// `1 file`, `2 files`.

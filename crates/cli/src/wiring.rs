@@ -11,15 +11,18 @@ use jiff::Timestamp;
 use lifeboat_adapters::clock::MachineClock;
 use lifeboat_adapters::probe::NetworkProbe;
 use lifeboat_adapters::site::{LocalSite, LocalSiteConfig, SiteSettings, site_from_plan};
+use lifeboat_adapters::storage::thaw::{Frozen, ThawError, thaw};
 use lifeboat_core::plan::{Name, Plan, Reach, Service, Site as PlanSite};
-use lifeboat_core::runbook::compile::Inventory;
+use lifeboat_core::runbook::compile::{self, Inventory};
 use lifeboat_core::runbook::place::{IsolatedAuthority, Isolation, Place};
+use lifeboat_core::runbook::{Action, Runbook};
+use lifeboat_core::units::{Size, Span};
 use lifeboat_engine::arbitrate::{Arbiter, SiteHosts, Trusted, Trustee};
 use lifeboat_engine::journal::Journal;
 use lifeboat_engine::perform::{Waiting, World};
 use lifeboat_engine::port::{Clock, PortError, Site};
 use lifeboat_engine::protect::{FirstDay, FirstTraffic};
-use lifeboat_engine::recovery::Vaults;
+use lifeboat_engine::recovery::{ThawFor, Thawed, Vaults};
 use lifeboat_engine::vaults::VaultPlace;
 use lifeboat_vault::storage;
 use lifeboat_vault::{Identity, PublicKey, State, VaultError};
@@ -102,6 +105,7 @@ impl Wiring {
             writer_epoch,
             compiled_at: self.clock.now().to_string(),
             plan_hash: self.loaded.hash.clone(),
+            archived: BTreeMap::new(),
         })
     }
 
@@ -162,7 +166,82 @@ impl Wiring {
             places: self.vaults.clone(),
             identities,
             restorer_for: Arc::new(lifeboat_adapters::source::restorer_for),
+            thaw_for: Some(self.thaw()),
         }
+    }
+
+    /// What must be thawed for the restores of a run-book, by data set: of the vault that takes longest, for any of them may be the one.
+    pub(crate) fn archived(&self, runbook: &Runbook) -> BTreeMap<Name, compile::Archived> {
+        let recovery = self.recovery(Vec::new());
+        let mut archived: BTreeMap<Name, compile::Archived> = BTreeMap::new();
+        for step in &runbook.steps {
+            let Action::Restore { volume, target, .. } = &step.action else { continue };
+            for name in &volume.vaults {
+                let planned = self.plan().vaults.get(name).and_then(|vault| vault.archive.as_ref());
+                let found =
+                    match recovery.archived(name, &volume.dataset, target) {
+                        Ok(found) => found.map(|found| compile::Archived {
+                            thaw: Span::seconds(found.thaw_seconds),
+                            class: found.class,
+                            packs: found.packs,
+                            bytes: found.bytes,
+                        }),
+                        // Nobody can tell now: what the plan says may have to be waited for.
+                        Err(_) => planned.filter(|archive| archive.thaw.0.as_secs() > 0).map(|archive| {
+                            compile::Archived { class: archive.class.clone(), packs: 0, bytes: 0, thaw: archive.thaw }
+                        }),
+                    };
+                let Some(found) = found else { continue };
+                if archived.get(&volume.dataset).is_none_or(|known| known.thaw < found.thaw) {
+                    archived.insert(volume.dataset.clone(), found);
+                }
+            }
+        }
+        archived
+    }
+
+    /// How archived packs are made readable: by the commands of the plan's vaults.
+    fn thaw(&self) -> ThawFor {
+        let archives: BTreeMap<String, Option<Vec<String>>> = (self.plan().vaults.iter())
+            .filter_map(|(name, vault)| Some((name.clone(), vault.archive.as_ref()?.command.clone())))
+            .collect();
+        let state = self.state.directory().to_owned();
+        Arc::new(move |place, vault, point, watch| {
+            let unknown = |text: String| PortError::may_pass(text);
+            let packs = vault
+                .archived_packs(point)
+                .map_err(|error| unknown(format!("what of {} is archived is not known", point.id)).because(error))?;
+            let storage = vault.storage();
+            let frozen = Frozen::among(&**storage, &packs)
+                .map_err(|error| unknown(format!("whether {} can be read is not known", point.id)).because(error))?;
+            if frozen.is_empty() {
+                return Ok(None);
+            }
+            let (what, takes) = (frozen.describe(), Span::seconds(frozen.thaw_seconds));
+            let hears = |done: u64, total: u64| {
+                let (done, total) = (Size(done).rounded(), Size(total).rounded());
+                (watch.hears)(&format!("thawing {what}, up to {takes}: {done} of {total} can be read"));
+            };
+            hears(0, frozen.bytes);
+            let command = archives.get(&place.name).and_then(Option::as_deref);
+            thaw(storage, &frozen, command, &hears, watch.cancel.flag()).map_err(|error| {
+                let list = match &error {
+                    ThawError::NoCommand { .. } => crate::thaw::write_list(&state, point, &frozen).ok(),
+                    _ => None,
+                };
+                let named =
+                    list.map_or_else(String::new, |path| format!(" (its objects' names stand in {})", path.display()));
+                PortError::new(format!("{} cannot be restored yet{named}", point.id)).because(error)
+            })?;
+            Ok(Some(Thawed {
+                vault: place.name.clone(),
+                what,
+                packs: frozen.packs.len() as u64,
+                bytes: frozen.bytes,
+                thaw_seconds: frozen.thaw_seconds,
+                readable_at: jiff::Timestamp::now(),
+            }))
+        })
     }
 
     /// A drill's surroundings at a site.

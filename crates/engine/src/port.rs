@@ -67,9 +67,33 @@ impl Cancel {
         self.0.load(Ordering::SeqCst)
     }
 
+    /// The flag, for those that look at it for as long as they live.
+    pub fn shared(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+
     /// The flag itself, for those that know nothing of this type.
     pub fn flag(&self) -> &AtomicBool {
         &self.0
+    }
+}
+
+/// Who watches long work: who may stop it, and who hears what it waits for.
+#[derive(Clone)]
+pub struct Watch {
+    pub cancel: Cancel,
+    pub hears: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("cancel", &self.cancel).finish_non_exhaustive()
+    }
+}
+
+impl Default for Watch {
+    fn default() -> Watch {
+        Watch { cancel: Cancel::default(), hears: Arc::new(|_| {}) }
     }
 }
 
@@ -251,12 +275,20 @@ pub struct StreamRequest {
     pub flush: Duration,
     /// How often a vault is told that nothing happened, so that idleness and silence differ.
     pub mark: Duration,
+    /// How rarely at most, of what has long been idle: what is durable then looks older by so much.
+    pub mark_idle_max: Duration,
 }
 
 impl StreamRequest {
     pub fn new(dataset: impl Into<String>, epoch: u64, state: impl Into<PathBuf>) -> StreamRequest {
         let (flush, mark) = (Duration::from_millis(100), Duration::from_secs(1));
-        StreamRequest { dataset: dataset.into(), epoch, state: state.into(), flush, mark }
+        StreamRequest { dataset: dataset.into(), epoch, state: state.into(), flush, mark, mark_idle_max: mark }
+    }
+
+    /// The pause between two marks after so long without a change: a sixtieth of that, so that an hour of idleness costs some hundred
+    /// objects and not thousands.
+    pub fn pause_between_marks(&self, idle: Duration) -> Duration {
+        (idle / 60).min(self.mark_idle_max).max(self.mark)
     }
 }
 
@@ -400,7 +432,7 @@ pub trait Recovery: Send + Sync {
         to: &Path,
         in_place: bool,
         floor: Floor,
-        cancel: &Cancel,
+        watch: &Watch,
     ) -> Result<Facts, PortError>;
     /// What one vault holds of a data set that was written under this epoch or a later one.
     fn protection(&self, vault: &str, dataset: &str, epoch: u64) -> Result<Protection, PortError>;
@@ -425,6 +457,8 @@ pub struct Reach {
     pub findings: Vec<String>,
     /// Newer recovery points that are known to be corrupt, and what it costs that they are.
     pub passed_by: Vec<String>,
+    /// What of that point must be thawed before it can be restored.
+    pub archived: Option<lifeboat_vault::prune::Archived>,
 }
 
 /// What protects a data set in one vault.
@@ -522,5 +556,25 @@ impl Orders {
         let order = self.0.order.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.0.changed.wait_timeout_while(order, time, |order| *order == Order::Go);
         *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_become_rarer_the_longer_nothing_changes_and_never_rarer_than_was_asked() {
+        let mut request = StreamRequest::new("d", 1, "state");
+        let pauses = |request: &StreamRequest| {
+            [1, 60, 600, 3600, 86_400].map(|idle| request.pause_between_marks(Duration::from_secs(idle)).as_secs())
+        };
+        assert_eq!(pauses(&request), [1, 1, 1, 1, 1]);
+        request.mark_idle_max = Duration::from_secs(60);
+        assert_eq!(pauses(&request), [1, 1, 10, 60, 60]);
+        request.mark_idle_max = Duration::from_millis(1250);
+        assert_eq!(pauses(&request), [1, 1, 1, 1, 1]);
+        request.mark_idle_max = Duration::ZERO;
+        assert_eq!(pauses(&request), [1, 1, 1, 1, 1]);
     }
 }

@@ -3,6 +3,7 @@
 //! Invariant: a vault that cannot be read makes the answer less certain and says so, and so does a newer point that is corrupt; neither
 //! makes a loss look smaller.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,15 +12,34 @@ use jiff::Timestamp;
 use lifeboat_core::plan::Source as PlanSource;
 use lifeboat_core::run::Facts;
 use lifeboat_core::runbook::{Target, VolumeSpec};
-use lifeboat_vault::{Badge, Finding, Identity, PointInfo, Vault};
+use lifeboat_vault::prune::Archived;
+use lifeboat_vault::{Badge, Finding, Identity, PointInfo, Unlocked, Vault};
 use serde_json::json;
 
 use crate::execute::with_cause;
-use crate::port::{Cancel, Floor, PortError, Protection, Reach, Recovery, RestoreRequest, Restored, Restorer};
+use crate::port::{Floor, PortError, Protection, Reach, Recovery, RestoreRequest, Restored, Restorer, Watch};
 use crate::vaults::VaultPlace;
 
 /// Makes the restorer for a kind of source; the adapters know them all.
 pub type RestorerFor = Arc<dyn Fn(&PlanSource) -> Result<Arc<dyn Restorer>, PortError> + Send + Sync>;
+
+/// Has what a point needs made readable where it was archived, and waits; answers what it waited for.
+pub type ThawFor =
+    Arc<dyn Fn(&VaultPlace, &Unlocked, &PointInfo, &Watch) -> Result<Option<Thawed>, PortError> + Send + Sync>;
+
+/// What had to be thawed before a restore could begin.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Thawed {
+    pub vault: String,
+    /// How much of what, in words.
+    pub what: String,
+    pub packs: u64,
+    pub bytes: u64,
+    /// How long that takes at most, as the vault says.
+    pub thaw_seconds: u64,
+    /// When all of it could be read.
+    pub readable_at: Timestamp,
+}
 
 /// How many older recovery points are tried when newer ones do not verify.
 const OLDER_POINTS_MAX: usize = 20;
@@ -29,6 +49,8 @@ pub struct Vaults {
     /// What opens the data, in this process's memory only.
     pub identities: Vec<Identity>,
     pub restorer_for: RestorerFor,
+    /// Without one a restore of archived packs fails, and says what to do.
+    pub thaw_for: Option<ThawFor>,
 }
 
 impl std::fmt::Debug for Vaults {
@@ -54,11 +76,10 @@ impl Vaults {
     }
 
     /// The volume's vaults, those first that hold the newest state: one may have been away while the others went on.
-    fn furthest_first<'v>(&self, volume: &'v VolumeSpec) -> Vec<&'v String> {
-        let newest = |name: &String| {
-            let (point, durable, _) = self.newest_in(name, &volume.dataset).ok()??;
-            Some((point.epoch, durable))
-        };
+    /// Of those that hold the same, what is at hand comes before what must be thawed.
+    fn furthest_first<'v>(&self, volume: &'v VolumeSpec, target: &Target) -> Vec<&'v String> {
+        let newest =
+            |name: &String| self.newest_in(name, &volume.dataset, target).ok()?.map(|newest| newest.rank(target));
         let mut vaults: Vec<_> = volume.vaults.iter().map(|name| (newest(name), name)).collect();
         // Those that say nothing come last, and are tried all the same.
         vaults.sort_by(|(one, _), (other, _)| other.cmp(one));
@@ -72,12 +93,19 @@ impl Vaults {
         restorer: &dyn Restorer,
         request: &RestoreRequest,
         floor: Timestamp,
-        cancel: &Cancel,
-        failures: &mut Vec<String>,
+        watch: &Watch,
+        gave: &mut Gave,
     ) -> Result<Restored, PortError> {
+        let cancel = &watch.cancel;
         let vault = place.unlocked(&self.identities)?;
         let mut points = points(&vault, place, &request.dataset)?;
         self.refuse_older(&vault, place, &points, request, floor)?;
+        if let (Some(thaw), Some(point)) = (&self.thaw_for, meant(&points, &request.target))
+            && let Some(thawed) = thaw(place, &vault, point, watch)?
+        {
+            gave.thawed.push(thawed);
+        }
+        let failures = &mut gave.failures;
         let first = match restorer.restore(&vault, request, &(), cancel) {
             Ok(restored) => return Ok(restored),
             Err(error) => error,
@@ -159,8 +187,8 @@ impl Vaults {
         let mut silent = Vec::new();
         let mut best: Option<(u64, Timestamp)> = None;
         for name in &volume.vaults {
-            match self.newest_in(name, &volume.dataset) {
-                Ok(Some((point, durable, _))) => best = best.max(Some((point.epoch, durable))),
+            match self.newest_in(name, &volume.dataset, target) {
+                Ok(Some(Newest { point, durable, .. })) => best = best.max(Some((point.epoch, durable))),
                 Ok(None) => {}
                 Err(error) => silent.push(format!("{name}: {}", with_cause(&error))),
             }
@@ -217,15 +245,58 @@ impl Vaults {
         passed_by
     }
 
+    /// What of the point that a target means must be thawed before it can be restored from this vault.
+    pub fn archived(&self, name: &str, dataset: &str, target: &Target) -> Result<Option<Archived>, PortError> {
+        let place = self.place(name)?;
+        Ok(to_thaw(&points(&place.open()?, place, dataset)?, target))
+    }
+
     /// A vault's newest state that counts, and up to where it reaches.
-    fn newest_in(&self, name: &str, dataset: &str) -> Result<Option<(PointInfo, Timestamp, Vec<String>)>, PortError> {
+    fn newest_in(&self, name: &str, dataset: &str, target: &Target) -> Result<Option<Newest>, PortError> {
         let place = self.place(name)?;
         let vault = place.open()?;
         let points = points(&vault, place, dataset)?;
         let Some(point) = newest_of(&points).cloned() else { return Ok(None) };
-        let (durable, found) = durable_from(&vault, place, &point)?;
-        Ok(Some((point, durable, found)))
+        let (durable, findings) = durable_from(&vault, place, &point)?;
+        Ok(Some(Newest { archived: to_thaw(&points, target), point, durable, findings }))
     }
+}
+
+/// A vault's newest state.
+struct Newest {
+    point: PointInfo,
+    durable: Timestamp,
+    findings: Vec<String>,
+    /// What must be thawed of the point that is asked for, which need not be the newest.
+    archived: Option<Archived>,
+}
+
+impl Newest {
+    /// Up to where it reaches of what is asked for.
+    fn until(&self, target: &Target) -> Timestamp {
+        match target {
+            Target::At(time) => time.parse().map_or(self.durable, |time: Timestamp| self.durable.min(time)),
+            _ => self.durable,
+        }
+    }
+
+    /// The highest is the best to restore from.
+    fn rank(&self, target: &Target) -> (u64, Timestamp, Reverse<u64>) {
+        let waits = self.archived.as_ref().map_or(0, |archived| archived.thaw_seconds);
+        (self.point.epoch, self.until(target), Reverse(waits))
+    }
+}
+
+/// What came in the way of a restore.
+#[derive(Default)]
+struct Gave {
+    failures: Vec<String>,
+    thawed: Vec<Thawed>,
+}
+
+fn to_thaw(points: &[PointInfo], target: &Target) -> Option<Archived> {
+    let archived = meant(points, target).and_then(|point| point.archived.clone());
+    archived.filter(|archived| archived.thaw_seconds > 0)
 }
 
 fn said(target: &Target) -> String {
@@ -250,6 +321,20 @@ fn newest_of(points: &[PointInfo]) -> Option<&PointInfo> {
     let usable = || points.iter().filter(|point| point.badge != Badge::Corrupt);
     let epoch = usable().map(|point| point.epoch).max()?;
     usable().rfind(|point| point.epoch == epoch)
+}
+
+/// The point that a target is restored from.
+fn meant<'a>(points: &'a [PointInfo], target: &Target) -> Option<&'a PointInfo> {
+    match target {
+        Target::Newest => newest_of(points),
+        Target::Point(id) => points.iter().find(|point| point.id == *id),
+        Target::At(time) => {
+            let time = time.parse::<Timestamp>().ok()?;
+            let usable = || points.iter().filter(|p| p.badge != Badge::Corrupt && p.taken_at <= time);
+            let epoch = usable().map(|point| point.epoch).max()?;
+            usable().rfind(|point| point.epoch == epoch)
+        }
+    }
 }
 
 /// The last source time that is durable for a point: its own, or the end of the log that goes on from it.
@@ -296,25 +381,23 @@ pub fn held(vault: &Vault, place: &VaultPlace, dataset: &str) -> Result<Held, Po
 impl Recovery for Vaults {
     fn reach(&self, volume: &VolumeSpec, target: &Target) -> Result<Reach, PortError> {
         let mut best = Reach::default();
-        let mut best_epoch = 0;
+        let mut best_rank = None;
         let mut findings = Vec::new();
         for name in &volume.vaults {
-            let looked = self.newest_in(name, &volume.dataset);
-            match looked {
+            match self.newest_in(name, &volume.dataset, target) {
                 Err(error) => findings.push(format!("{name}: {}", with_cause(&error))),
                 Ok(None) => findings.push(format!("{name} has no recovery point of `{}`", volume.dataset)),
-                Ok(Some((point, durable, found))) => {
-                    findings.extend(found);
-                    let until = match target {
-                        Target::At(time) => time.parse().map_or(durable, |time: Timestamp| durable.min(time)),
-                        _ => durable,
-                    };
-                    if (point.epoch, Some(until)) > (best_epoch, best.source_time) {
-                        best_epoch = point.epoch;
+                Ok(Some(newest)) => {
+                    let rank = Some(newest.rank(target));
+                    let until = newest.until(target);
+                    findings.extend(newest.findings);
+                    if rank > best_rank {
+                        best_rank = rank;
                         best = Reach {
                             source_time: Some(until),
                             vault: Some(name.clone()),
-                            point: Some(point.id),
+                            point: Some(newest.point.id),
+                            archived: newest.archived,
                             ..Reach::default()
                         };
                     }
@@ -322,6 +405,7 @@ impl Recovery for Vaults {
             }
         }
         best.findings = findings;
+        let best_epoch = best_rank.map_or(0, |(epoch, ..)| epoch);
         best.passed_by = self.passed_by(volume, target, best_epoch, best.source_time);
         Ok(best)
     }
@@ -333,7 +417,7 @@ impl Recovery for Vaults {
         to: &Path,
         in_place: bool,
         floor: Floor,
-        cancel: &Cancel,
+        watch: &Watch,
     ) -> Result<Facts, PortError> {
         let floor = self.floor(volume, target, floor)?;
         let restorer = (self.restorer_for)(&volume.source)?;
@@ -343,26 +427,27 @@ impl Recovery for Vaults {
             target: target.clone(),
             in_place,
         };
-        let mut failures = Vec::new();
+        let mut gave = Gave::default();
         let mut last: Option<PortError> = None;
-        for name in self.furthest_first(volume) {
-            match self
+        for name in self.furthest_first(volume, target) {
+            let restored = self
                 .place(name)
-                .and_then(|place| self.restore_from(place, &*restorer, &request, floor, cancel, &mut failures))
-            {
+                .and_then(|place| self.restore_from(place, &*restorer, &request, floor, watch, &mut gave));
+            match restored {
                 Ok(restored) => {
                     let passed_by = self.passed_by(volume, target, restored.point.epoch, Some(restored.as_of));
-                    return Ok(facts(name, &restored, failures, passed_by));
+                    return Ok(facts(name, &restored, gave, passed_by));
                 }
-                Err(error) if cancel.is_cancelled() => return Err(error),
+                Err(error) if watch.cancel.is_cancelled() => return Err(error),
                 Err(error) => {
-                    failures.push(format!("{name}: {}", with_cause(&error)));
+                    gave.failures.push(format!("{name}: {}", with_cause(&error)));
                     last = Some(error);
                 }
             }
         }
         let may_pass = last.is_some_and(|error| error.may_pass);
-        let message = format!("`{}` could not be restored from any vault: {}", volume.dataset, failures.join("; "));
+        let message =
+            format!("`{}` could not be restored from any vault: {}", volume.dataset, gave.failures.join("; "));
         Err(if may_pass { PortError::may_pass(message) } else { PortError::new(message) })
     }
 
@@ -376,7 +461,7 @@ impl Recovery for Vaults {
     }
 }
 
-fn facts(vault: &str, restored: &Restored, failures: Vec<String>, passed_by: Vec<String>) -> Facts {
+fn facts(vault: &str, restored: &Restored, gave: Gave, passed_by: Vec<String>) -> Facts {
     Facts::from([
         ("vault".to_owned(), json!(vault)),
         ("point".to_owned(), json!(restored.point.id)),
@@ -388,7 +473,8 @@ fn facts(vault: &str, restored: &Restored, failures: Vec<String>, passed_by: Vec
         ("seconds".to_owned(), json!(restored.seconds)),
         ("verified".to_owned(), json!(restored.verified)),
         ("notes".to_owned(), json!(restored.notes)),
-        ("gave_way".to_owned(), json!(failures)),
+        ("thawed".to_owned(), json!(gave.thawed)),
+        ("gave_way".to_owned(), json!(gave.failures)),
         ("passed_by".to_owned(), json!(passed_by)),
     ])
 }

@@ -17,6 +17,7 @@ use crate::open::{Unlocked, Vault};
 use crate::pack::open_frame;
 use crate::refs;
 use crate::source::Source;
+use crate::storage::StorageError;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CheckOptions {
@@ -32,6 +33,11 @@ pub struct CheckReport {
     pub log_objects: u64,
     /// Packs that were read whole.
     pub packs_read: u64,
+    /// Packs that were to be read and lie in a class that must be thawed.
+    pub packs_archived: u64,
+    /// Their keys.
+    #[serde(skip)]
+    pub(crate) archived: Vec<String>,
     pub chunks_read: u64,
     pub bytes_read: u64,
     /// Which part of the packs was read, where it was not all or none.
@@ -46,6 +52,21 @@ impl CheckReport {
     /// Whether nothing is lost, damaged, forged or rolled back.
     pub fn is_sound(&self) -> bool {
         self.findings.iter().all(|f| f.severity != Severity::Alarm)
+    }
+}
+
+impl CheckReport {
+    /// What was not read is not called good.
+    fn say_archived(&mut self) {
+        if self.packs_archived > 0 {
+            let count = self.packs_archived;
+            let message = format!(
+                "{count} {} in a class of storage that must be thawed, and {} not read; what is in other packs was",
+                if count == 1 { "pack lies" } else { "packs lie" },
+                if count == 1 { "was" } else { "were" },
+            );
+            self.findings.push(Finding::new(Severity::Warning, "archived", "pack/", message));
+        }
     }
 }
 
@@ -145,18 +166,18 @@ impl Vault {
         Ok(report)
     }
 
-    /// What nothing above reads: holds, the freeze, records of copies, requests to join.
+    /// What nothing above reads: holds, the freeze, records of copies, requests to join, how far other vaults had come.
     fn check_words(&self, report: &mut CheckReport) -> Result<()> {
         report.findings.extend(self.holds()?.1);
         report.findings.extend(self.frozen()?.1);
-        for prefix in ["copy/", "enroll/"] {
+        for prefix in ["copy/", "enroll/", "witness/"] {
             for listed in self.storage().list(prefix).doing(|| format!("listing {prefix}"))? {
                 let Some(place) = Place::of(&listed.key) else { continue };
                 let read = self.storage().get(&listed.key).doing(|| format!("reading {}", listed.key));
                 let checked = read.and_then(|bytes| object::check(&self.roster(), &listed.key, &place, &bytes));
                 let before = report.findings.len();
                 note(checked, &mut report.findings)?;
-                // Nothing rests on them, and anybody may ask to join.
+                // Nothing of this vault rests on them, and anybody may ask to join.
                 report.findings.iter_mut().skip(before).for_each(|finding| finding.severity = Severity::Warning);
             }
         }
@@ -270,6 +291,8 @@ impl Vault {
         }
         let ledger = self.ledger()?;
         let mut named = BTreeMap::new();
+        let there: HashSet<&str> = listed.iter().map(|object| object.key.as_str()).collect();
+        report.findings.extend(ledger.missing_moved(&there));
         for (host, dataset, of) in moved {
             let read = index::read_moved(&**self.storage(), &self.roster(), &host, &dataset, of);
             if let Some(moved) = note(read, &mut report.findings)? {
@@ -337,8 +360,10 @@ impl Vault {
             }
         }
         let known: HashSet<String> = named.keys().map(|h| name::pack(&h.0)).collect();
+        let ledger = self.ledger()?;
         for object in &listed {
-            if !known.contains(&object.key) {
+            // What was swept may still lie in a copy: the next prune there takes it.
+            if !known.contains(&object.key) && !ledger.is_swept(&object.key) {
                 let message = format!(
                     "{} is in no index: an interrupted backup left it (its host adopts it), or its index is missing",
                     object.key
@@ -347,18 +372,39 @@ impl Vault {
             }
             let is_given_up = given_up.iter().any(|hash| name::pack(&hash.0) == object.key);
             if !is_given_up && read.is_some_and(|sample| sample.includes_key(&object.key)) {
-                let bytes = self.storage().get(&object.key).doing(|| format!("reading {}", object.key));
-                let read = bytes.and_then(|bytes| match name::pack(&crate::crypt::hash(&bytes)) == object.key {
-                    true => Ok(bytes.len() as u64),
-                    false => Err(VaultError::damaged(&object.key, "its bytes are not what its name says")),
-                });
-                if let Some(bytes) = note_read(read, &object.key, &mut report.findings)? {
-                    report.packs_read += 1;
-                    report.bytes_read += bytes;
-                }
+                self.hash_pack(&object.key, report)?;
             }
         }
+        report.say_archived();
         Ok(())
+    }
+
+    /// Holds a pack against its name.
+    fn hash_pack(&self, key: &str, report: &mut CheckReport) -> Result<()> {
+        let Some(bytes) = self.read_pack(key, report)? else { return Ok(()) };
+        if name::pack(&crate::crypt::hash(&bytes)) != key {
+            report.findings.push(Finding::from(&VaultError::damaged(key, "its bytes are not what its name says")));
+        }
+        Ok(())
+    }
+
+    /// A whole pack, if it can be read; why not, the report says.
+    fn read_pack(&self, key: &str, report: &mut CheckReport) -> Result<Option<Vec<u8>>> {
+        self.check_stop()?;
+        let bytes = match self.storage().get(key) {
+            Err(StorageError::Archived { .. }) => {
+                report.packs_archived += 1;
+                report.archived.push(key.to_owned());
+                return Ok(None);
+            }
+            other => other.doing(|| format!("reading {key}")),
+        };
+        let read = note_read(bytes, key, &mut report.findings)?;
+        if let Some(bytes) = &read {
+            report.packs_read += 1;
+            report.bytes_read += bytes.len() as u64;
+        }
+        Ok(read)
     }
 
     fn check_logs(&self, report: &mut CheckReport) -> Result<()> {
@@ -496,18 +542,17 @@ impl Unlocked {
         read: &mut HashSet<String>,
         report: &mut CheckReport,
     ) -> Result<()> {
+        let listed = self.storage().list("pack/").doing(|| "listing packs".to_owned())?;
+        let there: HashSet<String> = listed.into_iter().map(|object| object.key).collect();
         for pack in &source.packs {
             let key = name::pack(&pack.record.hash.0);
             if !sample.includes(&pack.record.hash.0) || !read.insert(key.clone()) {
                 continue;
             }
-            let bytes = match self.storage().get(&key) {
-                Err(e) if e.is_not_found() => continue, // named already, by the index
-                other => other.doing(|| format!("reading {key}")),
-            };
-            let Some(bytes) = note_read(bytes, &key, &mut report.findings)? else { continue };
-            report.packs_read += 1;
-            report.bytes_read += bytes.len() as u64;
+            if !there.contains(&key) {
+                continue; // named already, by the index
+            }
+            let Some(bytes) = self.read_pack(&key, report)? else { continue };
             if crate::crypt::hash(&bytes) != pack.record.hash.0 {
                 report.findings.push(Finding::from(&VaultError::damaged(&key, "its bytes are not what its name says")));
             }
@@ -553,16 +598,9 @@ impl Unlocked {
             if read.contains(&object.key) || !sample.includes_key(&object.key) {
                 continue;
             }
-            let bytes = self.storage().get(&object.key).doing(|| format!("reading {}", object.key));
-            let Some(bytes) = note_read(bytes, &object.key, &mut report.findings)? else { continue };
-            report.packs_read += 1;
-            report.bytes_read += bytes.len() as u64;
-            if name::pack(&crate::crypt::hash(&bytes)) != object.key {
-                report
-                    .findings
-                    .push(Finding::from(&VaultError::damaged(&object.key, "its bytes are not what its name says")));
-            }
+            self.hash_pack(&object.key, report)?;
         }
+        report.say_archived();
         Ok(())
     }
 }

@@ -5,8 +5,10 @@
 
 use std::sync::{Arc, Barrier};
 
+use jiff::{SignedDuration, Timestamp};
+
 use crate::crypt;
-use crate::storage::{Fact, Put, Storage, StorageError, Verdict};
+use crate::storage::{Fact, Lock, LockMode, Put, Storage, StorageError, Verdict};
 
 /// Who holds the credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,8 @@ impl Examination {
 }
 
 const RACERS: usize = 8;
+/// The object on which locks are tried out is locked so long, and as long again.
+const LOCK_MINUTES: i64 = 60;
 /// Of each kind so many bytes of one object are read.
 const READ_BYTES_MAX: u64 = 1 << 20;
 const SERVE: &str = "keep hosts from the directory itself: let them write through `lifeboat vault serve`";
@@ -54,6 +58,10 @@ pub fn examine(storage: &dyn Storage, wanted: Wanted, host: Option<&str>) -> Exa
             examined.facts.push(Fact::good("create", "may not create objects"));
         }
         Err(error) => examined.facts.push(failed("rehearsal", "a place to try things out cannot be had", &error)),
+    }
+    if wanted == Wanted::Host && storage.is_append_only_by_policy() {
+        create_elsewhere(storage, host, &mut examined.facts);
+        read_sealed(storage, &mut examined.facts);
     }
     // Afterwards: what the storage knows of its clock and versions it has heard by now.
     examined.facts.extend(storage.facts());
@@ -112,6 +120,70 @@ fn read_own(storage: &dyn Storage, host: Option<&str>, facts: &mut Vec<Fact>) ->
     true
 }
 
+/// Tries to create where only the owner, pruners and other hosts do, under names that are nobody's.
+fn create_elsewhere(storage: &dyn Storage, host: Option<&str>, facts: &mut Vec<Fact>) {
+    let mut places =
+        ["roster", "keys/owner", "keys/refs", "tombstone", "prune", "receipt", "copy"].map(str::to_owned).to_vec();
+    places.extend(host.map(|host| format!("snap/{}-another", crate::name::encode(host))));
+    let key = format!("{:016x}", crypt::random_u64());
+    let (mut may, mut stays) = (Vec::new(), Vec::new());
+    for directory in &places {
+        let place = match storage.rehearsal_in(directory) {
+            Ok(Some(place)) => place,
+            Ok(None) => return,
+            Err(error) => return facts.push(failed("elsewhere", "a place to try things out cannot be had", &error)),
+        };
+        match place
+            .put_if_absent(&key, b"lifeboat vault doctor tries what it must not be able to do; this may be deleted\n")
+        {
+            Err(StorageError::Denied { .. }) => continue,
+            Err(error) => {
+                let what = format!("whether objects can be created below {directory}/ could not be found out");
+                return facts.push(failed("elsewhere", &what, &error));
+            }
+            Ok(_) => may.push(format!("{directory}/")),
+        }
+        if place.delete(&key).is_err() {
+            stays.push(format!("{}/{key}", place.location()));
+        }
+    }
+    if may.is_empty() {
+        return facts
+            .push(Fact::good("elsewhere", "may not create rosters, owners' keys, records of prunes, others' points"));
+    }
+    let stays = if stays.is_empty() { String::new() } else { format!(" ({} stays)", stays.join(", ")) };
+    facts.push(Fact::finding(
+        "elsewhere",
+        format!(
+            "may create below {}, which no host needs: who breaks in here can stop every host{stays}",
+            may.join(", ")
+        ),
+        "put the policy below on the bucket",
+    ));
+}
+
+/// Tries to read what a host has no use for. All of it is sealed: it matters once a key is stolen.
+fn read_sealed(storage: &dyn Storage, facts: &mut Vec<Fact>) {
+    let mut may = Vec::new();
+    for (directory, ending, what) in [("keys/refs/", ".age", "sealed private keys"), ("pack/00/", "", "packs")] {
+        let Ok(listed) = storage.list(directory) else { continue };
+        let Some(one) = listed.iter().find(|object| object.key.ends_with(ending)) else { continue };
+        if storage.get_range(&one.key, 0, 1).is_ok() {
+            may.push(what);
+        }
+    }
+    facts.push(match may.is_empty() {
+        true => Fact::good("sealed", "may not read packs and sealed private keys, as far as there are any"),
+        false => Fact::note(
+            "sealed",
+            format!(
+                "may read {}, which a host has no use for: who breaks in here can keep them until a key is stolen",
+                may.join(" and ")
+            ),
+        ),
+    });
+}
+
 fn rehearse(place: &Arc<dyn Storage>, wanted: Wanted, by_policy: bool, examined: &mut Examination) {
     let key = format!("{:016x}", crypt::random_u64());
     let facts = &mut examined.facts;
@@ -140,6 +212,7 @@ fn rehearse(place: &Arc<dyn Storage>, wanted: Wanted, by_policy: bool, examined:
         facts.push(Fact::finding("create", "may create objects", "a reader needs no right to write: take it away"));
     }
     replace(place, &key, wanted, by_policy, facts);
+    lock(place, &key, wanted, facts);
     examined.left_behind = delete(place, &key, wanted, by_policy, facts);
 }
 
@@ -174,10 +247,52 @@ fn replace(place: &Arc<dyn Storage>, key: &str, wanted: Wanted, by_policy: bool,
         Ok(()) if wanted == Wanted::Host || wanted == Wanted::Reader => facts.push(Fact::finding(
             "replace",
             "may replace objects that are there: who breaks in here can destroy every backup",
-            if by_policy { "put the policy below on the bucket, or turn on versions with Object Lock" } else { SERVE },
+            if by_policy {
+                "put the policy below on the bucket; where the storage does not know its statement NeverReplace, keep a copy that this \
+                 machine cannot reach (docs/object-storage.md)"
+            } else {
+                SERVE
+            },
         )),
         Ok(()) => facts.push(Fact::good("replace", "may replace objects, as a pruner may")),
     }
+}
+
+/// Where objects can be locked: whether these credentials may make a lock longer, and shorter.
+fn lock(place: &Arc<dyn Storage>, key: &str, wanted: Wanted, facts: &mut Vec<Fact>) {
+    let Ok(Some(_)) = place.locking() else { return };
+    let end =
+        |minutes: i64| Timestamp::now().saturating_add(SignedDuration::from_mins(minutes)).unwrap_or(Timestamp::MAX);
+    let lock = Lock { until: end(2 * LOCK_MINUTES), mode: LockMode::Governance };
+    let done = match (place.lock(key, lock), wanted) {
+        (Err(StorageError::Denied { .. } | StorageError::Locked { .. }), Wanted::Pruner) => {
+            let says =
+                "may not make locks longer: `lifeboat vault lock` needs the statement Lock of the pruner's policy";
+            return facts.push(Fact::note("lock", says));
+        }
+        (Err(StorageError::Denied { .. } | StorageError::Locked { .. }), _) => {
+            return facts.push(Fact::good("lock", "may not lock objects"));
+        }
+        (Err(error), _) => {
+            return facts.push(failed("lock", "whether objects can be locked could not be found out", &error));
+        }
+        (Ok(()), Wanted::Pruner) => Fact::good("lock", "may make locks longer, as `lifeboat vault lock` must"),
+        (Ok(()), _) => Fact::finding(
+            "lock",
+            "may lock objects: who breaks in here can have you pay for junk for as long as locks can be",
+            "take s3:PutObjectRetention away; let the pruner lock",
+        ),
+    };
+    facts.push(done);
+    facts.push(match place.may_bypass_locks(key, end(LOCK_MINUTES)) {
+        Ok(false) => Fact::good("bypass", "may not pass over locks"),
+        Ok(true) => Fact::finding(
+            "bypass",
+            "may pass over locks (governance), so locks do not hold against who has these credentials",
+            "take s3:BypassGovernanceRetention away, or lock in the mode compliance",
+        ),
+        Err(error) => failed("bypass", "whether locks can be passed over could not be found out", &error),
+    });
 }
 
 /// The object that stays, if it does.
@@ -190,7 +305,7 @@ fn delete(
 ) -> Option<String> {
     let named = || Some(format!("{}/{key}", place.location()));
     match (place.delete(key), wanted) {
-        (Err(StorageError::Denied { .. }), Wanted::Host | Wanted::Reader) => {
+        (Err(StorageError::Denied { .. } | StorageError::Locked { .. }), Wanted::Host | Wanted::Reader) => {
             facts.push(Fact::good("delete", "may not delete objects"));
             named()
         }
@@ -200,6 +315,10 @@ fn delete(
                 "may not delete objects, which a pruner must",
                 "put the pruner's policy below on the bucket",
             ));
+            named()
+        }
+        (Err(StorageError::Locked { .. }), Wanted::Pruner) => {
+            facts.push(Fact::good("delete", "the storage lets nobody delete before an object's lock ends"));
             named()
         }
         (Err(error), _) => {

@@ -66,6 +66,8 @@ pub enum VaultError {
         #[source]
         source: std::io::Error,
     },
+    #[error("stopped; run the same command again to go on")]
+    Stopped,
     #[error("{what} failed in the cryptographic library; this should never happen: check the machine's memory")]
     Crypto { what: String },
 }
@@ -85,6 +87,11 @@ impl VaultError {
 
     pub(crate) fn crypto(what: impl Into<String>) -> VaultError {
         VaultError::Crypto { what: what.into() }
+    }
+
+    /// Whether it lies where it must be thawed before it can be read.
+    pub fn is_archived(&self) -> bool {
+        matches!(self, VaultError::Storage { source: StorageError::Archived { .. }, .. })
     }
 
     /// Whether the storage itself (not an object in it) is what failed, so that trying again later can help.

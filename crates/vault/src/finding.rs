@@ -3,6 +3,7 @@
 //! Invariant: every finding names an object, and what to do next.
 
 use crate::error::VaultError;
+use crate::storage::StorageError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -48,6 +49,10 @@ impl From<&VaultError> for Finding {
             VaultError::Untrusted { object, .. } => ("untrusted", object.clone()),
             VaultError::RolledBack { object, .. } => ("rolled-back", object.clone()),
             VaultError::WrongKey { object, .. } => ("wrong-key", object.clone()),
+            // It is that object's fault, not the storage's.
+            VaultError::Storage { source: source @ StorageError::TooLarge { key, .. }, .. } => {
+                return Finding::new(Severity::Alarm, "damaged", key, source.to_string());
+            }
             _ => ("failed", String::new()),
         };
         Finding::new(Severity::Alarm, code, object, error.to_string())
@@ -65,6 +70,7 @@ pub(crate) fn note<T>(result: Result<T, VaultError>, findings: &mut Vec<Finding>
             }
             false => Err(error),
         },
+        Err(stopped @ VaultError::Stopped) => Err(stopped),
         Err(error) => {
             findings.push(Finding::from(&error));
             Ok(None)
@@ -98,5 +104,5 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 
 /// An object too large to be ours is that object's fault, not the storage's.
 fn storage_of_one_object(error: &VaultError) -> bool {
-    matches!(error, VaultError::Storage { source: crate::storage::StorageError::TooLarge { .. }, .. })
+    matches!(error, VaultError::Storage { source: StorageError::TooLarge { .. }, .. })
 }

@@ -65,7 +65,7 @@ pub use freshness::Witness;
 pub use heal::{BadPacks, Healed, Sample, SampleWish};
 pub use host::State;
 pub use log::{LogEntry, LogPiece, LogTrail, LogWriter};
-pub use open::{HostVault, InitOptions, Initialised, Unlocked, Vault};
+pub use open::{ArchivedPack, HostVault, InitOptions, Initialised, Unlocked, Vault};
 pub use port::{CHUNK_BYTES_MAX, ChunkId, ChunkSink, ChunkSource, Scratch, Sealed, Stored, TakeRow};
 pub use prune::{KeepRules, PruneOptions, Pruner};
 pub use receipt::{ReceiptBook, Receipts, TimeSource};

@@ -75,6 +75,14 @@ impl PairOf {
     }
 }
 
+/// The hash in the name of a pack.
+pub(crate) fn pack_hash(key: &str) -> Option<crate::codec::Hash> {
+    match Place::of(key)? {
+        Place::Pack(hash) => Some(crate::codec::Hash(hash)),
+        _ => None,
+    }
+}
+
 impl Place {
     /// `None` for a key that nothing of this version lies under.
     pub(crate) fn of(key: &str) -> Option<Place> {
@@ -216,11 +224,11 @@ impl Place {
             | Place::Moved(..)
             | Place::Refs(..)
             | Place::Log { .. }
-            | Place::GatheredLog { .. }
             | Place::Prune(..) => crate::storage::OBJECT_BYTES_MAX,
             Place::Snapshot(..) => 32 << 20,
-            // A record of a copy lists the packs that it lacks.
-            Place::Roster(_) | Place::Receipt(..) | Place::Copy(..) => 8 << 20,
+            Place::GatheredLog { .. } => log::GATHERED_BYTES_MAX,
+            // A record of a copy lists the packs that it lacks, a heal list those that are bad, a witness every chain that it saw.
+            Place::Roster(_) | Place::Receipt(..) | Place::Copy(..) | Place::Heal(..) | Place::Witness(..) => 8 << 20,
             _ => 1 << 20,
         }
     }

@@ -88,12 +88,24 @@ pub(crate) struct FrameRecord {
 }
 
 impl FrameRecord {
-    pub(crate) fn chunks(&self) -> impl Iterator<Item = (ChunkId, usize)> + '_ {
-        self.chunks.chunks_exact(RECORD_BYTES).filter_map(|record| {
-            let (id, length) = record.split_first_chunk::<32>()?;
-            Some((ChunkId(*id), u32::from_le_bytes(length.try_into().ok()?) as usize))
-        })
+    pub(crate) fn count(&self) -> usize {
+        self.chunks.len() / RECORD_BYTES
     }
+
+    /// The id and the length of one chunk.
+    pub(crate) fn chunk(&self, ordinal: usize) -> Option<(ChunkId, usize)> {
+        self.chunks.chunks_exact(RECORD_BYTES).nth(ordinal).and_then(read_record)
+    }
+
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = (ChunkId, usize)> + '_ {
+        self.chunks.chunks_exact(RECORD_BYTES).filter_map(read_record)
+    }
+}
+
+/// What a directory says of one chunk.
+fn read_record(record: &[u8]) -> Option<(ChunkId, usize)> {
+    let (id, length) = record.split_first_chunk::<32>()?;
+    Some((ChunkId(*id), u32::from_le_bytes(length.try_into().ok()?) as usize))
 }
 
 /// A pack, as an index lists it: enough to read any of its chunks with one ranged read.
@@ -429,9 +441,9 @@ pub(crate) fn read_directory(
     Ok((record, header.secret))
 }
 
-/// For fuzzers: a pack of one header and this directory, sealed as a writer would.
+/// For fuzzers: a pack of one header and this directory, sealed as a writer would, or as a pruner that moves frames.
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) fn fuzz_pack(vault: &str, content: &Identity, directory: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn fuzz_pack(vault: &str, content: &Identity, directory: &[u8], moved: bool) -> Result<Vec<u8>> {
     static SEALED: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
     let secret = [9; 32];
     let salt = Hash([8; 32]);
@@ -439,8 +451,8 @@ pub(crate) fn fuzz_pack(vault: &str, content: &Identity, directory: &[u8]) -> Re
         Some(sealed) => sealed.clone(),
         None => SEALED.get_or_init(|| crate::seal::seal(&[content.recipient()], &secret).unwrap_or_default()).clone(),
     };
-    let header =
-        codec::encode(&Header { vault: vault.to_owned(), slot: SLOT_X25519, secret: sealed, salt, moved: None })?;
+    let moved = moved.then_some(true);
+    let header = codec::encode(&Header { vault: vault.to_owned(), slot: SLOT_X25519, secret: sealed, salt, moved })?;
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(&(header.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&header);
@@ -459,19 +471,26 @@ pub(crate) fn fuzz_pack(vault: &str, content: &Identity, directory: &[u8]) -> Re
 
 /// For fuzzers: a directory as a writer makes it.
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) fn fuzz_directory() -> Result<Vec<u8>> {
+pub(crate) fn fuzz_directory(moved: bool) -> Result<Vec<u8>> {
     let mut chunks = Vec::new();
     push_record(&mut chunks, &ChunkId([1; 32]), 40);
     push_record(&mut chunks, &ChunkId([2; 32]), 60);
-    codec::encode(&vec![FrameRecord {
+    let frame = FrameRecord {
         offset: 9,
         bytes: 80,
         plain_bytes: 100,
         codec: 1,
         chunks,
-        origin: None,
-        ordinal: None,
-    }])
+        origin: moved.then_some(0),
+        ordinal: moved.then_some(3),
+    };
+    match moved {
+        false => codec::encode(&vec![frame]),
+        true => {
+            let origins = vec![Origin { secret: vec![9; 40], salt: Hash([8; 32]) }];
+            codec::encode(&MovedDirectory { frames: vec![frame], origins })
+        }
+    }
 }
 
 /// Least size that a frame of so many plain bytes can have; smaller claims are lies.

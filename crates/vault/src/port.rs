@@ -59,6 +59,8 @@ pub struct Stored {
     pub new: bool,
 }
 
+pub(crate) const MEMORY_KEY: &str = "lifeboat 1 key of what a host remembers of contents";
+
 /// Takes chunks, from many threads at once; neighbours given by one thread are compressed together.
 pub trait ChunkSink: Send + Sync {
     /// Hashes, looks up, and takes in what is new. The chunk is durable after `commit` or a later `checkpoint`.
@@ -71,6 +73,10 @@ pub trait ChunkSink: Send + Sync {
     fn contains(&self, id: &ChunkId) -> bool;
     /// Seed of the data set's content-defined chunker.
     fn chunker_seed(&self) -> u64;
+    /// What the host's memory of contents is keyed with: a secret of who knows the data set's chunk ids.
+    fn memory_key(&self) -> [u8; 32] {
+        blake3::derive_key(MEMORY_KEY, &self.chunker_seed().to_le_bytes())
+    }
     /// Bytes taken in as new, and what they take in the vault so far (what is not yet written counts as 0).
     fn bytes_stored(&self) -> u64;
     /// Makes everything put so far survive an interruption. Cheap enough to call every half minute; runs by itself, too.

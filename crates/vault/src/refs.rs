@@ -253,10 +253,23 @@ pub(crate) fn read(
 pub(crate) fn read_all(
     storage: &dyn Storage,
     roster: &Roster,
-    (host, dataset): (&str, &str),
+    place: (&str, &str),
     points: &BTreeSet<Hash>,
     identities: &[Identity],
     take: &mut dyn FnMut(ChunkId),
+) -> Result<BTreeSet<String>> {
+    read_pages(storage, roster, place, points, identities, &mut |_, _| {}, &mut |_, id| take(id))
+}
+
+/// As `read_all`; says which pages each point consists of, and then of each page, once, which chunks.
+pub(crate) fn read_pages(
+    storage: &dyn Storage,
+    roster: &Roster,
+    (host, dataset): (&str, &str),
+    points: &BTreeSet<Hash>,
+    identities: &[Identity],
+    row: &mut dyn FnMut(&Hash, &Hash),
+    take: &mut dyn FnMut(&Hash, ChunkId),
 ) -> Result<BTreeSet<String>> {
     let place = name::refs_of(host, dataset);
     let mut wanted: BTreeMap<Hash, BTreeSet<(u32, Hash)>> = BTreeMap::new();
@@ -269,6 +282,7 @@ pub(crate) fn read_all(
             if object != *hash && !head.needs.contains(&object) {
                 return Err(VaultError::damaged(&key, "it uses an object that it does not name"));
             }
+            row(hash, &at.id);
             wanted.entry(object).or_default().insert((at.page, at.id));
         }
         keys.extend(head.needs.iter().map(|needed| format!("{place}{needed}")));
@@ -281,7 +295,10 @@ pub(crate) fn read_all(
             let page = body.pages.get(number as usize).filter(|page| crate::crypt::hash(&page.0) == id.0);
             let page =
                 page.ok_or_else(|| VaultError::damaged(&key, "a page that is needed is not where it should be"))?;
-            page.0.chunks_exact(32).filter_map(|id| id.try_into().ok()).map(ChunkId).for_each(&mut *take);
+            page.0
+                .chunks_exact(32)
+                .filter_map(|chunk| chunk.try_into().ok())
+                .for_each(|chunk| take(&id, ChunkId(chunk)));
         }
     }
     Ok(keys)

@@ -3,7 +3,8 @@
 //! Invariants: contents are given only if their keyed hash is the id; where indexes are missing the packs' own directories are read
 //! instead, so that a lost index costs time and never a restore.
 
-use std::collections::hash_map::Entry;
+mod places;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::codec::Hash;
 use crate::crypt::FrameKey;
 use crate::error::{Doing, Result, VaultError};
-use crate::finding::{Finding, note};
+use crate::finding::{Finding, Severity, note};
 use crate::host::{ChunkKey, write_secret_file};
 use crate::index::{self, MovedName};
 use crate::keys;
@@ -23,19 +24,14 @@ use crate::prune::Ledger;
 use crate::seal::{Identity, unseal};
 use crate::session::{Inherited, inherited_path};
 use crate::snapshot::IndexSeen;
+use crate::storage::StorageError;
+
+use self::places::{Place, Places};
 
 /// Larger frames (few are: of large chunks that hardly shrink) are read when it is their turn, so that what is fetched ahead is bounded.
 const FETCHED_BYTES_MAX: u32 = 6 << 20;
 /// Unpacked frames kept for their neighbours (4 MiB each, seldom more).
 const FRAMES_KEPT: usize = 8;
-
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    pack: u32,
-    frame: u32,
-    start: u32,
-    length: u32,
-}
 
 #[derive(Debug)]
 pub(crate) struct KnownPack {
@@ -43,6 +39,8 @@ pub(crate) struct KnownPack {
     secret: Arc<[u8]>,
     /// Its own key, and one for each origin of moved frames.
     keys: Box<[OnceLock<FrameKey>]>,
+    /// Where a chunk lies elsewhere, too, it is rather read from here.
+    preferred: bool,
 }
 
 type FrameSlot = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
@@ -54,9 +52,7 @@ pub struct Source {
     vault_id: String,
     content: Identity,
     pub(crate) packs: Vec<KnownPack>,
-    places: HashMap<ChunkId, Place>,
-    /// Where a chunk lies a second time.
-    others: HashMap<ChunkId, Vec<Place>>,
+    places: Places,
     pub(crate) chunk_keys: Vec<ChunkKey>,
     indexes: Vec<IndexSeen>,
     secrets: Mutex<HashMap<Vec<u8>, [u8; 32]>>,
@@ -74,8 +70,7 @@ impl Unlocked {
             vault_id: self.id(),
             content,
             packs: Vec::new(),
-            places: HashMap::new(),
-            others: HashMap::new(),
+            places: Places::default(),
             chunk_keys: Vec::new(),
             indexes: Vec::new(),
             secrets: Mutex::default(),
@@ -106,6 +101,11 @@ impl Unlocked {
     }
 }
 
+/// Whether a pack was neither pruned nor put where it must be thawed: what lies elsewhere, too, is rather read there.
+fn is_at_hand(ledger: &Ledger, pack: &PackRecord) -> bool {
+    !ledger.is_swept(&name::pack(&pack.hash.0)) && !ledger.is_slow(&pack.hash)
+}
+
 impl Source {
     /// What was wrong with the indexes; the chunks that could be found are there all the same.
     pub fn findings(&self) -> &[Finding] {
@@ -119,7 +119,12 @@ impl Source {
         let ledger = self.vault.ledger()?;
         let listed = storage.list("index/").doing(|| "listing indexes".to_owned())?;
         let mut hosts: HashMap<String, Vec<u64>> = HashMap::new();
-        let mut complete = true;
+        let there: HashSet<&str> = listed.iter().map(|object| object.key.as_str()).collect();
+        let is_ours =
+            |finding: &Finding| index::parse_moved_key(&finding.object).is_some_and(|(_, set, _)| set == dataset);
+        let lost: Vec<Finding> = ledger.missing_moved(&there).into_iter().filter(is_ours).collect();
+        let mut complete = lost.is_empty();
+        self.findings.extend(lost);
         for object in &listed {
             if let Some((host, set, of)) = index::parse_moved_key(&object.key)
                 && set == dataset
@@ -153,7 +158,7 @@ impl Source {
                     Some((body, hash)) => {
                         let secret: Arc<[u8]> = body.secret.into();
                         // Nothing needs a pack that was pruned; one that could not be deleted yet may still serve.
-                        let is_pruned = |p: &PackRecord| ledger.is_swept(&name::pack(&p.hash.0));
+                        let is_pruned = |p: &PackRecord| !is_at_hand(&ledger, p);
                         let (pruned, packs): (Vec<_>, Vec<_>) = body.packs.into_iter().partition(is_pruned);
                         packs.into_iter().for_each(|pack| self.add(pack, secret.clone(), true));
                         pruned.into_iter().for_each(|pack| self.add(pack, secret.clone(), false));
@@ -174,7 +179,7 @@ impl Source {
         let Some(body) = note(read, &mut self.findings)? else { return Ok(false) };
         let secret: Arc<[u8]> = body.secret.into();
         for pack in body.packs {
-            let is_there = !ledger.is_swept(&name::pack(&pack.hash.0));
+            let is_there = is_at_hand(ledger, &pack);
             self.add(pack, secret.clone(), is_there);
         }
         Ok(true)
@@ -203,26 +208,9 @@ impl Source {
 
     /// `preferred`: where a chunk lies elsewhere, too, it is rather read from here.
     fn add(&mut self, record: PackRecord, secret: Arc<[u8]>, preferred: bool) {
-        let pack = self.packs.len() as u32;
-        for (frame, contents) in record.frames.iter().enumerate() {
-            let mut start = 0u32;
-            for (id, length) in contents.chunks() {
-                let length = length as u32;
-                let place = Place { pack, frame: frame as u32, start, length };
-                match self.places.entry(id) {
-                    Entry::Vacant(free) => {
-                        free.insert(place);
-                    }
-                    Entry::Occupied(mut kept) => {
-                        let second = if preferred { kept.insert(place) } else { place };
-                        self.others.entry(id).or_default().push(second);
-                    }
-                }
-                start = start.saturating_add(length);
-            }
-        }
         let keys = (0..=record.origins().len()).map(|_| OnceLock::new()).collect();
-        self.packs.push(KnownPack { record, secret, keys });
+        self.packs.push(KnownPack { record, secret, keys, preferred });
+        self.places.add_last(&self.packs);
     }
 
     /// Reads the directory of every pack that no index names.
@@ -233,7 +221,14 @@ impl Source {
             if known.contains(&object.key) {
                 continue;
             }
-            let bytes = storage.get(&object.key).doing(|| format!("reading {}", object.key))?;
+            let bytes = match storage.get(&object.key) {
+                Err(archived @ StorageError::Archived { .. }) => {
+                    let message = format!("{archived}; which chunks are in it is not known: an index is missing");
+                    self.findings.push(Finding::new(Severity::Alarm, "archived", &object.key, message));
+                    continue;
+                }
+                other => other.doing(|| format!("reading {}", object.key))?,
+            };
             match read_directory(&object.key, &bytes, &self.vault_id, &self.content) {
                 Ok((record, secret)) => self.add(record, secret.into(), true),
                 Err(VaultError::WrongKey { .. }) => {} // another data set's
@@ -346,11 +341,11 @@ impl Source {
     fn row(&self, first: usize, ids: &[ChunkId], scratch: &mut Scratch) -> Vec<(usize, Range<usize>)> {
         let mut row = Vec::new();
         for (index, id) in ids.iter().enumerate().skip(first) {
-            let Some(place) = self.places.get(id) else { break };
+            let Some(place) = self.place_of(id) else { break };
             if !row.is_empty() && scratch.at != Some((place.pack, place.frame)) {
                 break;
             }
-            if self.read_by(id, place, scratch).is_err() {
+            if self.read_by(id, &place, scratch).is_err() {
                 break;
             }
             row.push((index, place.start as usize..place.start as usize + place.length as usize));
@@ -415,15 +410,20 @@ impl Source {
         Ok(self.chunk_in(id, place, &frame)?.to_vec())
     }
 
+    /// Where a chunk is read from.
+    fn place_of(&self, id: &ChunkId) -> Option<Place> {
+        self.places.of(&self.packs, id).next()
+    }
+
     /// The pack that holds a chunk.
     pub(crate) fn pack_of(&self, id: &ChunkId) -> Option<Hash> {
-        let place = self.places.get(id)?;
+        let place = self.place_of(id)?;
         self.packs.get(place.pack as usize).map(|p| p.record.hash)
     }
 
     /// Whether some pack that is good holds the chunk.
     pub(crate) fn lies_in(&self, id: &ChunkId, good: impl Fn(&Hash) -> bool) -> bool {
-        let places = self.places.get(id).into_iter().chain(self.others.get(id).into_iter().flatten());
+        let places = self.places.of(&self.packs, id);
         places.filter_map(|place| self.packs.get(place.pack as usize)).any(|pack| good(&pack.record.hash))
     }
 }
@@ -442,17 +442,14 @@ fn frame_of<'p>(pack: &'p KnownPack, place: &Place) -> Result<(String, &'p Frame
 
 impl ChunkSource for Source {
     fn get(&self, id: &ChunkId) -> Result<Vec<u8>> {
-        let Some(place) = self.places.get(id) else {
-            return Err(VaultError::Missing { object: format!("chunk {id}") });
-        };
-        let first = self.read(id, place);
-        let Err(error) = first else { return first };
-        for other in self.others.get(id).into_iter().flatten() {
-            if let Ok(plain) = self.read(id, other) {
-                return Ok(plain);
+        let mut failure = None;
+        for place in self.places.of(&self.packs, id) {
+            match self.read(id, &place) {
+                Ok(plain) => return Ok(plain),
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
-        Err(error)
+        Err(failure.unwrap_or_else(|| VaultError::Missing { object: format!("chunk {id}") }))
     }
 
     fn parallel_reads(&self) -> usize {
@@ -461,8 +458,8 @@ impl ChunkSource for Source {
 
     fn fetch(&self, id: &ChunkId, sealed: &mut Sealed) {
         sealed.at = None;
-        let Some(place) = self.places.get(id) else { return };
-        let Ok((object, record)) = self.pack(place).and_then(|pack| frame_of(pack, place)) else { return };
+        let Some(place) = self.place_of(id) else { return };
+        let Ok((object, record)) = self.pack(&place).and_then(|pack| frame_of(pack, &place)) else { return };
         if record.bytes <= FETCHED_BYTES_MAX && self.read_sealed(&object, record, &mut sealed.bytes).is_ok() {
             sealed.at = Some((place.pack, place.frame));
         }
@@ -499,6 +496,6 @@ impl ChunkSource for Source {
     }
 
     fn place(&self, id: &ChunkId) -> Option<(u32, u64)> {
-        self.places.get(id).map(|p| (p.pack, (u64::from(p.frame) << 32) | u64::from(p.start)))
+        self.place_of(id).map(|p| (p.pack, (u64::from(p.frame) << 32) | u64::from(p.start)))
     }
 }

@@ -46,12 +46,13 @@ pub(super) struct Answers {
     open: Mutex<HashMap<u64, Open>>,
     next: AtomicU64,
     began: SystemTime,
+    last_said: Mutex<String>,
 }
 
 impl Answers {
     pub(super) fn new(places: Places) -> Answers {
         let (open, next) = (Mutex::default(), AtomicU64::new(1));
-        Answers { places, content: Content::new(), open, next, began: SystemTime::now() }
+        Answers { places, content: Content::new(), open, next, began: SystemTime::now(), last_said: Mutex::default() }
     }
 
     fn fail(&self, number: u64, error: &TreeError) -> Errno {
@@ -61,8 +62,19 @@ impl Answers {
             text = format!("{text}: {cause}");
             below = cause.source();
         }
-        tracing::error!("{}: {text}", self.places.path(number));
-        Errno::EIO
+        let is_archived = error.is_archived();
+        if is_archived {
+            text += &self.places.to_thaw(number);
+        }
+        let line = format!("{}: {text}", self.places.path(number));
+        // Readers try again, and run ahead: the same is said once.
+        let mut last = lock(&self.last_said);
+        if *last != line {
+            tracing::error!("{line}");
+            *last = line;
+        }
+        // Nobody takes this one for the end of a file, nor for a broken disk.
+        if is_archived { Errno::ENODATA } else { Errno::EIO }
     }
 
     fn attributes(&self, number: u64) -> Result<FileAttr, Errno> {

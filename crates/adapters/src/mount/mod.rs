@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Invariant: every byte that is read was verified against its chunk's id; what does not verify is an I/O error and a line in the log that
-//! names the object, never other bytes. Memory is bounded: chunks, listings and handles, whatever is read.
+//! names the object, never other bytes; what must be thawed first is another error (no data available) and such a line. Memory is bounded: chunks, listings and handles, whatever is read.
 
 mod answer;
 mod content;
@@ -27,6 +27,8 @@ use self::places::Places;
 /// Why nothing was mounted.
 #[derive(Debug, Error)]
 pub enum MountError {
+    #[error("{} is not there; make the directory to mount on", at.display())]
+    NotThere { at: PathBuf },
     #[error("{} is not an empty directory; make one to mount on", at.display())]
     NotEmptyDirectory { at: PathBuf },
     #[error(
@@ -75,6 +77,9 @@ pub struct Mounted {
 
 /// Mounts. The points shown are those given: newer ones need another mount.
 pub fn mount(vault: &Unlocked, shown: &Shown, at: &Path, options: MountOptions) -> Result<Mounted, MountError> {
+    if !at.exists() {
+        return Err(MountError::NotThere { at: at.to_owned() });
+    }
     let is_empty = std::fs::read_dir(at).is_ok_and(|mut entries| entries.next().is_none());
     if !is_empty {
         return Err(MountError::NotEmptyDirectory { at: at.to_owned() });
@@ -118,6 +123,8 @@ impl Mounted {
     fn end(&mut self) -> io::Result<()> {
         let Some(session) = self.session.take() else { return Ok(()) };
         if session.guard.is_finished() {
+            // Whoever unmounted it left nothing to unmount: dropping it would only try, and complain.
+            std::mem::forget(session);
             return Ok(());
         }
         if !rustix::process::geteuid().is_root() {
@@ -131,10 +138,8 @@ impl Mounted {
         while !session.guard.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
-        if !session.guard.is_finished() {
-            // Someone reads on. Nothing is left to unmount, which is all that dropping it would do.
-            std::mem::forget(session);
-        }
+        // Nothing is left to unmount, which is all that dropping it would try, even where someone reads on.
+        std::mem::forget(session);
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use lifeboat_core::units::Span;
 use lifeboat_vault::files::{Kind, Node, TreeError, read_entries, read_root, tree_root};
 use lifeboat_vault::{PointInfo, Source, Unlocked, VaultError};
 
@@ -269,6 +270,23 @@ impl Places {
         }
         names.reverse();
         names.join("/")
+    }
+
+    /// What of the point that a number stands in must be thawed, and how, for the log.
+    pub(super) fn to_thaw(&self, number: u64) -> String {
+        let point = match self.place(number) {
+            Some(Place::Node(named)) => named.point,
+            Some(Place::Point(point)) => point,
+            _ => return String::new(),
+        };
+        let Some(info) = self.points.get(point).map(|point| &point.info) else { return String::new() };
+        let archived = info.archived.as_ref().map(|archived| {
+            let (packs, class, thaw) = (archived.packs, &archived.class, Span::seconds(archived.thaw_seconds));
+            format!(" ({packs} packs of this point lie in the class {class}: up to {thaw} to thaw)")
+        });
+        let restore =
+            format!("; `lifeboat restore --point {} --key FILE --to DIR` has them thawed as the plan says", info.id);
+        archived.unwrap_or_default() + &restore
     }
 
     /// When a point was taken.

@@ -4,7 +4,7 @@
 
 mod files;
 mod kinds;
-mod sqlite;
+pub(crate) mod sqlite;
 
 use std::error::Error;
 use std::fs;

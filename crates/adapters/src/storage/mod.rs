@@ -4,8 +4,9 @@
 
 pub mod bucket;
 pub mod served;
+pub mod thaw;
 
-pub use self::bucket::{BucketStorage, Environment, Patience, open_with, policy};
+pub use self::bucket::{BucketStorage, Environment, Patience, hurry, open_with, policy};
 
 /// Lets every address of these schemes be opened; called once, when the process starts.
 pub fn register() {

@@ -255,6 +255,7 @@ fn domain(root: &Path, site: &str) -> Domain {
             protect: VAULTS.map(protect).into(),
             vaults: vaults.clone(),
             identities: identities.clone(),
+            mark_idle_max: Duration::ZERO,
             clock: clock.clone(),
         })
     };
@@ -362,6 +363,33 @@ fn assert_uploads(root: &Path, site: &str, last: u32) {
         let path = uploads_path(root, site).join(format!("{n}.txt"));
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("order {n}"), "{}", path.display());
     }
+}
+
+#[test]
+fn the_agent_records_in_each_vault_how_far_the_other_has_come() {
+    let world = World::new();
+    let root = world.root();
+    fs::create_dir_all(uploads_path(root, "south")).unwrap();
+    fs::write(uploads_path(root, "south").join("one.txt"), "one").unwrap();
+    let application = Application::start(root, "south");
+    let _south = world.agent("south");
+    let open = |name: &str| Vault::open(storage::open(&vault_url(root, name)).unwrap(), None, None).unwrap();
+    for (vault, other) in [("near", "far"), ("far", "near")] {
+        let witness = wait_for("a vault to bear witness of the other", || {
+            let witness = open(vault).hold_against(other, &open(other)).unwrap();
+            (witness.chains > 0 && witness.at.is_some()).then_some(witness)
+        });
+        assert_eq!(witness.by, other);
+    }
+    // And so a vault that shows an earlier state is found out.
+    let copied = std::process::Command::new("cp").arg("-a").args([root.join("near"), root.join("yesterday")]).status();
+    assert!(copied.unwrap().success());
+    wait_for("the other vault to know of what came later", || {
+        let yesterday = open("yesterday");
+        yesterday.hold_against("far", &open("far")).unwrap();
+        yesterday.points(None).unwrap().findings.iter().any(|finding| finding.code == "rolled-back").then_some(())
+    });
+    let _ = application.end();
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod objects;
 mod perform;
 mod probe;
 mod recovery;
+mod served;
 mod site_command;
 mod site_conformance;
 mod site_fence;

@@ -46,6 +46,7 @@ fn controller(local: &LocalWorld) -> World {
             places: BTreeMap::new(),
             identities: Vec::new(),
             restorer_for: Arc::new(restorer_for),
+            thaw_for: None,
         }),
         disaster_at: None,
         waiting: Default::default(),

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use lifeboat_adapters::source::restorer_for;
 use lifeboat_core::plan::{DataKind, Source};
 use lifeboat_core::runbook::{Target, VolumeSpec};
-use lifeboat_engine::port::{Cancel, Floor, LogStream, PointRequest, PointTaken, Recovery, Source as _};
+use lifeboat_engine::port::{Cancel, Floor, LogStream, PointRequest, PointTaken, Recovery, Source as _, Watch};
 use lifeboat_engine::recovery::Vaults;
 use lifeboat_engine::vaults::VaultPlace;
 use lifeboat_vault::storage::Storage;
@@ -30,6 +30,7 @@ pub(crate) fn recovery(root: &Path, worlds: &[&VaultWorld]) -> Vaults {
         places: worlds.iter().map(place).collect::<BTreeMap<_, _>>(),
         identities: worlds.iter().map(|world| world.expose_key().parse::<Identity>().unwrap()).collect(),
         restorer_for: Arc::new(restorer_for),
+        thaw_for: None,
     }
 }
 
@@ -69,7 +70,7 @@ fn of_several_vaults_the_one_that_reaches_furthest_is_restored() {
     assert_eq!(reach.vault.as_deref(), Some("far"));
     let to = root.join("volume");
     let facts =
-        recovery.restore(&volume, &Target::Newest, &to, false, Floor::At(Timestamp::MIN), &Cancel::default()).unwrap();
+        recovery.restore(&volume, &Target::Newest, &to, false, Floor::At(Timestamp::MIN), &Watch::default()).unwrap();
     assert_eq!((facts["vault"].as_str(), counter(&to.join("orders.db"))), (Some("far"), 5));
 }
 
@@ -95,7 +96,7 @@ fn a_damaged_log_costs_what_lies_after_the_damage_and_says_so() {
     let to = root.join("volume");
     fs::create_dir(&to).unwrap();
     let facts =
-        recovery.restore(&volume, &Target::Newest, &to, false, Floor::At(Timestamp::MIN), &Cancel::default()).unwrap();
+        recovery.restore(&volume, &Target::Newest, &to, false, Floor::At(Timestamp::MIN), &Watch::default()).unwrap();
     // Whether the last piece before the damage is from before or after its own source time, only what is in it tells.
     assert!((3..=4).contains(&counter(&to.join("orders.db"))));
     assert!(facts["gave_way"].to_string().contains(&fifth.key), "{facts:?}");
@@ -123,7 +124,7 @@ fn a_point_that_was_taken_outside_every_epoch_never_outranks_the_writers() {
     let (recovery, volume) = (recovery(root, &[&world]), volume(&[&world]));
     assert_eq!(recovery.reach(&volume, &Target::Newest).unwrap().point, Some(written.point.id.clone()));
     let to = root.join("volume");
-    let restored = recovery.restore(&volume, &Target::Newest, &to, false, Floor::Furthest, &Cancel::default()).unwrap();
+    let restored = recovery.restore(&volume, &Target::Newest, &to, false, Floor::Furthest, &Watch::default()).unwrap();
     assert_eq!(restored["point"], written.point.id.as_str());
     assert_eq!(counter(&to.join("orders.db")), 1);
     let named = recovery.restore(
@@ -132,7 +133,7 @@ fn a_point_that_was_taken_outside_every_epoch_never_outranks_the_writers() {
         &root.join("by-name"),
         false,
         Floor::Furthest,
-        &Cancel::default(),
+        &Watch::default(),
     );
     assert_eq!(counter(&root.join("by-name/orders.db")), 2, "by its name it is restored: {named:?}");
 }
@@ -160,7 +161,7 @@ fn a_restore_gives_way_as_far_as_was_approved_and_no_further() {
     let (recovery, volume) = (recovery(root, &[&world]), volume(&[&world]));
     let try_to = |name: &str, floor| {
         let to = root.join(name);
-        let restored = recovery.restore(&volume, &Target::Newest, &to, false, floor, &Cancel::default());
+        let restored = recovery.restore(&volume, &Target::Newest, &to, false, floor, &Watch::default());
         restored.map(|facts| (facts, counter(&to.join("orders.db"))))
     };
     for floor in [Floor::At(newer.point.taken_at), Floor::Furthest] {
@@ -187,7 +188,7 @@ fn where_nothing_may_be_lost_every_vault_must_have_answered() {
     let (recovery, volume) = (recovery(root, &vaults), volume(&vaults));
     fs::rename(vault_directory(root, "far"), root.join("away")).unwrap();
     let to = root.join("volume");
-    let restore = |floor| recovery.restore(&volume, &Target::Newest, &to, false, floor, &Cancel::default());
+    let restore = |floor| recovery.restore(&volume, &Target::Newest, &to, false, floor, &Watch::default());
     let waits = restore(Floor::Furthest).unwrap_err();
     assert!(waits.may_pass && waits.to_string().contains("far"), "{waits}");
     fs::rename(root.join("away"), vault_directory(root, "far")).unwrap();
@@ -210,7 +211,7 @@ fn a_corrupt_newest_point_is_passed_by_and_what_that_costs_is_said() {
         let (recovery, volume, to) = (recovery(root, worlds), volume(worlds), root.join(name));
         let reach = recovery.reach(&volume, target).unwrap();
         let floor = Floor::At(Timestamp::MIN);
-        let facts = recovery.restore(&volume, target, &to, false, floor, &Cancel::default()).unwrap();
+        let facts = recovery.restore(&volume, target, &to, false, floor, &Watch::default()).unwrap();
         (reach, facts["passed_by"].clone(), counter(&to.join("orders.db")))
     };
     let (reach, passed_by, reached) = restore(&[&near], "alone", &Target::Newest);

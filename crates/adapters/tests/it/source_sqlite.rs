@@ -382,6 +382,41 @@ fn a_database_without_a_log_gets_points_only_and_says_so() {
 }
 
 #[test]
+fn points_of_a_database_cost_the_pages_that_changed() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let world = VaultWorld::new(root, "near");
+    let database = create(root, WAL);
+    for n in 1..=600 {
+        commit(&database, n, 10_000);
+    }
+    let point = PointRequest { dataset: DATASET.into(), epoch: 1, final_mark: false, release: None };
+    let take = || source(root).take_point(&world.named(), &point, &(), &Cancel::default()).unwrap();
+    let sum = |path: &Path| -> i64 {
+        let database = Connection::open(path).unwrap();
+        database.query_row("select sum(unicode(hex(substr(body, 9000))) * id) from t", [], |row| row.get(0)).unwrap()
+    };
+    let to = root.join("restored.db");
+    let first = take();
+    assert!(first.bytes_new > 6_000_000, "{}", first.bytes_new);
+    restore_to(&world.unlocked(), root, &to, Target::Newest, false);
+    for generation in 1..=3 {
+        for id in [20, 200, 400, 590] {
+            database.execute("update t set body = randomblob(10000) where id = ?", [id + generation]).unwrap();
+        }
+        commit(&database, 600 + generation as u64, 100);
+        let taken = take();
+        // Three pages of the database for each row, and the last ones.
+        assert!(taken.bytes_new < 30 * 8192, "{}", taken.bytes_new);
+        restore_to(&world.unlocked(), root, &to, Target::Newest, true);
+        assert_eq!((counter(&to), sum(&to)), (600 + generation as u64, sum(&database_path(root))));
+    }
+    let fresh = root.join("fresh.db");
+    restore_to(&world.unlocked(), root, &fresh, Target::Newest, false);
+    assert_eq!((counter(&fresh), sum(&fresh)), (603, sum(&to)));
+}
+
+#[test]
 fn a_vault_that_fails_delays_nobody_and_its_lag_is_told() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();

@@ -1,11 +1,12 @@
 //! `lifeboat points`: the recovery points that a vault holds, as far as they are known without keys.
 
 use jiff::Timestamp;
-use lifeboat_core::units::Size;
-use lifeboat_vault::prune::Hold;
+use lifeboat_core::units::{Size, Span};
+use lifeboat_vault::prune::{Archived, Hold};
 use lifeboat_vault::{Badge, PointInfo};
 use serde::Serialize;
 
+use super::restore::which::is_meant;
 use crate::door::{self, VaultArgs, WitnessArgs};
 use crate::error::{CommandError, Exit};
 use crate::report;
@@ -41,6 +42,8 @@ struct Listed<'a> {
     doubts: &'a [String],
     /// Why no prune takes it, if it is held.
     held: Option<&'a str>,
+    /// What of it lies in another class of storage, and how long that takes to thaw.
+    archived: Option<&'a Archived>,
     epoch: u64,
 }
 
@@ -83,6 +86,7 @@ fn listed<'a>(point: &'a PointInfo, holds: &'a [Hold]) -> Listed<'a> {
         badge: point.badge,
         doubts: &point.doubts,
         held: hold_on(point, holds).map(|hold| hold.why.as_str()),
+        archived: point.archived.as_ref(),
         epoch: point.epoch,
     }
 }
@@ -97,15 +101,28 @@ fn table(points: &[&PointInfo], holds: &[Hold]) -> String {
                 point.host.clone(),
                 point.files.to_string(),
                 Size(point.bytes).rounded(),
-                match hold_on(point, holds) {
-                    Some(_) => format!("{}, held", word(point.badge)),
-                    None => word(point.badge).to_owned(),
-                },
+                badge(point, hold_on(point, holds).is_some()),
                 point.sequence.to_string(),
             ]
         })
         .collect();
     report::table(&["TAKEN AT", "DATA SET", "HOST", "FILES", "SIZE", "BADGE", "POINT"], &rows)
+}
+
+/// What is known of a point's soundness, and what stands in the way of a restore.
+fn badge(point: &PointInfo, is_held: bool) -> String {
+    let mut words = vec![word(point.badge).to_owned()];
+    words.extend(is_held.then(|| "held".to_owned()));
+    words.extend(point.archived.as_ref().map(archived));
+    words.join(", ")
+}
+
+/// `archived, 12h to thaw`
+pub(crate) fn archived(archived: &Archived) -> String {
+    match archived.thaw_seconds {
+        0 => "archived".to_owned(),
+        seconds => format!("archived, {} to thaw", Span::seconds(seconds)),
+    }
 }
 
 /// To the second, as `--at` takes it.
@@ -145,6 +162,21 @@ pub(crate) fn dataset_named(points: &[PointInfo], name: &str) -> Result<String, 
             .hint(format!("it has some of: {}", all.join(", ")))),
         _ => Err(CommandError::usage(format!("`{name}` may mean several data sets"))
             .hint(format!("say which: {}", ending.join(", ")))),
+    }
+}
+
+/// The point that goes by this name: its id, the end of it, or its number where only one has that.
+pub(crate) fn point_named<'a>(points: &'a [PointInfo], id: &str) -> Result<&'a PointInfo, CommandError> {
+    let meant: Vec<&PointInfo> = points.iter().filter(|point| is_meant(point, id)).collect();
+    match meant[..] {
+        [only] => Ok(only),
+        [] => Err(CommandError::usage(format!("the vault has no recovery point {id}"))
+            .hint("`lifeboat points` lists what there is")),
+        _ => {
+            let ids: Vec<&str> = meant.iter().map(|point| point.id.as_str()).collect();
+            Err(CommandError::usage(format!("`{id}` may mean several points"))
+                .hint(format!("say which: {}", ids.join(", "))))
+        }
     }
 }
 

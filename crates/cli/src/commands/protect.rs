@@ -17,6 +17,7 @@ use lifeboat_vault::{Identity, State};
 use serde::Serialize;
 
 use crate::commands::block_on;
+use crate::commands::recover::scheduled;
 use crate::error::{CommandError, Exit, Explain, Kind};
 use crate::interrupt;
 use crate::run_ui;
@@ -25,6 +26,9 @@ use crate::wiring::{self, Wiring};
 
 /// How often the rosters are read again.
 const ROSTER_EVERY: Duration = Duration::from_secs(5);
+/// A database that has long been idle says so that many times within its objective, and once a minute at least.
+const MARKS_WITHIN_RPO: u32 = 4;
+const MARK_IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long an agent that is being replaced may take to end.
 const ALONE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -32,7 +36,8 @@ const ALONE_WITHIN: Duration = Duration::from_secs(5);
 ///
 /// Where the host's site is the writer, recovery points and logs go to the vaults; where it is a standby with a key,
 /// what the vaults hold is applied. Which of the two it is stands in the arbiter and changes with a failover, without a
-/// restart. Nobody connects to this process; it talks to the vaults and the arbiter only.
+/// restart. Nobody connects to this process; it talks to the vaults and the arbiter only. Where the plan schedules drills and places their key at
+/// this site, it starts them as they are due.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The site that this host belongs to [default: the plan's only one]
@@ -57,7 +62,7 @@ struct Taken {
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
-    let wiring = Wiring::open(ui)?;
+    let wiring = Arc::new(Wiring::open(ui)?);
     let site = match args.site {
         Some(site) => site,
         None => {
@@ -103,10 +108,12 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         let cancel = run_ui::interrupts();
         let believing =
             tokio::spawn(keep_believing(Arc::clone(&wiring.arbiter), wiring.vaults.clone(), wiring.state.clone()));
+        let drills = tokio::spawn(scheduled::keep(Arc::clone(&wiring), site.clone(), cancel.clone()));
         let served: Vec<_> = domains.into_iter().map(|domain| tokio::spawn(domain.serve(cancel.clone()))).collect();
         for domain in served {
             domain.await?;
         }
+        drills.await?;
         believing.abort();
         Ok(())
     })?;
@@ -246,7 +253,10 @@ fn datasets(wiring: &Wiring, service: &Service, site_name: &str) -> Result<Vec<H
             CommandError::usage(format!("`{}`: this version protects files and sqlite only", dataset.name))
         })?;
         let state = state_of(wiring, service).join(&dataset.name);
-        data.push(host_data(wiring, dataset, PathBuf::from(path), state, site_name)?);
+        let mut data_set = host_data(wiring, dataset, PathBuf::from(path), state, site_name)?;
+        // An idle database's age is a small part of what may be lost.
+        data_set.mark_idle_max = (service.objective.rpo.0 / MARKS_WITHIN_RPO).min(MARK_IDLE_MAX);
+        data.push(data_set);
     }
     Ok(data)
 }
@@ -282,6 +292,7 @@ fn host_data(
         protect: dataset.protect.clone(),
         vaults,
         identities,
+        mark_idle_max: Duration::ZERO,
         clock: Arc::clone(&wiring.clock),
     })
 }

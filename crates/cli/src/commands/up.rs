@@ -22,7 +22,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let wiring = Wiring::open(ui)?;
     let service = wiring.service(&args.service)?;
-    match wiring.arbiter.desired_writer(service.write_domain())? {
+    let first_day = match wiring.arbiter.desired_writer(service.write_domain())? {
         // What a service writes while its host ships nothing would be in no vault.
         Some(desired) if desired.frozen && !args.common.dry_run => {
             return Err(CommandError::refused(format!(
@@ -31,17 +31,16 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
             ))
             .hint("`lifeboat run list` shows the run; `run resume` goes on with it, `run cancel` takes it back"));
         }
-        None if !args.common.dry_run => {
-            wiring.first_day(service).begin(&wiring.arbiter, &*wiring.clock, "up")?;
-        }
-        _ => {}
-    }
+        Some(_) => None,
+        None => Some(wiring.first_day(service)),
+    };
     let order = Order {
         request: request(&args.service, Purpose::Start, "site-lost"),
         disaster_at: None,
         disaster_assumed: false,
         how_known: "there was no outage: the service was brought up".into(),
         simulated: Vec::new(),
+        first_day,
     };
     execute(ui, &wiring, order, &args.common)
 }

@@ -1,7 +1,12 @@
 //! The binary with a vault in a bucket: the first minutes, the doctor, profiles, and no secret on any screen.
 
 use std::process::Command;
+use std::sync::Arc;
 
+use lifeboat_vault::Identity;
+use lifeboat_vault::storage::Storage;
+
+use crate::later;
 use crate::machine::{Machine, Ran, assert_alike, noise};
 use crate::s3_servers::{self, Server, User};
 
@@ -56,9 +61,14 @@ fn the_doctor_ends_with_a_finding_where_a_host_could_destroy_and_prints_the_poli
     let bucket = server.bucket();
     let line = format!("vault doctor --vault s3://{bucket}/dr");
     let told = run(&machine, server, &line).ends(3);
-    for word in
-        ["FINDING  replace", "FINDING  delete", "good     one-winner", "\"Sid\": \"NeverReplace\"", "2 findings"]
-    {
+    for word in [
+        "FINDING  replace",
+        "FINDING  delete",
+        "good     one-winner",
+        "\"Sid\": \"NeverReplace\"",
+        "FINDING  elsewhere",
+        "3 findings",
+    ] {
         assert!(told.out.contains(word), "{word}: {}", told.out);
     }
     run(&machine, server, &format!("{line} --role pruner")).ends(0);
@@ -104,4 +114,111 @@ fn a_profile_in_the_address_says_where_and_with_what_keys_and_no_secret_is_shown
     assert!(nobody.err.contains("no profile [near]"), "{}", nobody.err);
     let keyed = machine.line("points --vault s3://KEY:hush@bucket").ends(2);
     assert!(keyed.err.contains("no secret belongs into an address") && !keyed.err.contains("hush"), "{}", keyed.err);
+}
+
+/// *Emulated*: radosgw has no class that cannot be read at once.
+#[test]
+fn a_restore_of_an_archived_point_says_what_to_thaw_and_goes_on_when_that_is_done() {
+    let (machine, server) = (Machine::new(), s3_servers::emulated());
+    let bucket = server.bucket();
+    let vault = format!("s3://{bucket}/dr");
+    let (owner, paper) = keys(&machine);
+    let run = |line: &str| run(&machine, server, line);
+    let made = run(&format!("--json vault init --vault {vault} --host alpha --recipient {owner} --recipient {paper}"));
+    let fingerprint = made.ends(0).json()["owner"].as_str().unwrap().to_owned();
+    for seed in [0, 100] {
+        for file in 0..20 {
+            machine.write(&format!("data/{file}"), noise(seed + file, 30_000));
+        }
+        run(&format!("backup --vault {vault} --as app {}", machine.at("data"))).ends(0);
+    }
+    let storage: Arc<dyn Storage> = Arc::new(server.open(&format!("{bucket}/dr")));
+    let key = Identity::load_all(&machine.path("work/owner.key")).unwrap().remove(0);
+    later::put_away((&storage, 1), &key, &fingerprint, "DEEP_ARCHIVE", jiff::SignedDuration::from_secs(3600));
+    let shown = run(&format!("points --vault {vault}")).ends(0);
+    assert_eq!(shown.out.matches("archived, 1h to thaw").count(), 1, "{}", shown.out);
+    let points = run(&format!("--json points --vault {vault}")).ends(0).json();
+    assert_eq!(points[0]["archived"]["class"], "DEEP_ARCHIVE");
+    assert!(points[1]["archived"].is_null(), "{points}");
+    // The newest is there at once.
+    run(&format!("restore --vault {vault} --key owner.key --to {}", machine.at("newest"))).ends(0);
+    assert_alike(&machine.path("data"), &machine.path("newest"));
+    let older = format!("restore --vault {vault} --key owner.key --point 1 --to {}", machine.at("older"));
+    let held = run(&older).ends(5);
+    for word in
+        ["needs 1 pack (", "in the class DEEP_ARCHIVE", "takes up to 1h", "aws s3api restore-object", "to-thaw-"]
+    {
+        assert!(held.err.contains(word), "{word}: {}", held.err);
+    }
+    let list = held.err.split_whitespace().find(|word| word.contains("to-thaw-")).unwrap().trim_end_matches(';');
+    let names = std::fs::read_to_string(list).unwrap();
+    assert!(names.starts_with("dr/pack/") && names.lines().count() == 1, "{names}");
+    let checked = run(&format!("vault check --vault {vault} --key owner.key --read-data"));
+    assert!(checked.err.contains("1 pack lies in a class of storage that must be thawed"), "{}", checked.err);
+    let points = run(&format!("--json points --vault {vault}")).ends(0).json();
+    assert_eq!((points[0]["badge"].as_str(), points[1]["badge"].as_str()), (Some("unverified"), Some("verified")));
+    let thaw = "<RestoreRequest xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Days>7</Days></RestoreRequest>";
+    server.ask(User::Owner, "POST", &format!("{bucket}/{}?restore=", names.trim()), Some(thaw));
+    run(&older).ends(0);
+    assert_eq!(std::fs::read_dir(machine.path("older")).unwrap().count(), 20);
+}
+
+/// *Emulated*: radosgw's versions do not go with a vault.
+#[test]
+fn what_points_need_is_locked_by_the_verb_and_by_every_prune_where_the_plan_says_so() {
+    let (machine, server) = (Machine::new(), s3_servers::emulated());
+    let bucket = server.locked_bucket();
+    let vault = format!("s3://{bucket}/dr");
+    let (owner, paper) = keys(&machine);
+    let run = |line: &str| run(&machine, server, line);
+    let made = run(&format!("--json vault init --vault {vault} --host alpha --recipient {owner} --recipient {paper}"));
+    let fingerprint = made.ends(0).json()["owner"].as_str().unwrap().to_owned();
+    machine.write("home/letter.txt", "dear reader\n");
+    run(&format!("backup --vault {vault} {}", machine.at("home"))).ends(0);
+    let lock = format!("vault lock --vault {vault} --key owner.key");
+    let unsaid = run(&lock).ends(2);
+    assert!(unsaid.err.contains("nothing says how long"), "{}", unsaid.err);
+    run(&format!("{lock} --for 1h")).ends(2);
+    let locked = run(&format!("{lock} --for 30d")).ends(0);
+    assert!(
+        locked.out.starts_with("all that points need (") && locked.out.contains(" made longer\n"),
+        "{}",
+        locked.out
+    );
+    let looked = run(&format!("--json {lock} --for 30d --dry-run")).ends(0).json();
+    assert_eq!((looked["extended"].as_u64(), looked["asked"].as_u64()), (Some(0), Some(0)), "{looked}");
+    run(&format!("backup --vault {vault} {}", machine.at("home"))).ends(0);
+    // As a plan of which only the vault matters here.
+    let plan = include_str!("../../../core/tests/plans/wrong/P0324-short-lock.toml")
+        .replace("lock = \"1h\"", "lock = \"30d\"")
+        .replace("s3://backups/dr", &vault)
+        .replace("d75a980182b10ab7", &fingerprint)
+        .replace("/srv/arbiter", &machine.at("arbiter"));
+    std::fs::create_dir(machine.path("arbiter")).unwrap();
+    machine.write("work/plan.toml", plan);
+    let pruned = run("--json --plan plan.toml vault prune --vault main --key owner.key --yes").ends(0).json();
+    let (objects, extended) = (&pruned["locks"]["objects"], pruned["locks"]["extended"].as_u64().unwrap());
+    assert!(extended > 0 && extended < objects.as_u64().unwrap(), "what came since: {pruned}");
+    // How long they last stands in the status, by what was seen here, without asking about any.
+    let status = run("--json --plan plan.toml status").out;
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let stands = &status["services"][0]["datasets"][0]["vaults"][0]["locks"];
+    assert_eq!(
+        (stands["standing"].as_str(), stands["objects_unlocked"].as_u64()),
+        (Some("in-time"), Some(0)),
+        "{status}"
+    );
+    assert_eq!(stands["until"], pruned["locks"]["until"]);
+    let said = run("--plan plan.toml status").out;
+    let line = said.lines().find(|line| line.trim_start().starts_with("locks")).unwrap();
+    assert!(line.contains("orders in main: what points needed at 20") && line.contains("is locked until 20"), "{line}");
+    let elsewhere = machine.at("elsewhere");
+    let unknown = run(&format!("--state {elsewhere} --plan plan.toml status")).out;
+    assert!(unknown.contains("orders in main: unknown: neither"), "{unknown}");
+    let policy = run("--plan plan.toml vault doctor --vault main --role pruner --policy").ends(0).out;
+    assert!(policy.contains("s3:PutObjectRetention") && policy.contains("\"31\""), "{policy}");
+    let doctor = run("--plan plan.toml vault doctor --vault main --role pruner").ends(3);
+    assert!(doctor.out.contains("good     lock") && doctor.out.contains("FINDING  bypass"), "{}", doctor.out);
+    let nowhere = run(&format!("vault doctor --vault s3://{} --role pruner --lock 30d", server.bucket())).ends(3);
+    assert!(nowhere.out.contains("FINDING  lock-wanted"), "{}", nowhere.out);
 }

@@ -111,3 +111,25 @@ fn is_exact(machine: &Machine, out: &Path) -> bool {
         .iter()
         .all(|name| fs::read(out.join(name)).ok() == fs::read(machine.path("data").join(name)).ok())
 }
+
+#[test]
+fn a_backup_that_passes_by_a_damaged_index_says_so() {
+    let machine = full_world();
+    let index = files_below(&machine.path("backup/index")).into_iter().min().unwrap();
+    let mut bytes = fs::read(&index).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(&index, bytes).unwrap();
+    // What the host keeps of its indexes is lost: they are read again.
+    for kept in files_below(&machine.path("home/.local/state/lifeboat/vaults")) {
+        if kept.extension().is_some_and(|extension| extension == "known") {
+            fs::remove_file(kept).unwrap();
+        }
+    }
+    let ran = machine.line(&format!("backup --vault {} {}", machine.at("backup"), machine.at("data"))).ends(3);
+    let key = index.strip_prefix(machine.path("backup")).unwrap().to_str().unwrap();
+    assert!(ran.err.contains(key) && !ran.err.contains("WARN"), "{}", ran.err);
+    let restore = format!("restore --vault {} --key owner.key --to out", machine.at("backup"));
+    machine.line(&restore).ends(0);
+    assert_eq!(fs::read(machine.path("work/out/changing")).unwrap(), fs::read(machine.path("data/changing")).unwrap());
+}

@@ -309,3 +309,24 @@ impl Drop for Mount {
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
+
+/// Starts a command whose key is a pipe, asks it to stop while it waits for the key, and gives it the key when it has said that it will.
+pub(crate) fn stopped_while_it_reads_its_key(machine: &Machine, line: &str) -> Ran {
+    use std::io::{BufRead, BufReader, Read, Write};
+    machine.shell("mkfifo key.pipe").ends(0);
+    let words: Vec<&str> = line.split_whitespace().chain(["--key", "key.pipe"]).collect();
+    let mut child = machine.command(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Opens when the other end does.
+    let mut pipe = std::fs::OpenOptions::new().write(true).open(machine.path("work/key.pipe")).unwrap();
+    let asked = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(asked.success());
+    let (mut said, mut err) = (BufReader::new(child.stderr.take().unwrap()), String::new());
+    said.read_line(&mut err).unwrap();
+    assert!(err.contains("stopping"), "{err}");
+    pipe.write_all(&std::fs::read(machine.path("work/owner.key")).unwrap()).unwrap();
+    drop(pipe);
+    said.read_to_string(&mut err).unwrap();
+    let output = child.wait_with_output().unwrap();
+    std::fs::remove_file(machine.path("work/key.pipe")).unwrap();
+    Ran { err, ..Ran::new(output, machine.root()) }
+}

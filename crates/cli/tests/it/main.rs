@@ -8,6 +8,8 @@ mod demo;
 mod documents;
 mod first_minutes;
 mod killed;
+#[path = "../../../adapters/tests/it/objects/later.rs"]
+mod later;
 mod look;
 mod machine;
 mod newcomer;
@@ -20,6 +22,7 @@ mod runs;
 mod s3_servers;
 mod screens;
 mod status;
+mod thaw;
 mod trust;
 mod ways;
 mod with_plan;

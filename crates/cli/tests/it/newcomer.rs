@@ -132,6 +132,27 @@ fn what_was_before_a_failover_can_still_be_restored_after_it() {
 }
 
 #[test]
+fn what_is_brought_up_for_the_first_time_is_named_as_the_writer_only_when_that_is_confirmed() {
+    let mut world = World::new(&Options::default());
+    let shown = |world: &World| {
+        let said = world.lifeboat(&["up", "pages", "--dry-run", "--json"]);
+        let mut runbook: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+        runbook.as_object_mut().unwrap().retain(|name, _| name != "compiled_at");
+        runbook
+    };
+    let first = shown(&world);
+    world.ends(2, &["up", "pages"]);
+    assert_eq!(world.arbiter().desired_writer("pages").unwrap(), None);
+    assert_eq!(world.arbiter().current_epoch("pages").unwrap(), None);
+    world.backup();
+    world.up();
+    assert_eq!(world.arbiter().desired_writer("pages").unwrap().map(|writer| writer.epoch), Some(1));
+    // What was shown is what was run.
+    assert_eq!(first, shown(&world));
+    world.power_off();
+}
+
+#[test]
 fn a_name_server_that_is_away_is_named_and_not_taken_for_the_service() {
     let mut world = World::new(&Options::default());
     world.backup();

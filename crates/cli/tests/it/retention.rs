@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::machine::{Machine, files_below, noise};
+use crate::machine::{Machine, files_below, noise, stopped_while_it_reads_its_key};
 
 /// A vault with three points of `app`, none of which shares anything with another, and one of another data set.
 fn kept_machine() -> Machine {
@@ -101,6 +101,7 @@ fn a_prune_is_shown_done_in_two_steps_and_taken_back() {
     exit 4
     $ lifeboat vault prune --vault VAULT --key owner.key --keep-last 1 --yes
     0 of 4 recovery points to be pruned; … B freed in 0 packs once swept
+      --dry-run shows why each point stays
       … kB lies beside what is needed, in packs that stay
     exit 0
     "#);
@@ -175,10 +176,12 @@ fn a_prune_is_shown_done_in_two_steps_and_taken_back() {
     $ lifeboat vault prune --vault VAULT --key owner.key --keep-last 1 --min-age 0s --yes
     prune 2: 8 objects deleted, … kB freed
     0 of 2 recovery points to be pruned; … B freed in 0 packs once swept
+      --dry-run shows why each point stays
       … kB lies beside what is needed, in packs that stay
     exit 0
     $ lifeboat vault prune --vault VAULT --key owner.key --keep-last 1 --min-age 0s --yes
     0 of 2 recovery points to be pruned; … B freed in 0 packs once swept
+      --dry-run shows why each point stays
       … kB lies beside what is needed, in packs that stay
     exit 0
     $ lifeboat points --vault VAULT app
@@ -312,7 +315,7 @@ fn what_is_held_or_frozen_stays_and_only_who_may_lets_go() {
     exit 0
     $ lifeboat vault hold add --vault VAULT --point alpha/app/0000000077 --why x
     error: the vault has no recovery point alpha/app/0000000077
-    help: `lifeboat points --json` lists their ids
+    help: `lifeboat points` lists what there is
     exit 2
     $ lifeboat vault hold add --vault VAULT --dataset nothing --why x
     error: the vault has no recovery point of `nothing`
@@ -472,4 +475,16 @@ fn a_suspect_point_is_named_and_accepted_by_who_may_and_not_by_its_own_host() {
     "#);
     assert_eq!(machine.line(&format!("--json points --vault {vault}")).ends(0).json()[1]["badge"], "unverified");
     assert!(machine.line(&keep).ends(0).out.contains("1 of 2 recovery points to be pruned"));
+}
+
+#[test]
+fn ctrl_c_ends_a_prune_with_130_and_the_next_one_does_it() {
+    let machine = kept_machine();
+    let before = files(&machine, "");
+    let line = format!("vault prune --vault {} --keep-last 1 --min-age 0s --yes", machine.at("backup"));
+    let stopped = stopped_while_it_reads_its_key(&machine, &line).ends(130);
+    assert!(stopped.err.contains("stopped; run the same command again to go on"), "{}", stopped.err);
+    assert_eq!(files(&machine, ""), before);
+    machine.line(&format!("{line} --key owner.key")).ends(0);
+    assert_eq!(files(&machine, "tombstone").len(), 2);
 }

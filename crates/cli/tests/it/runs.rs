@@ -141,6 +141,12 @@ fn an_approval_counts_from_another_person_who_may_and_is_signed() {
     assert_eq!(world.run().state, RunState::WaitingApproval);
     assert_eq!(world.arbiter().current_epoch("pages").unwrap(), None);
 
+    let said = world.ends(2, &["run", "approve", &id, "--by", "ben", "--key", &world.path("ben.key")]);
+    assert!(said.contains("Does ben approve this? There is no terminal to ask on"), "{said}");
+    let said = world.ends(2, &["run", "cancel", &id, "--reason", "not today"]);
+    assert!(said.contains("What it did is taken back. There is no terminal to ask on"), "{said}");
+    assert_eq!(world.run().state, RunState::WaitingApproval);
+
     world.ok(&["run", "approve", &id[..16], "--by", "ben", "--key", &world.path("ben.key"), "--yes"]);
     let said = world.ends(2, &["run", "resume", &id]);
     assert!(said.contains("no key was given"), "{said}");
@@ -172,6 +178,8 @@ fn a_primary_that_cannot_be_reached_holds_the_run_until_somebody_attests() {
     };
     assert_eq!(attest("anna.key", &[]).status.code(), Some(4));
     assert_eq!(attest("ben.key", &["--statement", "it will be fine"]).status.code(), Some(4));
+    let said = world.ends(2, &["run", "attest", &id, "--by", "ben", "--key", &world.path("ben.key")]);
+    assert!(said.contains("Have you seen this to be so, at the thing itself? There is no terminal"), "{said}");
     assert_eq!(world.run().state, RunState::Held);
 
     world.kill_north();
@@ -347,6 +355,10 @@ fn keys_vaults_and_arbiters_that_are_not_there_are_told_before_anything_is_done(
     };
     let said = world.ends(2, &["failover", "pages", "--yes"]);
     assert!(said.contains("no key was given"), "{said}");
+    for verb in ["failover", "drill"] {
+        let said = world.ends(2, &[verb, "pages", "--key", &world.path("owner.key")]);
+        assert!(said.contains("steps now? There is no terminal to ask on"), "{said}");
+    }
     let output = with("nowhere.key");
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("nowhere.key"), "{}", text(&output.stderr));

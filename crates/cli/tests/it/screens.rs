@@ -1,5 +1,7 @@
 //! What the ordinary screens look like, and that progress comes and goes.
 
+use std::fs;
+
 use crate::machine::{Machine, noise};
 use crate::with_plan::planned;
 
@@ -200,4 +202,26 @@ fn progress_is_shown_on_a_terminal_and_cleared() {
     let ran = machine.line(&format!("--json backup --vault {vault} {data}")).ends(0);
     assert!(!ran.err.contains('\u{1b}') && ran.events().len() == 1, "{ran:?}");
     assert_eq!(machine.line(&format!("--quiet vault check --vault {vault}")).ends(0).err, "");
+}
+
+#[test]
+fn what_is_asked_on_a_terminal_is_done_after_a_yes_and_nothing_else() {
+    let machine = Machine::new();
+    machine.make_vault();
+    let keys = || fs::read_to_string(machine.path("home/.local/state/lifeboat/host.key")).unwrap();
+    let before = keys();
+    let answered = |answer: &str| {
+        let line = format!("printf '{answer}' | script --quiet --return --command 'lifeboat vault rotate' /dev/null");
+        machine.shell(&line)
+    };
+    for answer in ["\\n", "n\\n", "no\\n", "yesterday\\n", "not yes\\n", ""] {
+        let ran = answered(answer).ends(4);
+        assert!(ran.out.contains("[y/N]") && ran.out.contains("not confirmed; nothing was done"), "{answer}: {ran:?}");
+        assert_eq!(keys(), before, "{answer}");
+    }
+    answered(" YES \\n").ends(0);
+    let rotated = keys();
+    assert_ne!(rotated, before);
+    answered("y\\n").ends(0);
+    assert_ne!(keys(), rotated);
 }

@@ -1,8 +1,10 @@
 //! The other ways through a run-book, through the binary: planned, home again, back in time, rehearsed, taken over elsewhere.
 
 use std::fs;
+use std::process::Stdio;
 
 use lifeboat_core::run::RunState;
+use lifeboat_core::runbook::Purpose;
 use serde_json::Value;
 
 use crate::world::{Options, World, text, wait_until};
@@ -101,6 +103,30 @@ fn a_drill_proves_what_it_can_and_leaves_nothing() {
 }
 
 #[test]
+fn a_drill_that_is_due_is_started_where_its_key_lies() {
+    let plan = "[drill.monthly]\nservice = \"pages\"\nscenario = \"site-lost\"\nevery = \"30d\"\n";
+    let mut world = World::new(&Options { more: plan, drill_key: true, ..Options::default() });
+    world.up();
+    let runs = world.runs();
+    // At the site that writes now there is neither the key nor the place for it; at the other one a controller is at work.
+    let mut protect = world.command(&["protect", "--site", "south"]).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the drill to have been done", || {
+        let status: Value = serde_json::from_slice(&world.lifeboat(&["status", "--json"]).stdout).unwrap();
+        status["services"][0]["drills"][0]["is_overdue"] == false
+    });
+    let view = world.run();
+    assert_eq!((view.state, view.runbook.purpose), (RunState::Completed, Purpose::Drill));
+    assert_eq!(view.initiator, "the schedule of `monthly`");
+    assert_eq!(world.runs(), runs + 1);
+    assert_eq!(world.get("north", "/page").as_deref(), Some("the first page\n"));
+    // Nothing of it is left, and protection goes on until it is told to stop.
+    assert!(protect.try_wait().unwrap().is_none());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&protect), rustix::process::Signal::INT).unwrap();
+    let ended = protect.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{}", text(&ended.stderr));
+}
+
+#[test]
 fn another_machine_takes_a_held_run_over_with_its_mirrored_journal() {
     let mut world = World::new(&Options::default());
     world.up();
@@ -120,7 +146,7 @@ fn another_machine_takes_a_held_run_over_with_its_mirrored_journal() {
     let asked = world.ok(&["vault", "enroll", "--host", "second", "--role", "controller", "--state", &state, "--json"]);
     let asked: Value = serde_json::from_str(&asked).unwrap();
     let approve = ["vault", "enroll", "--approve", asked["fingerprint"].as_str().unwrap(), "--key", &key];
-    let said = world.ends(1, &approve);
+    let said = world.ends(2, &approve);
     assert!(said.contains("it asks to be controller, not host"), "{said}");
     world.ok(&[&approve[..], &["--role", "controller"]].concat());
     world.kill_north();

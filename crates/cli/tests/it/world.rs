@@ -30,15 +30,30 @@ pub(crate) struct Options {
     pub(crate) warm: bool,
     pub(crate) approval: bool,
     pub(crate) objective: &'static str,
+    /// A drill key lies at south.
+    pub(crate) drill_key: bool,
     /// Lines put into `[service.pages]`.
     pub(crate) service: &'static str,
     /// Lines put at the end.
     pub(crate) more: &'static str,
+    /// Where the vault is, and what else is said of it, in place of a directory.
+    pub(crate) vault: String,
+    /// What every process here has in its environment.
+    pub(crate) environment: Vec<(String, String)>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { warm: false, approval: false, objective: "1h", service: "", more: "" }
+        Options {
+            warm: false,
+            approval: false,
+            objective: "1h",
+            drill_key: false,
+            service: "",
+            more: "",
+            vault: String::new(),
+            environment: Vec::new(),
+        }
     }
 }
 
@@ -48,6 +63,7 @@ pub(crate) struct World {
     pub(crate) addresses: [String; 3],
     dns: Option<Child>,
     warm: bool,
+    environment: Vec<(String, String)>,
     /// Removed at the end.
     _directory: tempfile::TempDir,
 }
@@ -61,7 +77,7 @@ fn addresses() -> [String; 3] {
 
 impl World {
     pub(crate) fn new(options: &Options) -> World {
-        let world = World::empty(options.warm);
+        let world = World::empty(options.warm, &options.environment);
         for directory in ["arbiter", "north/volumes/docs", "south"] {
             std::fs::create_dir_all(world.root.join(directory)).unwrap();
         }
@@ -98,15 +114,22 @@ impl World {
         world
     }
 
-    fn empty(warm: bool) -> World {
+    fn empty(warm: bool, environment: &[(String, String)]) -> World {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().canonicalize().unwrap();
-        World { root, addresses: addresses(), dns: None, warm, _directory: directory }
+        World {
+            root,
+            addresses: addresses(),
+            dns: None,
+            warm,
+            environment: environment.to_vec(),
+            _directory: directory,
+        }
     }
 
     /// The same world once more, elsewhere: nothing may run in the first.
     pub(crate) fn copy(&self) -> World {
-        let world = World::empty(self.warm);
+        let world = World::empty(self.warm, &self.environment);
         let copied = Command::new("cp").arg("-a").arg(format!("{}/.", self.root.display())).arg(&world.root).status();
         assert!(copied.unwrap().success());
         let mut plan = std::fs::read_to_string(self.plan()).unwrap();
@@ -125,8 +148,20 @@ impl World {
         for (person, key) in persons {
             plan += &format!("[person.{person}]\napproves = {}\nkey = \"{key}\"\n\n", *person != "eve");
         }
+        let vault = match options.vault.as_str() {
+            "" => format!("url = \"file://{root}/vault\""),
+            given => given.to_owned(),
+        };
         let service = if self.warm { logbook() } else { pages() };
-        let holders = if self.warm { self.holders() } else { String::new() };
+        let mut holders = if self.warm { self.holders() } else { String::new() };
+        if options.drill_key {
+            let file = self.path("south/drill.key");
+            let recipient = self.ok(&["key", "new", "-o", &file]);
+            holders += &format!(
+                "drill = {{ recipient = \"{}\", held-at = \"south\", datasets = [\"docs\"], identity = {{ file = \"{file}\" }} }}\n",
+                recipient.trim()
+            );
+        }
         plan += &format!(
             r#"[arbiter]
 url = "file://{root}/arbiter"
@@ -141,7 +176,7 @@ root = "{root}/south"
 address = "{south}"
 
 [vault.main]
-url = "file://{root}/vault"
+{vault}
 
 [key]
 recipients = ["{}", "{}"]
@@ -213,6 +248,7 @@ every = "1s"
             .env("NO_COLOR", "1")
             .env("USER", "operator")
             .env_remove("SUDO_USER")
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null());
         command
     }
@@ -244,10 +280,20 @@ every = "1s"
     pub(crate) fn start_dns(&mut self) {
         assert!(self.dns.is_none());
         let words = ["dns", "--zone-state", &self.path("dns")];
-        let mut child = self.command(&words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let said = self.root.join("dns.stderr");
+        let stderr = std::fs::File::create(&said).unwrap();
+        let mut child = self.command(&words).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.contains("answering for"), "{line}");
+        if !line.contains("answering for") {
+            let _ = child.kill();
+            let ended = child.wait().unwrap();
+            panic!(
+                "the name server at {} ended with {ended}: {line}{}",
+                self.addresses[2],
+                text(&std::fs::read(said).unwrap())
+            );
+        }
         self.dns = Some(child);
     }
 

@@ -337,3 +337,103 @@ fn plans_that_are_wrong_or_name_other_things() {
     exit 2
     "#);
 }
+
+#[test]
+fn what_does_not_go_by_that_name_is_a_usage_error_and_what_is_in_use_is_refused() {
+    let machine = a_vault_with_a_point();
+    machine.write("work/full/mine", "mine");
+    machine.write("work/file", "a file");
+    let vault = machine.at("backup");
+    let screens: Vec<String> = [
+        "vault copy --from VAULT --to full",
+        "vault copy --from VAULT --to ./file",
+        "vault copy --from VAULT --to VAULT",
+        "vault copy --from VAULT --to VAULT/inner",
+        "vault copy --from VAULT --to ./copy --dataset nope",
+        "restore --vault VAULT --key owner.key --to VAULT/restored",
+        "restore --vault VAULT --key owner.key --to VAULT --in-place --yes",
+        "vault enroll --vault VAULT --key owner.key --approve xyz",
+        "vault revoke nobody --vault VAULT --key owner.key --yes",
+        "vault prune --vault VAULT --key owner.key --dataset nope --keep-last 1 --yes",
+        "vault prune --vault VAULT --key owner.key --dataset data --point 1 --yes",
+        "vault prune --vault VAULT --key owner.key --point 7",
+        "vault accept 7 --vault VAULT --key owner.key --why x",
+        "vault serve VAULT --socket owner.key",
+    ]
+    .iter()
+    .map(|line| format!("$ {line}\n{}\n", machine.line(&line.replace("VAULT", &vault)).screen()))
+    .collect();
+    insta::assert_snapshot!(screens.concat(), @r#"
+    $ vault copy --from VAULT --to full
+    error: copying to /work/full is refused: it is neither empty nor a vault: it holds mine; choose another place
+    exit 4
+    $ vault copy --from VAULT --to ./file
+    error: ./file is no address of a vault: there is something else, which is no directory
+    exit 2
+    $ vault copy --from VAULT --to VAULT
+    error: --from and --to are the same place
+    help: name another place with --to
+    exit 2
+    $ vault copy --from VAULT --to VAULT/inner
+    error: /backup/inner lies within the vault /backup
+    help: name a place outside of it
+    exit 4
+    $ vault copy --from VAULT --to ./copy --dataset nope
+    error: data set "nope" is not valid: the vault has nothing of it
+    exit 2
+    $ restore --vault VAULT --key owner.key --to VAULT/restored
+    error: /backup/restored lies within the vault /backup
+    help: name a place outside of it
+    exit 4
+    $ restore --vault VAULT --key owner.key --to VAULT --in-place --yes
+    error: /backup is the vault itself
+    help: name a place outside of it
+    exit 4
+    $ vault enroll --vault VAULT --key owner.key --approve xyz
+    error: fingerprint xyz is not valid: no such request waits; run `lifeboat vault enroll` on that machine first, and compare what it prints
+    exit 2
+    $ vault revoke nobody --vault VAULT --key owner.key --yes
+    error: `nobody` is not on the roster, or revoked already
+    help: on it are: alpha
+    exit 2
+    $ vault prune --vault VAULT --key owner.key --dataset nope --keep-last 1 --yes
+    error: the vault has no recovery point of `nope`
+    help: it has some of: /data
+    exit 2
+    $ vault prune --vault VAULT --key owner.key --dataset data --point 1 --yes
+    error: no rule says what is to be kept of `/data` in this vault
+    help: give one with --keep-…, or `keep` in the plan
+    exit 2
+    $ vault prune --vault VAULT --key owner.key --point 7
+    error: point 7 is not valid: there is no such point; `lifeboat points --json` lists their ids
+    exit 2
+    $ vault accept 7 --vault VAULT --key owner.key --why x
+    error: the vault has no recovery point 7
+    help: `lifeboat points` lists what there is
+    exit 2
+    $ vault serve VAULT --socket owner.key
+    error: the socket owner.key cannot be taken
+      because: there is something else, which is no socket
+    help: another server may live there; or its directory is missing; or name another path
+    exit 2
+    "#);
+    assert!(!machine.path("backup/inner").exists() && !machine.path("backup/restored").exists());
+    assert!(machine.line("key inspect owner.key").ends(0).out.starts_with("age1"), "the key file is still there");
+    // A link into the vault is within it, too.
+    std::os::unix::fs::symlink(&vault, machine.path("work/link")).unwrap();
+    let ran = machine.line(&format!("restore --vault {vault} --key owner.key --to link/deep/down")).ends(4);
+    assert!(ran.err.contains("lies within the vault"), "{}", ran.err);
+}
+
+#[test]
+fn a_wrong_command_line_is_a_document_too() {
+    let machine = Machine::new();
+    let wrong = machine.line("--json vault nonsense").ends(2);
+    assert_eq!(wrong.json()["error"]["kind"], "usage", "{}", wrong.out);
+    assert_eq!(wrong.json()["error"]["message"], "unrecognized subcommand 'nonsense'");
+    assert!(wrong.err.contains("Usage: lifeboat vault"), "{}", wrong.err);
+    assert_eq!(machine.line("vault nonsense").ends(2).out, "");
+    assert!(machine.line("--json vault --help").ends(0).out.contains("Usage:"));
+    let missing = machine.line("vault freeze --json").ends(2);
+    assert_eq!(missing.json()["error"]["exit"], 2);
+}

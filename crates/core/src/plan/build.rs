@@ -216,6 +216,17 @@ fn vault(_: &str, table: Reader<'_>) -> Option<Vault> {
         site: table.text("site"),
         organization: table.text("organization"),
         storage_cost: table.money("storage-cost"),
+        archive: table.table("archive").and_then(archive),
+        lock: table.parsed("lock"),
+    })
+}
+
+fn archive(table: Reader<'_>) -> Option<Archive> {
+    let command = table.texts("command");
+    Some(Archive {
+        class: table.text("class")?,
+        thaw: table.parsed("thaw")?,
+        command: (!command.is_empty()).then_some(command),
     })
 }
 
@@ -410,6 +421,7 @@ fn protect(table: Reader<'_>) -> Option<Protect> {
         monthly: table.count_or("monthly", 0),
         yearly: table.count_or("yearly", 0),
         log: table.parsed("log"),
+        archive_after: table.parsed("archive-after"),
     });
     Some(Protect { to: table.text("to")?, every: full.schedule()?, keep, log: table.value("log").is_some() })
 }

@@ -141,6 +141,23 @@ pub struct Vault {
     pub organization: Option<Name>,
     /// Per gigabyte and month.
     pub storage_cost: Option<Money>,
+    /// Where what only old points need is put.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<Archive>,
+    /// How long what points need is locked by the storage, at least half of it at any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<Span>,
+}
+
+/// A class of storage that is cheaper, and has to be thawed before it can be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Archive {
+    /// The storage's own word for it.
+    pub class: String,
+    /// Until what lies there can be read; zero: at once.
+    pub thaw: Span,
+    /// Has objects made readable: reads their names on stdin, one a line.
+    pub command: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -374,6 +391,9 @@ pub struct Keep {
     /// How far back any moment can be restored; absent: to the oldest point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<Span>,
+    /// How old a point is before it may have to be thawed; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive_after: Option<Span>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

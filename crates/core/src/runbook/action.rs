@@ -125,6 +125,8 @@ pub enum Action {
     Promote { site: Name, write_domain: Name, datasets: Vec<Name>, epoch: u64 },
     /// Runs a data set's rebuild command, or any other user's command. Outcome `ran`.
     RunCommand { site: Name, command: Vec<String>, rerun: Rerun },
+    /// Asks the name's authority for the generation that it answers with now: whoever is to send traffic later must be there. Outcome `answers`.
+    AskAuthority { name: String, authority: String },
     /// Publishes a traffic generation and waits until the name's authority answers with it. `arbiter` is a drill's own
     /// throw-away storage (a URL); without it, the plan's. Outcome `answering`.
     SetTraffic {

@@ -61,6 +61,11 @@ pub struct Runbook {
     pub not_covered: Vec<String>,
 }
 
+/// How long is waited for what takes so long to be thawed, before somebody is asked: keepers promise the time, and no more.
+pub fn thaw_patience(thaw: Span) -> Span {
+    Span::seconds(thaw.0.as_secs().saturating_mul(2).saturating_add(600))
+}
+
 impl Runbook {
     /// BLAKE3 of the canonical JSON, hex: what an approval and a journal refer to.
     pub fn hash(&self) -> String {

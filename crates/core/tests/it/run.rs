@@ -12,7 +12,7 @@ use lifeboat_core::units::Span;
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
 
-fn step(id: &str, after: &[&str]) -> Step {
+pub(crate) fn step(id: &str, after: &[&str]) -> Step {
     Step {
         id: id.into(),
         title: format!("Do {id}"),
@@ -29,11 +29,11 @@ fn step(id: &str, after: &[&str]) -> Step {
     }
 }
 
-fn undo() -> Option<Action> {
+pub(crate) fn undo() -> Option<Action> {
     Some(Action::Unfreeze { write_domain: "shop".into(), site: "north".into() })
 }
 
-fn book(purpose: Purpose, steps: Vec<Step>) -> Runbook {
+pub(crate) fn book(purpose: Purpose, steps: Vec<Step>) -> Runbook {
     Runbook {
         format: 1,
         purpose,
@@ -53,7 +53,7 @@ fn book(purpose: Purpose, steps: Vec<Step>) -> Runbook {
     }
 }
 
-fn started(runbook: &Runbook) -> Event {
+pub(crate) fn started(runbook: &Runbook) -> Event {
     Event::Started {
         runbook: Box::new(runbook.clone()),
         initiator: "ben".into(),
@@ -63,41 +63,41 @@ fn started(runbook: &Runbook) -> Event {
     }
 }
 
-fn intent(step: &str, attempt: u32) -> Event {
+pub(crate) fn intent(step: &str, attempt: u32) -> Event {
     Event::Intent { step: step.into(), attempt }
 }
 
-fn done(step: &str, attempt: u32, outcome: &str) -> Event {
+pub(crate) fn done(step: &str, attempt: u32, outcome: &str) -> Event {
     Event::Done { step: step.into(), attempt, outcome: outcome.into(), facts: Facts::new() }
 }
 
-fn failed(step: &str, attempt: u32, may_pass: bool) -> Event {
+pub(crate) fn failed(step: &str, attempt: u32, may_pass: bool) -> Event {
     Event::Failed { step: step.into(), attempt, error: "it broke".into(), may_pass }
 }
 
-struct Machine {
-    runbook: Runbook,
-    state: State,
+pub(crate) struct Machine {
+    pub(crate) runbook: Runbook,
+    pub(crate) state: State,
 }
 
 impl Machine {
-    fn new(runbook: Runbook) -> Machine {
+    pub(crate) fn new(runbook: Runbook) -> Machine {
         let state = State::pending(&runbook).after(&runbook, &started(&runbook)).unwrap();
         Machine { runbook, state }
     }
 
-    fn with(mut self, events: &[Event]) -> Machine {
+    pub(crate) fn with(mut self, events: &[Event]) -> Machine {
         for event in events {
             self.state = self.state.after(&self.runbook, event).unwrap_or_else(|error| panic!("{event:?}: {error}"));
         }
         self
     }
 
-    fn refuses(&self, event: &Event) -> String {
+    pub(crate) fn refuses(&self, event: &Event) -> String {
         self.state.clone().after(&self.runbook, event).expect_err("must be refused").reason
     }
 
-    fn next(&self) -> Next {
+    pub(crate) fn next(&self) -> Next {
         next(&self.runbook, &self.state)
     }
 }

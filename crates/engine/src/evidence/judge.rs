@@ -78,6 +78,7 @@ pub(super) fn rto(view: &RunView, entries: &[Entry], line: &Line) -> Measure {
             let proven = (healthy.max(read) - zero).max(0.0);
             let judgement = if proven <= objective_seconds { Judgement::Met } else { Judgement::Missed };
             let how = format!("from {from} until the service was healthy and a canary was read back through its name");
+            let how = how + &thawed(view).map_or_else(String::new, |thawed| format!("; {thawed}"));
             Measure { objective_seconds, proven_seconds: Some(proven), at_most_seconds: None, judgement, how }
         }
         (Ok(healthy), Err(why)) => unproven(format!(
@@ -86,6 +87,25 @@ pub(super) fn rto(view: &RunView, entries: &[Entry], line: &Line) -> Measure {
         )),
         (Err(why), _) => unproven(format!("the service was not asked for its health through its name: {why}")),
     }
+}
+
+/// What of that time was spent on waiting for archived packs.
+fn thawed(view: &RunView) -> Option<String> {
+    let restores = steps(view).filter(|(step, seen)| matches!(step.action, Action::Restore { .. }) && is_done(seen));
+    let waits = restores.filter_map(|(step, seen)| {
+        let Action::Restore { volume, .. } = &step.action else { return None };
+        let thawed = seen.facts.get("thawed").and_then(Value::as_array)?.last()?;
+        let readable_at: Timestamp = thawed.get("readable_at")?.as_str()?.parse().ok()?;
+        let what = thawed.get("what")?.as_str()?;
+        let waited = readable_at.duration_since(seen.started_at?).as_secs_f64();
+        Some(format!(
+            "{} of it until what was archived of `{}` could be read: {what}",
+            people_seconds(waited),
+            volume.dataset
+        ))
+    });
+    let waits: Vec<String> = waits.collect();
+    (!waits.is_empty()).then(|| waits.join("; "))
 }
 
 /// Where the clock starts, on the line, and what that moment is.
@@ -291,6 +311,7 @@ fn looks(action: &Action) -> bool {
             | Action::InspectStandby { .. }
             | Action::CatchUp { .. }
             | Action::AwaitHealthy { .. }
+            | Action::AskAuthority { .. }
             | Action::AwaitService { .. }
             | Action::ReadCanary { .. }
             | Action::AwaitProtection { .. }
@@ -424,6 +445,7 @@ fn reservations(
         }
     }
     found.extend(passed_by(view));
+    found.extend(less_certain(view));
     if view.runbook.strategy == Strategy::WarmStandby
         && protected_again(view).is_none()
         && view.runbook.purpose != Purpose::Drill
@@ -458,6 +480,26 @@ fn passed_by(view: &RunView) -> Vec<String> {
         texts.into_iter().map(move |text| format!("`{dataset}` is older than its newest recovery point: {text}."))
     });
     said.collect()
+}
+
+/// What made the answer of the vaults less certain when the loss was assessed: one that could not be read, a log that is not whole.
+fn less_certain(view: &RunView) -> Vec<String> {
+    let assessed = steps(view).filter(|(step, seen)| matches!(step.action, Action::AssessLoss { .. }) && is_done(seen));
+    let Some((Step { action: Action::AssessLoss { volumes, .. }, .. }, seen)) = assessed.last() else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for volume in volumes {
+        let findings = seen.facts.get(&volume.dataset).and_then(|fact| fact.get("findings")).and_then(Value::as_array);
+        for finding in findings.into_iter().flatten().filter_map(Value::as_str) {
+            found.push(format!(
+                "What the vaults hold of `{}` was less certain than it looks: {}.",
+                volume.dataset,
+                finding.trim_end_matches('.')
+            ));
+        }
+    }
+    found
 }
 
 /// Seconds as people say them.

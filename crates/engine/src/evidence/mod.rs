@@ -318,7 +318,7 @@ fn concern(action: &Action) -> Concern {
         | Action::StartInstances { .. }
         | Action::AwaitHealthy { .. }
         | Action::EnsureAgent { .. } => Concern::Instances,
-        Action::SetTraffic { .. } => Concern::Traffic,
+        Action::AskAuthority { .. } | Action::SetTraffic { .. } => Concern::Traffic,
         Action::AwaitService { .. } | Action::ReadCanary { .. } => Concern::Proof,
         Action::Isolate { .. } | Action::RemoveIsolation { .. } | Action::VerifyClean { .. } => Concern::Isolation,
         Action::RunCommand { .. } => Concern::Command,

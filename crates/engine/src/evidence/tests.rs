@@ -73,6 +73,7 @@ fn runbook(purpose: Purpose, scenario: &str) -> Runbook {
         writer: writer.into(),
         compiled_at: "2026-11-21T02:59:59Z".into(),
         plan_hash: "ab".repeat(32),
+        archived: Default::default(),
     };
     let isolation = None;
     let target = Target::At("2026-11-21T02:00:00Z".into());
@@ -550,6 +551,22 @@ fn what_was_really_restored_bounds_the_loss_and_giving_way_is_said() {
         "{:?}",
         evidence.reservations
     );
+}
+
+#[test]
+fn a_vault_that_could_not_be_read_when_the_loss_was_assessed_is_a_reservation() {
+    let mut journal = Journal::start(runbook(Purpose::Failover, "site-lost"), Some(DISASTER));
+    let reach = serde_json::json!({
+        "recoverable_to": "2026-11-21T02:59:55Z", "loss_seconds_estimated": 2.0, "findings": ["near: it is not there"],
+    });
+    let facts = Facts::from([("entries".to_owned(), reach), ("disaster_at".to_owned(), DISASTER.into())]);
+    journal.run(&Script::from([("assess-loss".to_owned(), (0.1, Ok(("within", facts))))]));
+    let evidence = journal.evidence(None);
+    assert_snapshot!(
+        evidence.reservations.iter().find(|said| said.contains("near")).unwrap(),
+        @"What the vaults hold of `entries` was less certain than it looks: near: it is not there."
+    );
+    assert_eq!(evidence.tone, Tone::Doubtful);
 }
 
 #[test]

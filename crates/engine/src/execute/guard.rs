@@ -73,6 +73,7 @@ fn changes_the_world(action: &Action) -> bool {
             | Action::InspectStandby { .. }
             | Action::AssessLoss { .. }
             | Action::CatchUp { .. }
+            | Action::AskAuthority { .. }
             | Action::AwaitService { .. }
             | Action::ReadCanary { .. }
             | Action::AwaitProtection { .. }

@@ -12,7 +12,7 @@ use lifeboat_core::units::Span;
 use serde_json::json;
 
 use super::{Failure, Performed, World};
-use crate::port::{Cancel, Context, Floor, PortError, SiteAnswer, SiteVerb};
+use crate::port::{Context, Floor, PortError, SiteAnswer, SiteVerb, Watch};
 
 /// Hosts report every second.
 const SILENT_AFTER_SECONDS: f64 = 15.0;
@@ -59,6 +59,7 @@ impl World {
                 "point": reach.point,
                 "findings": reach.findings,
                 "passed_by": reach.passed_by,
+                "archived": reach.archived,
             });
             facts.insert(volume.dataset.clone(), fact);
         }
@@ -85,7 +86,9 @@ impl World {
             }
         };
         let (recovery, volume, target) = (Arc::clone(&self.recovery), volume.clone(), target.clone());
-        let cancel: Cancel = context.cancel.clone();
+        let (waiting, step) = (Arc::clone(&self.waiting), context.step.clone());
+        let hears = move |seen: &str| super::note_waiting(&waiting, &step, seen);
+        let watch = Watch { cancel: context.cancel.clone(), hears: Arc::new(hears) };
         let from = match &target {
             Target::At(time) => time.parse::<Timestamp>().ok(),
             Target::Newest | Target::Point(_) => None,
@@ -95,7 +98,7 @@ impl World {
             Some(approved) => Floor::At(from.checked_sub(approved.0).unwrap_or(Timestamp::MIN)),
             None => Floor::Furthest,
         };
-        let facts = self.ask(move || recovery.restore(&volume, &target, &path, in_place, floor, &cancel)).await?;
+        let facts = self.ask(move || recovery.restore(&volume, &target, &path, in_place, floor, &watch)).await?;
         Ok(Performed::new("restored", facts))
     }
 

@@ -29,6 +29,10 @@ use crate::port::{Clock, Context, PortError, Probe, Recovery, ServiceDoor, Site,
 /// By step.
 pub type Waiting = Arc<Mutex<BTreeMap<String, String>>>;
 
+fn note_waiting(waiting: &Waiting, step: &str, seen: &str) {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(step.to_owned(), seen.to_owned());
+}
+
 /// Everything a controller acts through.
 pub struct World {
     /// The service the run is about.
@@ -83,7 +87,7 @@ impl World {
     }
 
     fn note_waiting(&self, step: &str, seen: &str) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(step.to_owned(), seen.to_owned());
+        note_waiting(&self.waiting, step, seen);
     }
 
     /// A drill's own place for generations.
@@ -148,6 +152,7 @@ impl Performer for World {
             Action::RunCommand { site, command, .. } => {
                 self.verb(site, SiteVerb::Run(command.clone()), "ran", context).await
             }
+            Action::AskAuthority { name, authority } => self.ask_authority(name, authority, context).await,
             Action::SetTraffic { name, authority, ttl, answers, arbiter } => {
                 let own = arbiter.as_deref().map(|url| self.throw_away(url)).transpose()?;
                 let board = own.as_ref().unwrap_or(&self.arbiter);

@@ -45,6 +45,24 @@ impl World {
         Ok(Performed::new("answering", facts))
     }
 
+    /// Waits until a name's authority answers with a generation, whichever.
+    pub(super) async fn ask_authority(
+        &self,
+        name: &str,
+        authority: &str,
+        context: &Context,
+    ) -> Result<Performed, Failure> {
+        loop {
+            match self.probe.traffic(name, authority).await {
+                Ok(force) => {
+                    let generation = ("generation".to_owned(), json!(force.generation));
+                    return Ok(Performed::new("answers", Facts::from([generation])));
+                }
+                Err(seen) => self.look_again(context, &format!("{authority}: {seen}")).await?,
+            }
+        }
+    }
+
     pub(super) async fn await_service(
         &self,
         door: &ServiceDoor,

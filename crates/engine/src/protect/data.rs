@@ -43,6 +43,8 @@ pub struct HostData {
     pub vaults: BTreeMap<String, VaultPlace>,
     /// What this host may open the data set with; empty: it cannot follow.
     pub identities: Vec<Identity>,
+    /// How old what is durable may look while nothing changes; a second where it is less.
+    pub mark_idle_max: Duration,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -225,7 +227,8 @@ impl Writing<'_> {
         if logged.is_empty() {
             return Ok(None);
         }
-        let request = StreamRequest::new(&self.data.dataset, self.epoch, self.data.state.join("stream"));
+        let mut request = StreamRequest::new(&self.data.dataset, self.epoch, self.data.state.join("stream"));
+        request.mark_idle_max = self.data.mark_idle_max;
         match self.data.source.stream(&logged, &request)? {
             Streaming::Started(started) => {
                 note(self.seen, |seen| seen.problems.remove(LOG));

@@ -62,11 +62,14 @@ pub struct FirstTraffic {
 }
 
 impl FirstDay {
+    /// The first that may write does so under this one.
+    pub const EPOCH: u64 = 1;
+
     /// Publishes it all; what is published already stays. Blocks.
     pub fn begin(&self, arbiter: &Arbiter, clock: &dyn Clock, run: &str) -> Result<DesiredWriter, ArbiterError> {
         let claim = Claim {
             write_domain: self.write_domain.clone(),
-            epoch: 1,
+            epoch: Self::EPOCH,
             primary: self.writer.clone(),
             run: run.to_owned(),
             at: clock.now().to_string(),
@@ -81,7 +84,7 @@ impl FirstDay {
         }
         match arbiter.desired_writer(&claim.write_domain)? {
             Some(desired) => Ok(desired),
-            None => arbiter.publish_writer(&claim.write_domain, 1, &claim.primary, false),
+            None => arbiter.publish_writer(&claim.write_domain, Self::EPOCH, &claim.primary, false),
         }
     }
 }

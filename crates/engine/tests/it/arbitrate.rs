@@ -10,7 +10,7 @@ use lifeboat_engine::arbitrate::{
 };
 use lifeboat_engine::port::Clock;
 use lifeboat_vault::storage::{Faulty, FsStorage, MemoryStorage, Storage};
-use lifeboat_vault::{Role, SigningKey};
+use lifeboat_vault::{Role, Signed, SigningKey};
 
 use crate::world::{Bench, TestClock};
 
@@ -52,6 +52,49 @@ fn an_epoch_is_claimed_in_order_and_again_only_by_the_same_run() {
     insta::assert_snapshot!(arbiter.claim_epoch(&claim(1, "north", "r2")).unwrap_err(), @"epoch 1 of shop was claimed by run r1 for south at now; only one can have it");
     arbiter.claim_epoch(&claim(2, "north", "r2")).unwrap();
     insta::assert_snapshot!(arbiter.claim_epoch(&claim(1, "south", "r1")).unwrap_err(), @"epoch 1 of shop cannot be had: 2 is in force");
+}
+
+#[test]
+fn an_epoch_is_its_claimants_for_exactly_the_site_that_was_claimed() {
+    let arbiter = Bench::new().arbiter();
+    let first = arbiter.claim_epoch(&claim(1, "south", "r1")).unwrap();
+    for other in [claim(1, "south", "r2"), claim(1, "north", "r1")] {
+        let refused = arbiter.claim_epoch(&other).unwrap_err();
+        assert!(matches!(&refused, ArbiterError::EpochTaken { by } if **by == first), "{other:?}: {refused}");
+    }
+    assert_eq!(arbiter.current_epoch("shop").unwrap(), Some(first));
+}
+
+#[test]
+fn what_claims_another_epoch_than_its_place_says_or_is_too_large_is_refused() {
+    let memory = Arc::new(MemoryStorage::new());
+    let bench = Bench::on(memory.clone());
+    let arbiter = bench.arbiter();
+    let place = |payload: &[u8]| {
+        let sealed = Signed::seal("arbiter:epochs/shop/1", payload, &bench.key).unwrap();
+        memory.put("epochs/shop/1", &sealed).unwrap();
+    };
+    let json = |claim: &Claim| serde_json::to_vec(claim).unwrap();
+    let elsewhere = Claim { write_domain: "bank".into(), ..claim(1, "south", "r1") };
+    for odd in [claim(2, "south", "r1"), elsewhere] {
+        place(&json(&odd));
+        let refused = arbiter.current_epoch("shop").unwrap_err();
+        assert!(matches!(&refused, ArbiterError::Malformed { key, .. } if key == "epochs/shop/1"), "{refused}");
+    }
+    place(&json(&claim(1, "south", "r1")));
+    assert_eq!(arbiter.current_epoch("shop").unwrap().unwrap().primary, "south");
+    // Well signed, and one byte more than anything of ours: it is not even looked at.
+    let mut padded = json(&claim(1, "south", "r1"));
+    padded.resize(20 << 20, b' ');
+    place(&padded);
+    let envelope = memory.get("epochs/shop/1").unwrap().len() - padded.len();
+    padded.truncate((20 << 20) + 1 - envelope);
+    place(&padded);
+    assert_eq!(memory.get("epochs/shop/1").unwrap().len(), (20 << 20) + 1);
+    insta::assert_snapshot!(arbiter.current_epoch("shop").unwrap_err(), @"the arbiter's object epochs/shop/1 is not to be trusted: it is too large");
+    padded.pop();
+    place(&padded);
+    assert_eq!(arbiter.current_epoch("shop").unwrap().unwrap().primary, "south");
 }
 
 #[test]

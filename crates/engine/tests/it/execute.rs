@@ -342,6 +342,42 @@ async fn an_interrupted_run_is_paused_and_resumed_without_repeating() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn taking_back_that_is_interrupted_goes_on_when_resumed() {
+    let bench = Bench::new();
+    bench.world.trick("restore-b", [fails(false)]);
+    bench.world.trick("fence/undo", [Trick::Hang]);
+    let cancel = Cancel::default();
+    let (executor, interrupt) = (bench.executor(), cancel.clone());
+    let task = tokio::spawn(async move { executor.start(start("r1", failover()), &interrupt).await });
+    until(|| bench.world.calls("fence/undo") > 0).await;
+    cancel.cancel();
+    assert_eq!(task.await.unwrap().unwrap(), Ended::Interrupted);
+    // That it was told to stop is no failure of it, which somebody would have to decide on.
+    assert_eq!(resume(&bench).await, Ended::Finished(RunState::Failed));
+    assert_eq!((bench.world.calls("fence/undo"), bench.world.effects("fence/undo")), (2, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_run_stops_what_is_at_work_is_told_so_and_clean_up_is_not() {
+    let bench = Bench::new();
+    bench.world.trick("long", [Trick::Hang]);
+    bench.world.trick("broken", [fails(false)]);
+    bench.world.trick("remove", [Trick::Meet("verify")]);
+    let always = |id: &str, after: &[&str]| Step { always: true, ..step(id, after) };
+    let runbook = drill(vec![
+        Step { timeout: Span::seconds(3600), ..step("long", &[]) },
+        Step { on_failure: OnFailure::Unwind, ..step("broken", &[]) },
+        always("remove", &["long", "broken"]),
+        always("close", &["long", "broken"]),
+        always("verify", &["close"]),
+    ]);
+    let ended = tokio::time::timeout(Duration::from_secs(60), run(&bench, runbook)).await.unwrap();
+    assert_eq!(ended, Ended::Finished(RunState::Failed));
+    assert_eq!(["remove", "close", "verify"].map(|step| bench.world.effects(step)), [1, 1, 1]);
+    assert_eq!((bench.world.calls("long"), bench.world.effects("long")), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_run_on_a_service_is_refused_here_and_elsewhere() {
     let bench = Bench::new();
     bench.world.trick("restore-a", [Trick::Hang]);

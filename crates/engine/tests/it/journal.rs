@@ -2,6 +2,7 @@
 
 use lifeboat_core::run::{Event, RunState};
 use lifeboat_core::runbook::Purpose;
+use lifeboat_engine::arbitrate::LockState;
 use lifeboat_engine::execute::{Ended, ExecuteError};
 use lifeboat_engine::journal::{Head, JournalError};
 use lifeboat_engine::port::Cancel;
@@ -112,6 +113,9 @@ async fn a_full_disk_stops_the_run_before_it_acts_and_resuming_ends_it() {
     let intents = recorded.entries.iter().filter(|entry| matches!(entry.event, Event::Intent { .. })).count() as u32;
     let calls: u32 = (0..60).map(|n| bench.world.calls(&format!("s{n}"))).sum();
     assert!(calls <= intents, "something was done without a recorded intent");
+    // Another machine need not wait for the lock to run out.
+    let (_, beat) = bench.arbiter().run_lock("shop").unwrap().unwrap();
+    assert_eq!(beat.unwrap().state, LockState::Paused);
     drop(executor);
     let ended = bench.executor().resume("r1", "ben", &Cancel::default()).await.unwrap();
     assert_eq!(ended, Ended::Finished(RunState::Completed));

@@ -5,4 +5,7 @@ mod arbitrate;
 mod execute;
 mod journal;
 mod kill;
+mod locks;
+mod overtaken;
+mod planned;
 mod world;

@@ -62,10 +62,25 @@ pub(crate) enum Trick {
     HangForGood,
     Panic,
     Outcome(&'static str),
-    /// Waits until that other step has begun, too.
+    /// Waits until that other step has begun, too; fails when it is told to stop first.
     Meet(&'static str),
     /// Somebody else claims this epoch in the meantime.
     LoseEpoch(u64),
+    Meanwhile(Act),
+}
+
+/// What happens elsewhere while a step is at work.
+#[derive(Clone)]
+pub(crate) struct Act(Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Act {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Act")
+    }
+}
+
+pub(crate) fn meanwhile(act: impl Fn() + Send + Sync + 'static) -> Trick {
+    Trick::Meanwhile(Act(Arc::new(act)))
 }
 
 #[derive(Default)]
@@ -170,7 +185,13 @@ impl Performer for World {
             None => natural_outcome(action),
             Some(Trick::Outcome(outcome)) => outcome,
             Some(Trick::Meet(other)) => {
-                while self.calls(other) == 0 {
+                loop {
+                    if context.cancel.is_cancelled() {
+                        return Err(Failure::Failed { error: "told to stop".into(), may_pass: true });
+                    }
+                    if self.calls(other) > 0 {
+                        break;
+                    }
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 natural_outcome(action)
@@ -182,6 +203,10 @@ impl Performer for World {
                 arbiter
                     .claim_epoch(&Claim { write_domain: "shop".into(), epoch, primary, run: "other".into(), at })
                     .unwrap();
+                natural_outcome(action)
+            }
+            Some(Trick::Meanwhile(act)) => {
+                (act.0)();
                 natural_outcome(action)
             }
             Some(Trick::Needs(need)) => return Err(Failure::Needs(need)),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jiff::Timestamp;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
-use super::names::Block;
+use super::names::{Names, NewBlock, Unpacker};
 use super::{Catalog, CatalogError, Result};
 use crate::files::{Browser, Kind, Listing, Node, Span, TreeError, joined, tree_root};
 use crate::finding::{Finding, Severity};
@@ -83,6 +83,11 @@ impl Catalog {
         for ((dataset, host), mut chain) in chains {
             chain.sort_by_key(|point| point.sequence);
             let newest = self.newest(host, dataset)?;
+            for point in chain.iter().filter(|point| newest.is_some_and(|newest| point.sequence <= newest)) {
+                if must_be_thawed(point) && !self.holds(point)? {
+                    done.findings.push(archived(point));
+                }
+            }
             chain.retain(|point| newest.is_none_or(|newest| point.sequence > newest));
             if chain.is_empty() {
                 continue;
@@ -100,6 +105,10 @@ impl Catalog {
                 let mut report = |paths| progress(&Filling { dataset, points_done: number, points: count, paths });
                 let root = match tree_root(unlocked, point) {
                     Ok(root) => root,
+                    Err(error) if error.is_archived() => {
+                        done.findings.push(archived(point));
+                        continue;
+                    }
                     Err(error) if error.may_pass() => return Err(CatalogError::Vault(error)),
                     Err(error) => {
                         done.findings.push(Finding::from(&error));
@@ -112,6 +121,9 @@ impl Catalog {
                         done.paths_added += paths;
                         done.findings.extend(findings);
                     }
+                    Err(CatalogError::Tree { source, .. }) if source.is_archived() => {
+                        done.findings.push(archived(point));
+                    }
                     Err(CatalogError::Tree { point, source }) => {
                         let message =
                             format!("the tree of {point} cannot be read: it is not in the catalogue ({source})");
@@ -122,6 +134,15 @@ impl Catalog {
             }
         }
         Ok(done)
+    }
+
+    fn holds(&self, point: &PointInfo) -> Result<bool> {
+        let query = "SELECT count(*) FROM point JOIN chain ON chain.id = point.chain \
+                     WHERE host = ? AND dataset = ? AND sequence = ?";
+        let wanted = params![point.host, point.dataset, point.sequence as i64];
+        let count: i64 =
+            self.db.query_row(query, wanted, |row| row.get(0)).map_err(self.failed("reading its points"))?;
+        Ok(count > 0)
     }
 
     fn newest(&self, host: &str, dataset: &str) -> Result<Option<u64>> {
@@ -197,6 +218,23 @@ impl Catalog {
     }
 }
 
+fn must_be_thawed(point: &PointInfo) -> bool {
+    point.archived.as_ref().is_some_and(|archived| archived.thaw_seconds > 0)
+}
+
+/// A point whose names cannot be read now.
+fn archived(point: &PointInfo) -> Finding {
+    let class = point.archived.as_ref().map_or_else(String::new, |archived| {
+        format!(" (the class {}, up to {} hours)", archived.class, archived.thaw_seconds.div_ceil(3600))
+    });
+    let message = format!(
+        "names in {} lie where they must be thawed{class}: it is not searched; have it thawed as for a restore, then `lifeboat find \
+         --rebuild`",
+        point.id
+    );
+    Finding::new(Severity::Warning, "archived", &point.id, message)
+}
+
 /// Why a filling did not come to its end.
 enum End {
     Database(rusqlite::Error),
@@ -221,6 +259,7 @@ struct Known {
 
 struct Statements<'a> {
     runs: CachedStatement<'a>,
+    block_start: CachedStatement<'a>,
     block: CachedStatement<'a>,
     open: CachedStatement<'a>,
     close: CachedStatement<'a>,
@@ -240,11 +279,12 @@ struct Filler<'a> {
     sequence: i64,
     before: i64,
     /// Being filled; its first name's number.
-    block: Block,
+    block: NewBlock,
     first: i64,
     next: i64,
     /// Blocks taken apart lately.
-    blocks: HashMap<i64, Vec<Vec<u8>>>,
+    blocks: HashMap<i64, Names>,
+    unpacker: Unpacker,
     added: u64,
     findings: Vec<Finding>,
     id: String,
@@ -267,15 +307,18 @@ impl<'a> Filler<'a> {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .optional()?;
-        let reopened =
-            last.and_then(|(first, packed)| Some((first, Block::unpack(&packed)?))).filter(|(_, b)| !b.is_full());
-        let (first, block) = reopened.unwrap_or((next, Block::default()));
+        let mut unpacker = Unpacker::default();
+        let reopened = last
+            .and_then(|(first, packed)| Some((first, NewBlock::of(&unpacker.unpack(&packed)?))))
+            .filter(|(_, block)| !block.is_full());
+        let (first, block) = reopened.unwrap_or((next, NewBlock::default()));
         let mut filler = Filler {
             tx,
             sql: Statements {
                 runs: tx.prepare_cached("SELECT first, count FROM run WHERE folder = ?")?,
-                block: tx
-                    .prepare_cached("SELECT first, content FROM block WHERE first <= ? ORDER BY first DESC LIMIT 1")?,
+                block_start: tx
+                    .prepare_cached("SELECT first FROM block WHERE first <= ? ORDER BY first DESC LIMIT 1")?,
+                block: tx.prepare_cached("SELECT content FROM block WHERE first = ?")?,
                 open: tx.prepare_cached(
                     "SELECT file, kind, seal FROM version WHERE file BETWEEN ? AND ? AND last IS NULL",
                 )?,
@@ -294,6 +337,7 @@ impl<'a> Filler<'a> {
             first,
             next,
             blocks: HashMap::new(),
+            unpacker,
             added: 0,
             findings: Vec::new(),
             id: point.id.to_owned(),
@@ -462,38 +506,39 @@ impl<'a> Filler<'a> {
         let runs: Vec<(i64, i64)> = rows.collect::<Result<_, _>>()?;
         let mut known = HashMap::new();
         for (first, count) in runs {
-            let mut names: Vec<Known> = (first..first + count).map(|file| Known { file, open: None }).collect();
-            let mut open = self.sql.open.query([first, first + count - 1])?;
+            let names = self.names_of(first, count)?;
+            let mut places: Vec<Known> = (first..).take(names.len()).map(|file| Known { file, open: None }).collect();
+            let mut open = self.sql.open.query([first, first + (count - 1).max(0)])?;
             while let Some(row) = open.next()? {
                 let file: i64 = row.get(0)?;
-                if let Some(place) = names.get_mut((file - first) as usize) {
+                if let Some(place) = places.get_mut((file - first) as usize) {
                     place.open = Some((row.get(1)?, row.get(2)?));
                 }
             }
             drop(open);
-            for (name, place) in self.names_of(first, count)?.into_iter().zip(names) {
-                known.insert(name, place);
-            }
+            known.extend(names.into_iter().zip(places));
         }
         Ok(known)
     }
 
     fn names_of(&mut self, first: i64, count: i64) -> Result<Vec<Vec<u8>>, End> {
-        let slice = |names: &[Vec<u8>], start: i64| {
-            let start = (first - start) as usize;
-            names.get(start..start + count as usize).map(<[Vec<u8>]>::to_vec).ok_or(End::Damaged)
+        // Only what a run can be: the file may be damaged.
+        if first < 0 || first.checked_add(count).is_none() {
+            return Err(End::Damaged);
+        }
+        let slice = |names: &Names, start: i64| {
+            let names: Vec<Vec<u8>> = names.rows(first.saturating_sub(start), count).map(<[u8]>::to_vec).collect();
+            if names.len() as i64 == count { Ok(names) } else { Err(End::Damaged) }
         };
         if first >= self.first {
-            let names: Vec<Vec<u8>> = self.block.names().map(<[u8]>::to_vec).collect();
-            return slice(&names, self.first);
+            return slice(&Names::of(&self.block.block()), self.first);
         }
-        let (start, packed): (i64, Vec<u8>) =
-            self.sql.block.query_row([first], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let start: i64 = self.sql.block_start.query_row([first], |row| row.get(0))?;
         if let Some(names) = self.blocks.get(&start) {
             return slice(names, start);
         }
-        let block = Block::unpack(&packed).ok_or(End::Damaged)?;
-        let names: Vec<Vec<u8>> = block.names().map(<[u8]>::to_vec).collect();
+        let packed: Vec<u8> = self.sql.block.query_row([start], |row| row.get(0))?;
+        let names = Names::of(&self.unpacker.unpack(&packed).ok_or(End::Damaged)?);
         if self.blocks.len() >= BLOCKS_KEPT {
             self.blocks.clear();
         }
@@ -508,7 +553,8 @@ impl<'a> Filler<'a> {
             let runs: Vec<(i64, i64)> =
                 self.sql.runs.query_map([folder], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
             for (first, count) in runs {
-                let rows = self.sql.open.query_map([first, first + count - 1], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                let last = first.saturating_add(count.saturating_sub(1));
+                let rows = self.sql.open.query_map([first, last], |row| Ok((row.get(0)?, row.get(1)?)))?;
                 let open: Vec<(i64, u8)> = rows.collect::<Result<_, _>>()?;
                 for (file, kind) in open {
                     self.sql.close.execute([self.before, file])?;

@@ -14,6 +14,7 @@
 mod fill;
 mod names;
 mod pattern;
+mod scan;
 mod search;
 
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -31,10 +32,12 @@ pub use self::pattern::{Pattern, PatternError};
 pub use self::search::{Answer, Found, Query, Seen, SeenKind, When};
 
 /// Another layout than this is thrown away and made anew.
-const LAYOUT: i64 = 1;
+const LAYOUT: i64 = 2;
 /// Readers wait so long for who is just committing.
 const BUSY_WAIT: Duration = Duration::from_secs(120);
 const CACHE_KIB: i64 = 64 << 10;
+/// Read where it lies: a search goes through all names.
+const MAPPED_BYTES_MAX: i64 = 64 << 30;
 
 /// Why the catalogue could not be used.
 #[derive(Debug, Error)]
@@ -74,6 +77,12 @@ type Result<T, E = CatalogError> = std::result::Result<T, E>;
 pub struct Catalog {
     db: Connection,
     path: PathBuf,
+}
+
+/// For fuzzers: whether these bytes pass for a block of names.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn is_block(packed: &[u8]) -> bool {
+    names::Unpacker::default().unpack(packed).is_some()
 }
 
 /// Where the catalogue of a vault lies.
@@ -146,6 +155,10 @@ impl Catalog {
         let db = Connection::open(&path).map_err(wrap("opening it"))?;
         db.busy_timeout(BUSY_WAIT).map_err(wrap("opening it"))?;
         db.pragma_update(None, "cache_size", -CACHE_KIB).map_err(wrap("opening it"))?;
+        db.pragma_update(None, "mmap_size", MAPPED_BYTES_MAX).map_err(wrap("opening it"))?;
+        // Whatever the file says of its own tables, only ours are used, and what does not hold together is found to be damaged.
+        db.pragma_update(None, "trusted_schema", "OFF").map_err(wrap("opening it"))?;
+        db.pragma_update(None, "cell_size_check", "ON").map_err(wrap("opening it"))?;
         // What a power cut takes is made again.
         db.pragma_update(None, "synchronous", "OFF").map_err(wrap("opening it"))?;
         db.set_prepared_statement_cache_capacity(64);

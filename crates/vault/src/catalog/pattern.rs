@@ -2,12 +2,12 @@
 //!
 //! * text without wildcards is looked for anywhere in a name; with a slash, in the path up to somewhere in the last name
 //! * with `*`, `?`, `[…]` or `{…}` the whole name must fit; with a slash, the end of the path from a name's beginning on (`*` stays within
-//!   a name, `**` does not), or the whole path where the pattern begins with a slash
+//!   a name, `**` does not; brackets stand for one character of a name), or the whole path where the pattern begins with a slash
 //! * `exact`: the whole name, or the end of the path from a name's beginning on
 //!
 //! Invariant: what the fast look through the names lets pass is only a candidate; `accepts` decides.
 
-use globset::{GlobBuilder, GlobMatcher};
+use globset::GlobBuilder;
 use regex::bytes::{Regex, RegexBuilder};
 use thiserror::Error;
 
@@ -25,15 +25,14 @@ pub enum PatternError {
 enum Last {
     /// Every name is a candidate.
     Any,
-    /// Names around a hit of this are candidates.
-    Around(Regex),
+    /// Names around a hit of any one of these are candidates; all of them must be in a name that fits.
+    Around(Vec<Regex>),
 }
 
 #[derive(Debug, Clone)]
 enum Whole {
     /// The name alone decides.
     Name(Regex),
-    Glob(GlobMatcher),
     /// The full path (that begins with a slash) has a hit that reaches into its last name.
     Path(Regex),
 }
@@ -53,36 +52,27 @@ pub struct Pattern {
 /// A directory whose path fits one of these, and whose own name fits, may hold what is looked for.
 #[derive(Debug, Clone)]
 struct Above {
-    paths: Vec<GlobMatcher>,
+    paths: Vec<Regex>,
     name: Option<Regex>,
+    /// Any directory below such a one may, too.
+    below: bool,
 }
 
 impl Above {
     /// The directory part of a spelled glob, if it has one that says anything.
-    fn of(
-        spelled: &str,
-        regex: &dyn Fn(&str) -> Result<Regex, PatternError>,
-        glob: &dyn Fn(&str) -> Result<GlobMatcher, PatternError>,
-    ) -> Result<Option<Above>, PatternError> {
+    fn of(spelled: &str, glob: &dyn Fn(&str) -> Result<Regex, PatternError>) -> Result<Option<Above>, PatternError> {
         // A brace may hold slashes: then the parts are no patterns of their own.
         let Some((above, last)) = spelled.rsplit_once('/').filter(|_| !spelled.contains('{')) else { return Ok(None) };
-        if above.is_empty() || above == "**" || (last != "**" && last.contains("**")) {
+        // Each `**` at the end stands for no directory as well.
+        let shorter: Vec<&str> = std::iter::successors(Some(above), |above| above.strip_suffix("/**")).collect();
+        if matches!(shorter.last(), Some(&("" | "**"))) || (last != "**" && last.contains("**")) {
             return Ok(None);
         }
-        if last == "**" {
-            let paths =
-                [above.to_owned(), format!("{above}/**")].iter().map(|path| glob(path)).collect::<Result<_, _>>()?;
-            return Ok(Some(Above { paths, name: None }));
-        }
-        // `**` stands for no directory as well.
-        let shorter = above.strip_suffix("/**").filter(|shorter| !shorter.is_empty());
-        let paths = [Some(above), shorter].into_iter().flatten().map(glob).collect::<Result<_, _>>()?;
+        let below = last == "**";
+        let paths = shorter.into_iter().map(glob).collect::<Result<_, _>>()?;
         let name = above.rsplit('/').next().unwrap_or_default();
-        let name = match name.contains("**") {
-            true => None,
-            false => Some(regex(&in_lines(glob(name)?.glob().regex()))?),
-        };
-        Ok(Some(Above { paths, name }))
+        let name = if name.contains("**") { None } else { Some(glob(name)?) };
+        Ok(Some(Above { paths, name, below }))
     }
 }
 
@@ -103,8 +93,8 @@ impl Pattern {
         };
         let glob = |source: &str| {
             let built = GlobBuilder::new(source).literal_separator(true).case_insensitive(ignore_case).build();
-            let built = built.map_err(|e| PatternError::Glob { text: text.to_owned(), why: e.kind().to_string() });
-            built.map(|glob| glob.compile_matcher())
+            let built = built.map_err(|e| PatternError::Glob { text: text.to_owned(), why: e.kind().to_string() })?;
+            regex(&within_names(built.regex()))
         };
         let mut above = None;
         let name = wanted.rsplit('/').next().unwrap_or_default();
@@ -122,19 +112,22 @@ impl Pattern {
                     true => format!("**/{wanted}"),
                     false => wanted.to_owned(),
                 };
+                let name = last_name(wanted)
+                    .map_err(|why| PatternError::Glob { text: text.to_owned(), why: why.to_owned() })?;
                 let whole = glob(&spelled)?;
                 if slash {
-                    above = Above::of(&spelled, &regex, &glob)?;
+                    above = Above::of(&spelled, &glob)?;
                 }
-                let literal = longest_literal(name);
-                let last = if literal.is_empty() { Last::Any } else { around(&regex, &literal)? };
-                (last, Whole::Glob(whole))
+                let needles: Result<Vec<Regex>, _> = name
+                    .map(literals)
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|literal| regex(&regex::escape(literal)))
+                    .collect();
+                let needles = needles?;
+                let last = if needles.is_empty() { Last::Any } else { Last::Around(needles) };
+                (last, if slash { Whole::Path(whole) } else { Whole::Name(whole) })
             }
-        };
-        let whole = match whole {
-            // Within a name a glob is compared with the name.
-            Whole::Glob(glob) if !wanted.contains('/') => Whole::Name(regex(&in_lines(glob.glob().regex()))?),
-            other => other,
         };
         Ok(Pattern { text: text.to_owned(), last, whole, above, directories })
     }
@@ -147,11 +140,12 @@ impl Pattern {
         self.directories
     }
 
-    /// What to search for in a block of names; `None` where every name is a candidate.
-    pub(super) fn needle(&self) -> Option<&Regex> {
+    /// What to search for in blocks of names, after a look into one of them; `None` where every name is a candidate.
+    pub(crate) fn rarest_needle(&self, names: &[u8]) -> Option<&Regex> {
         match &self.last {
             Last::Any => None,
-            Last::Around(regex) => Some(regex),
+            Last::Around(needles) if needles.len() == 1 => needles.first(),
+            Last::Around(needles) => needles.iter().min_by_key(|needle| needle.find_iter(names).count()),
         }
     }
 
@@ -165,15 +159,28 @@ impl Pattern {
         self.above.as_ref().and_then(|above| above.name.as_ref()).is_none_or(|regex| regex.is_match(name))
     }
 
-    /// Whether what fits may lie in the directory at a path that begins with a slash.
+    /// Whether what may lie in a directory may lie in all directories below it.
+    pub(super) fn goes_below(&self) -> bool {
+        self.above.as_ref().is_some_and(|above| above.below)
+    }
+
+    /// Whether what fits may lie in the directory at a path that begins with a slash; what lies above it was asked before.
     pub(super) fn may_lie_in(&self, full: &[u8]) -> bool {
-        use std::os::unix::ffi::OsStrExt;
-        let path = std::path::Path::new(std::ffi::OsStr::from_bytes(full));
-        self.above.as_ref().is_none_or(|above| above.paths.iter().any(|glob| glob.is_match(path)))
+        self.above.as_ref().is_none_or(|above| above.paths.iter().any(|path| path.is_match(full)))
+    }
+
+    /// Whether the directories' names and paths alone would lead to a path; it begins with a slash.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn looks_in(&self, full: &str) -> bool {
+        let above = |path: &str| path.rsplit_once('/').map(|(above, _)| above.to_owned());
+        std::iter::successors(above(full), |folder| above(folder).filter(|_| self.goes_below())).any(|folder| {
+            let name = folder.rsplit('/').next().unwrap_or_default();
+            self.may_be_above(name.as_bytes()) && self.may_lie_in(folder.as_bytes())
+        })
     }
 
     /// Whether a name is worth a look at its path.
-    pub(super) fn may_be(&self, name: &[u8]) -> bool {
+    pub(crate) fn may_be(&self, name: &[u8]) -> bool {
         match &self.whole {
             Whole::Name(regex) => regex.is_match(name),
             _ => true,
@@ -181,12 +188,10 @@ impl Pattern {
     }
 
     /// Whether a path fits; `full` begins with a slash.
-    pub(super) fn accepts(&self, name: &[u8], full: &[u8]) -> bool {
-        use std::os::unix::ffi::OsStrExt;
+    pub(crate) fn accepts(&self, name: &[u8], full: &[u8]) -> bool {
         match &self.whole {
             Whole::Name(regex) => regex.is_match(name),
             Whole::Path(regex) => regex.is_match(full),
-            Whole::Glob(glob) => glob.is_match(std::path::Path::new(std::ffi::OsStr::from_bytes(full))),
         }
     }
 }
@@ -195,27 +200,76 @@ fn anchored(name: &str) -> String {
     format!("(?s)^{}$", regex::escape(name))
 }
 
-/// Globs come as `(?-u)^…$`, where a line's end must be as good as any other byte.
-fn in_lines(glob: &str) -> String {
-    format!("(?s){glob}")
+/// Globs come as `(?-u)^…$`, where a line's end must be as good as any other byte, and where brackets (`[!a]`, `[+-9]`) would take a
+/// slash, which ends a name.
+fn within_names(glob: &str) -> String {
+    let mut spelled = String::from("(?s)");
+    let mut characters = glob.chars();
+    let mut within = false;
+    while let Some(character) = characters.next() {
+        match character {
+            '[' if !within => {
+                within = true;
+                spelled.push_str("[[");
+            }
+            ']' if within => {
+                within = false;
+                spelled.push_str("]&&[^/]]");
+            }
+            '\\' => {
+                spelled.push(character);
+                spelled.extend(characters.next());
+            }
+            other => spelled.push(other),
+        }
+    }
+    spelled
+}
+
+/// The last name of a glob with its wildcards; `None` where a brace holds slashes, so that several may be the last one.
+fn last_name(glob: &str) -> Result<Option<&str>, &'static str> {
+    let (mut name, mut depth) = (Some(glob), 0u32);
+    let mut characters = glob.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '[' => {
+                let class = characters.as_str();
+                skip_class(&mut characters);
+                if class.strip_suffix(characters.as_str()).is_some_and(|class| class.contains('/')) {
+                    return Err("brackets stand for one character of a name, which has no slash");
+                }
+            }
+            '\\' if characters.next() == Some('/') => return Err("a slash stands for itself without a backslash"),
+            '\\' => {}
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            '/' => name = (depth == 0).then_some(characters.as_str()),
+            _ => {}
+        }
+    }
+    Ok(name)
 }
 
 fn around(regex: &dyn Fn(&str) -> Result<Regex, PatternError>, literal: &str) -> Result<Last, PatternError> {
-    Ok(Last::Around(regex(&regex::escape(literal))?))
+    Ok(Last::Around(vec![regex(&regex::escape(literal))?]))
 }
 
-/// The longest stretch of a glob that stands for itself.
-fn longest_literal(glob: &str) -> String {
-    let (mut best, mut now, mut depth) = (String::new(), String::new(), 0u32);
+/// The stretches of a glob that stand for themselves.
+fn literals(glob: &str) -> Vec<String> {
+    let (mut found, mut now, mut depth) = (Vec::new(), String::new(), 0u32);
     let mut characters = glob.chars();
     while let Some(character) = characters.next() {
         let literal = match character {
             '*' | '?' => None,
-            '[' | '{' => {
+            '[' => {
+                skip_class(&mut characters);
+                None
+            }
+            '{' => {
                 depth += 1;
                 None
             }
-            ']' | '}' => {
+            '}' => {
                 depth = depth.saturating_sub(1);
                 None
             }
@@ -224,13 +278,24 @@ fn longest_literal(glob: &str) -> String {
         };
         match literal {
             Some(literal) => now.push(literal),
-            None => now.clear(),
-        }
-        if now.len() > best.len() {
-            best.clone_from(&now);
+            None => found.push(std::mem::take(&mut now)),
         }
     }
-    best
+    found.push(now);
+    found.retain(|literal| !literal.is_empty());
+    found
+}
+
+/// What stands in brackets; a bracket that comes first there stands for itself.
+fn skip_class(characters: &mut std::str::Chars<'_>) {
+    let mut first = true;
+    while let Some(character) = characters.next() {
+        match character {
+            '!' | '^' if first && !characters.as_str().is_empty() => continue,
+            ']' if !first => return,
+            _ => first = false,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -241,11 +306,11 @@ mod tests {
     fn fits(pattern: &str, full: &str) -> bool {
         let pattern = Pattern::new(pattern, false, false).unwrap();
         let name = full.rsplit('/').next().unwrap();
-        let above = full.strip_suffix(name).unwrap().trim_end_matches('/');
-        let (_, own) = above.rsplit_once('/').unwrap_or_default();
-        let candidate = pattern.needle().is_none_or(|needle| needle.is_match(name.as_bytes()))
-            && pattern.may_be_above(own.as_bytes())
-            && pattern.may_lie_in(above.as_bytes());
+        let hits = match &pattern.last {
+            Last::Any => true,
+            Last::Around(needles) => needles.iter().all(|needle| needle.is_match(name.as_bytes())),
+        };
+        let candidate = hits && pattern.looks_in(full);
         let fits = pattern.accepts(name.as_bytes(), full.as_bytes());
         assert!(candidate || !fits, "the needle of {} misses {full}", pattern.text());
         candidate && fits && pattern.may_be(name.as_bytes())
@@ -268,8 +333,17 @@ mod tests {
             ("r/*", "/r/a", "/r/b/a"),
             ("r/b/**", "/r/b/c/d", "/r/c/b"),
             ("r/b/**", "/x/r/b/c", "/r/b"),
+            ("[]x]y*", "/r/]yes", "/r/zyes"),
+            ("[!]x]y*", "/r/zyes", "/r/]yes"),
             ("{x/y,z}/*.t", "/r/x/y/a.t", "/r/y/a.t"),
             ("/**/*.t", "/r/a.t", "/r/a.u"),
+            ("/**/**/*.t", "/a.t", "/a.u"),
+            ("a/**/**/*.t", "/r/a/b.t", "/r/b.t"),
+            ("r/{x/y,z}", "/r/z", "/r/y"),
+            ("r/{x/y,z}", "/r/x/y", "/x/y"),
+            ("r/a[!x]c", "/r/abc", "/r/a/c"),
+            ("r/a[+-9]c", "/r/a.c", "/r/a/c"),
+            (r"r\{a/[]]\[*", "/r{a/][x", "/r{a/[x"),
         ] {
             assert!(fits(pattern, right), "{pattern} does not find {right}");
             assert!(!fits(pattern, wrong), "{pattern} finds {wrong}");
@@ -282,7 +356,9 @@ mod tests {
         assert!(glob.accepts(b"a.txt", b"/r/a.txt"));
         let any = Pattern::new("ÜBER", true, false).unwrap();
         assert!(any.accepts("überall".as_bytes(), "/überall".as_bytes()));
-        assert!(any.needle().unwrap().is_match("Überall".as_bytes()));
-        assert!(Pattern::new("", false, false).is_err() && Pattern::new("a[", false, false).is_err());
+        assert!(any.rarest_needle(b"").unwrap().is_match("Überall".as_bytes()));
+        for nonsense in ["", "a[", "{}[c/-d]*", "a[/]b", r"*\/a"] {
+            assert!(Pattern::new(nonsense, false, false).is_err(), "{nonsense:?} means something");
+        }
     }
 }

@@ -3,16 +3,16 @@
 //! Invariant: a version is shown only with points that are still in the vault.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::OnceLock;
 
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, params};
 
-use super::names::Block;
+use super::names::{Names, Unpacker};
+use super::scan::{Candidate, Stopped, Wanted, scan};
 use super::{Catalog, Pattern, Result};
 use crate::files::joined;
 
-/// Blocks that are searched by all threads at once.
-const BATCH: usize = 64;
 /// In so few directories names are looked up one directory at a time; in more of them all blocks are gone through.
 const FOLDERS_ONE_BY_ONE: usize = 2000;
 
@@ -158,9 +158,18 @@ impl Catalog {
         rows.collect::<Result<_, _>>().map_err(failed())
     }
 
+    /// Names behind which something ended. What stands open still is in the newest point, unless that one is gone.
     fn ended(&self) -> Result<Vec<i64>> {
         let failed = || self.failed("looking for what is gone");
-        let query = "SELECT DISTINCT file FROM version INDEXED BY ended WHERE last IS NOT NULL ORDER BY file";
+        let newest = "SELECT coalesce(max(gone), 0) FROM (SELECT gone, max(sequence) FROM point GROUP BY chain)";
+        let newest_gone: bool = self.db.query_row(newest, [], |row| row.get(0)).map_err(failed())?;
+        let query = match newest_gone {
+            true => "SELECT DISTINCT file FROM version INDEXED BY ended WHERE last IS NOT NULL ORDER BY file",
+            false => {
+                "SELECT DISTINCT file FROM version AS old INDEXED BY ended WHERE last IS NOT NULL AND NOT EXISTS \
+                 (SELECT 1 FROM version AS now WHERE now.file = old.file AND now.last IS NULL) ORDER BY file"
+            }
+        };
         let mut statement = self.db.prepare_cached(query).map_err(failed())?;
         let rows = statement.query_map([], |row| row.get(0)).map_err(failed())?;
         rows.collect::<Result<_, _>>().map_err(failed())
@@ -202,79 +211,28 @@ fn moment(nanoseconds: i64) -> Timestamp {
     Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default()
 }
 
-/// A name that may be what is searched for: its number, its folder, itself.
-type Candidate = (i64, i64, Vec<u8>);
-
-/// The candidates of one block, in these folders or in any.
-fn look_through(first: i64, block: &Block, pattern: &Pattern, within: Option<&HashSet<i64>>) -> Vec<Candidate> {
-    let mut found = Vec::new();
-    let is_within = |folder: i64| within.is_none_or(|within| within.contains(&folder));
-    if !block.runs.iter().any(|run| is_within(run.folder)) {
-        return found;
-    }
-    let folder_of = |index: u64| {
-        let mut passed = 0;
-        block.runs.iter().find(|run| {
-            passed += u64::from(run.count);
-            index < passed
-        })
-    };
-    let mut keep = |index: u64, name: &[u8]| {
-        // The empty name is the top itself.
-        if !name.is_empty()
-            && pattern.may_be(name)
-            && let Some(run) = folder_of(index).filter(|run| is_within(run.folder))
-        {
-            found.push((first + index as i64, run.folder, name.to_vec()));
-        }
-    };
-    let Some(needle) = pattern.needle() else {
-        let (mut runs, mut left) = (block.runs.iter(), 0);
-        let (mut folder, mut wanted) = (0, false);
-        for (index, name) in (0..).zip(block.names()) {
-            while left == 0 {
-                let Some(run) = runs.next() else { return found };
-                (folder, left, wanted) = (run.folder, run.count, is_within(run.folder));
-            }
-            left -= 1;
-            if wanted && !name.is_empty() && pattern.may_be(name) {
-                found.push((first + index, folder, name.to_vec()));
-            }
-        }
-        return found;
-    };
-    let (mut at, mut index, mut counted) = (0, 0u64, 0);
-    while let Some(hit) = needle.find_at(&block.names, at) {
-        let name = block.name_around(hit.start());
-        let between = block.names.get(counted..name.start).unwrap_or_default();
-        index += between.iter().filter(|byte| **byte == 0).count() as u64;
-        counted = name.start;
-        keep(index, block.names.get(name.clone()).unwrap_or_default());
-        at = name.end + 1;
-        if at > block.names.len() {
-            break;
-        }
-    }
-    found
-}
-
 impl Searcher<'_> {
     /// The folders in which what is looked for may lie, in order.
     fn folders_above(&mut self) -> Result<Vec<i64>> {
         let failed = || self.catalog.failed("looking through its folders");
-        let query = "SELECT id, parent IS NULL, name FROM folder ORDER BY id";
+        // A folder's number is higher than that of the one above it, which has therefore been looked at before.
+        let query = "SELECT id, parent, name FROM folder ORDER BY id";
         let mut statement = self.catalog.db.prepare_cached(query).map_err(failed())?;
         let mut rows = statement.query([]).map_err(failed())?;
         let (pattern, mut within) = (&self.query.pattern, Vec::new());
         loop {
             let failed = || self.catalog.failed("looking through its folders");
             let Some(row) = rows.next().map_err(failed())? else { return Ok(within) };
-            let is_top: bool = row.get(1).map_err(failed())?;
-            let name = row.get_ref(2).and_then(|name| Ok(name.as_blob()?)).map_err(failed())?;
-            if !is_top && !pattern.may_be_above(name) {
+            let id: i64 = row.get(0).map_err(failed())?;
+            let parent: Option<i64> = row.get(1).map_err(failed())?;
+            if pattern.goes_below() && parent.is_some_and(|parent| within.binary_search(&parent).is_ok()) {
+                within.push(id);
                 continue;
             }
-            let id: i64 = row.get(0).map_err(failed())?;
+            let name = row.get_ref(2).and_then(|name| Ok(name.as_blob()?)).map_err(failed())?;
+            if parent.is_some() && !pattern.may_be_above(name) {
+                continue;
+            }
             let (top, path) = self.path_of(id)?;
             let Some(chain) = self.chains.get(&top).filter(|chain| chain.wanted) else { continue };
             if pattern.may_lie_in(&chain.full(&path)) {
@@ -285,43 +243,43 @@ impl Searcher<'_> {
 
     /// Looks through the names of a few folders.
     fn one_by_one(&mut self, folders: &[i64]) -> Result<()> {
-        let failed = || self.catalog.failed("searching a folder");
-        let db = &self.catalog.db;
-        let mut runs =
-            db.prepare_cached("SELECT first, count FROM run WHERE folder = ? ORDER BY first").map_err(failed())?;
+        let catalog = self.catalog;
+        let failed = || catalog.failed("searching a folder");
+        let mut runs = catalog
+            .db
+            .prepare_cached("SELECT first, count FROM run WHERE folder = ? ORDER BY first")
+            .map_err(failed())?;
         let by_number = "SELECT first, content FROM block WHERE first <= ? ORDER BY first DESC LIMIT 1";
-        let mut blocks = db.prepare_cached(by_number).map_err(failed())?;
-        let mut open: Option<(i64, Block)> = None;
+        let mut blocks = catalog.db.prepare_cached(by_number).map_err(failed())?;
+        let (mut unpacker, mut open) = (Unpacker::default(), None);
+        let (pattern, ended) = (&self.query.pattern, self.ended.take());
         for folder in folders {
             let rows = runs.query_map([folder], |row| Ok((row.get(0)?, row.get(1)?)));
             let rows: Vec<(i64, i64)> = rows.and_then(Iterator::collect).map_err(failed())?;
             for (first, count) in rows {
-                let holds = |(start, block): &(i64, Block)| first >= *start && first < start + block.count() as i64;
-                if !open.as_ref().is_some_and(holds) {
-                    let read = blocks.query_row([first], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?)));
-                    let (start, packed) = read.map_err(failed())?;
-                    let block = Block::unpack(&packed).ok_or_else(|| self.catalog.damaged("one of its blocks"))?;
-                    open = Some((start, block));
-                }
-                let Some((start, block)) = &open else { continue };
-                let skipped = usize::try_from(first - start).unwrap_or(usize::MAX);
-                let names = block.names().skip(skipped).take(usize::try_from(count).unwrap_or(0));
-                let pattern = &self.query.pattern;
-                let fits = |name: &[u8]| {
-                    let hit = pattern.needle().is_none_or(|needle| needle.is_match(name));
-                    hit && !name.is_empty() && pattern.may_be(name)
+                let holds = |(start, names): &(i64, Names)| {
+                    first >= *start && first < start.saturating_add(names.count() as i64)
                 };
-                let found: Vec<Candidate> = (first..)
-                    .zip(names)
-                    .filter(|(_, name)| fits(name))
-                    .map(|(file, name)| (file, *folder, name.to_vec()))
-                    .collect();
-                for candidate in found {
-                    if !self.consider(candidate)? {
-                        self.answer.more = true;
+                let (start, names) = match open.take_if(|open| holds(open)) {
+                    Some(kept) => kept,
+                    None => {
+                        let read = blocks.query_row([first], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?)));
+                        let (start, packed): (i64, _) = read.map_err(failed())?;
+                        let block = unpacker.unpack(&packed).ok_or_else(|| catalog.damaged("one of its blocks"))?;
+                        (start, Names::of(&block))
+                    }
+                };
+                for (file, name) in (first..).zip(names.rows(first.saturating_sub(start), count)) {
+                    let is_wanted = ended.as_ref().is_none_or(|ended| ended.binary_search(&file).is_ok());
+                    if is_wanted
+                        && !name.is_empty()
+                        && pattern.may_be(name)
+                        && !self.consider((file, *folder, name.to_vec()))?
+                    {
                         return Ok(());
                     }
                 }
+                open = Some((start, names));
             }
         }
         Ok(())
@@ -329,52 +287,36 @@ impl Searcher<'_> {
 
     /// Goes through all names, or through those in some folders.
     fn blocks(&mut self, within: Option<&HashSet<i64>>) -> Result<()> {
-        let failed = || self.catalog.failed("searching it");
-        let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(8));
+        let catalog = self.catalog;
+        let failed = || catalog.failed("searching it");
+        let (query, ended) = (self.query, self.ended.take());
         let mut statement =
-            self.catalog.db.prepare_cached("SELECT first, content FROM block ORDER BY first").map_err(failed())?;
+            catalog.db.prepare_cached("SELECT first, count, content FROM block ORDER BY first").map_err(failed())?;
         let mut rows = statement.query([]).map_err(failed())?;
-        loop {
-            let mut batch: Vec<(i64, Vec<u8>)> = Vec::with_capacity(BATCH);
-            while batch.len() < BATCH
-                && let Some(row) = rows.next().map_err(failed())?
-            {
-                let read = row.get(0).and_then(|first| Ok((first, row.get(1)?)));
-                batch.push(read.map_err(failed())?);
-            }
-            if batch.is_empty() {
-                return Ok(());
-            }
-            let pattern = &self.query.pattern;
-            let each = batch.len().div_ceil(threads);
-            let look = |part: &[(i64, Vec<u8>)]| {
-                let mut found = Vec::new();
-                for (first, packed) in part {
-                    found.extend(look_through(*first, &Block::unpack(packed)?, pattern, within));
-                }
-                Some(found)
-            };
-            let parts: Vec<Option<Vec<Candidate>>> = std::thread::scope(|scope| {
-                let working: Vec<_> = batch.chunks(each.max(1)).map(|part| scope.spawn(move || look(part))).collect();
-                working.into_iter().map(|thread| thread.join().ok().flatten()).collect()
-            });
-            for part in parts {
-                let part = part.ok_or_else(|| self.catalog.damaged("one of its blocks"))?;
-                for candidate in part {
-                    if !self.consider(candidate)? {
-                        self.answer.more = true;
-                        return Ok(());
-                    }
+        let mut next = || {
+            while let Some(row) = rows.next().map_err(failed())? {
+                let range = row.get(0).and_then(|first| Ok((first, row.get(1)?)));
+                let (first, count): (i64, i64) = range.map_err(failed())?;
+                let holds_some = |ended: &Vec<i64>| {
+                    let next = ended.partition_point(|file| *file < first);
+                    ended.get(next).is_some_and(|file| *file < first.saturating_add(count))
+                };
+                if ended.as_ref().is_none_or(holds_some) {
+                    return Ok(Some((first, row.get(2).map_err(failed())?)));
                 }
             }
-        }
+            Ok(None)
+        };
+        let wanted = Wanted { pattern: &query.pattern, within, among: ended.as_deref(), needle: OnceLock::default() };
+        let scanned = scan(&mut next, &wanted, &mut |candidate| self.consider(candidate));
+        scanned.map_err(|stopped| match stopped {
+            Stopped::Damaged => catalog.damaged("one of its blocks"),
+            Stopped::Failed(error) => error,
+        })
     }
 
     /// Adds a candidate that fits; `false` where there is no room for it.
     fn consider(&mut self, (file, folder, name): Candidate) -> Result<bool> {
-        if self.ended.as_ref().is_some_and(|ended| ended.binary_search(&file).is_err()) {
-            return Ok(true);
-        }
         if self.last.as_ref().is_none_or(|(last, ..)| *last != folder) {
             let (top, path) = self.path_of(folder)?;
             self.last = Some((folder, top, path));
@@ -391,6 +333,7 @@ impl Searcher<'_> {
             return Ok(true);
         }
         if self.query.limit > 0 && self.answer.found.len() >= self.query.limit {
+            self.answer.more = true;
             return Ok(false);
         }
         let (dataset, host) = (chain.dataset.clone(), chain.host.clone());

@@ -13,7 +13,7 @@ use crate::error::{Doing, Result, VaultError};
 use crate::finding::{Finding, Severity};
 use crate::object::{self, Place};
 use crate::open::Vault;
-use crate::storage::Storage;
+use crate::storage::{Storage, StorageError};
 
 /// A pause for the pace is cut into pieces, so that a stop is noticed.
 const NAP: Duration = Duration::from_millis(50);
@@ -40,6 +40,8 @@ struct Outcome {
     bytes: u64,
     points: u64,
     findings: Vec<Finding>,
+    /// Packs that lie where they must be thawed first, and their bytes.
+    archived: (u64, u64),
     failure: Option<VaultError>,
 }
 
@@ -77,6 +79,14 @@ pub(super) fn carry(
     report.bytes_copied = outcome.bytes;
     report.points_copied = outcome.points;
     report.findings.extend(outcome.findings);
+    if let (packs @ 1.., bytes) = outcome.archived {
+        let message = format!(
+            "{packs} packs ({} MB) lie in a class of storage that must be thawed, and are not in the copy: its older points cannot be \
+             restored from it; thaw them (docs/object-storage.md) and copy again, or copy newer points only (--since)",
+            bytes.div_ceil(1_000_000)
+        );
+        report.findings.push(Finding::new(Severity::Alarm, "archived", "pack/", message));
+    }
     match outcome.failure {
         Some(error) => Err(error),
         None => Ok(whole),
@@ -129,6 +139,12 @@ impl Work<'_> {
             Ok(bytes) => bytes,
             Err(error) if error.is_everywhere() => {
                 return Err(VaultError::Storage { doing: format!("reading {key}"), source: error });
+            }
+            Err(StorageError::Archived { .. }) => {
+                self.went(load.size);
+                let archived = &mut lock(&self.outcome).archived;
+                *archived = (archived.0 + 1, archived.1 + load.size);
+                return Ok(false);
             }
             // Pruned while it was copied, or a bad place on a disk: what is left out is said.
             Err(error) => {

@@ -141,10 +141,10 @@ fn open_target(source: &Vault, to: &Arc<dyn Storage>, options: &CopyOptions) -> 
         let foreign = listed.iter().find(|o| !o.key.starts_with(record::PREFIX) && o.key != name::README);
         return match foreign {
             None => Ok(None),
-            Some(object) => Err(VaultError::invalid(
-                format!("the target {}", to.location()),
-                format!("it is neither empty nor a vault: it holds {}; choose another place", object.key),
-            )),
+            Some(object) => Err(VaultError::Refused {
+                what: format!("copying to {}", to.location()),
+                why: format!("it is neither empty nor a vault: it holds {}; choose another place", object.key),
+            }),
         };
     }
     let target = Vault::open(to.clone(), Some(options.state.clone()), Some(source.owner()))?;

@@ -5,13 +5,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
+use std::path::Path;
 
 use thiserror::Error;
 
-use super::TreeSummary;
+use super::backup::store_stream;
 use super::chunk::{Chunker, Cut};
 use super::metadata::Metadata;
+use super::pages::Maps;
 use super::tree::{Kind, Listing, Node, Root, Span, TreeError, begin_listing, checked_name};
+use super::{BackupError, TreeSummary};
 use crate::{ChunkId, ChunkSink, VaultError};
 
 /// As in a backup.
@@ -28,6 +31,8 @@ pub enum AuthorError {
     Tree(#[source] TreeError),
     #[error("a file's content could not be read")]
     Read(#[source] std::io::Error),
+    #[error("a file that is rewritten in place could not be stored")]
+    InPlace(#[source] BackupError),
     #[error("{name:?} comes twice in its directory")]
     Twice { name: String },
 }
@@ -44,6 +49,7 @@ struct Open {
 pub struct TreeWriter<'a> {
     sink: &'a dyn ChunkSink,
     chunker: Chunker,
+    maps: Option<Maps>,
     /// From the top to where names are added now.
     open: Vec<Open>,
     references: Vec<ChunkId>,
@@ -65,6 +71,7 @@ impl<'a> TreeWriter<'a> {
         TreeWriter {
             sink,
             chunker: Chunker::new(sink.chunker_seed()),
+            maps: None,
             open: vec![Open { metadata: top, ..Open::default() }],
             references: Vec::new(),
             referenced: HashSet::new(),
@@ -73,6 +80,13 @@ impl<'a> TreeWriter<'a> {
             bytes: 0,
             bytes_new: 0,
         }
+    }
+
+    /// Remembers the pages of files that are rewritten in place in this directory of this host, for this vault and data set, so that the
+    /// next tree stores of them what changed.
+    pub fn with_pages(mut self, pages: &Path) -> Self {
+        self.maps = Some(Maps::new(pages, self.sink.memory_key()));
+        self
     }
 
     /// How many directories are open below the top.
@@ -148,6 +162,24 @@ impl<'a> TreeWriter<'a> {
         Ok(spans)
     }
 
+    /// Stores the content of a file that is rewritten in place and about so long, such as a database's table. `file` is what it is known
+    /// by from one backup to the next.
+    pub fn content_in_place(
+        &mut self,
+        file: &[u8],
+        bytes: u64,
+        content: &mut dyn Read,
+    ) -> Result<Vec<Span>, AuthorError> {
+        let stored = store_stream(self.sink, self.maps.as_ref(), file, (Cut::PAGES, bytes), content);
+        let (spans, new) = stored.map_err(|error| match error {
+            BackupError::Stream(error) => AuthorError::Read(error),
+            BackupError::Store(error) => AuthorError::Store(error),
+            other => AuthorError::InPlace(other),
+        })?;
+        self.bytes_new += new;
+        Ok(spans)
+    }
+
     fn put(&mut self, data: &[u8]) -> Result<ChunkId, AuthorError> {
         let stored = self.sink.put(data).map_err(AuthorError::Store)?;
         if stored.new {
@@ -189,6 +221,9 @@ impl<'a> TreeWriter<'a> {
         let top = self.complete(top)?;
         let root = Root { top, files: self.files, bytes: self.bytes, sources };
         let root = self.put(&root.encode())?;
+        if let Some(maps) = &self.maps {
+            maps.sweep();
+        }
         Ok(TreeSummary {
             root,
             references: self.references,
@@ -202,7 +237,7 @@ impl<'a> TreeWriter<'a> {
             skipped_count: 0,
             changed: Vec::new(),
             changed_count: 0,
-            cache_failure: None,
+            cache_failure: self.maps.and_then(|maps| maps.failure()),
         })
     }
 }

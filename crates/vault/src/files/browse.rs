@@ -4,11 +4,12 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
+use super::read::FileReader;
 use super::tree::{Entries, Kind, LISTING_BYTES_MAX, Listing, Node, Root, Span, TreeError};
 use crate::{ChunkId, ChunkSource};
 
-/// How many zeros are written at once for a hole.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// How much of a file is copied at once.
+const COPY_BYTES: u64 = 1 << 20;
 
 /// An open tree. Reads only what it is asked for.
 pub struct Browser<'a> {
@@ -69,26 +70,17 @@ impl<'a> Browser<'a> {
 
     /// Writes a file's content, holes as zeros; how many bytes.
     pub fn copy(&self, file: &Node, to: &mut dyn Write) -> Result<u64, CopyError> {
-        let Kind::File { size, spans } = &file.kind else {
-            return Err(CopyError::Tree(other_kind(&file.name, "file")));
-        };
-        for span in spans {
-            match span {
-                Span::Data { id, offset, length } => {
-                    let chunk = self.source.get(id).map_err(|error| CopyError::Tree(TreeError::Chunk(error)))?;
-                    to.write_all(part(&chunk, *offset, *length).map_err(CopyError::Tree)?).map_err(CopyError::Write)?;
-                }
-                Span::Hole { length } => {
-                    let mut left = *length;
-                    while left > 0 {
-                        let now = left.min(ZEROS.len() as u64);
-                        to.write_all(ZEROS.get(..now as usize).unwrap_or_default()).map_err(CopyError::Write)?;
-                        left -= now;
-                    }
-                }
+        let mut reader = FileReader::open(self.source, file).map_err(CopyError::Tree)?;
+        let mut buffer = vec![0; COPY_BYTES.min(reader.size()) as usize];
+        let mut position = 0;
+        loop {
+            let read = reader.read_at(position, &mut buffer).map_err(CopyError::Tree)?;
+            if read == 0 {
+                return Ok(position);
             }
+            to.write_all(buffer.get(..read).unwrap_or_default()).map_err(CopyError::Write)?;
+            position += read as u64;
         }
-        Ok(*size)
     }
 }
 

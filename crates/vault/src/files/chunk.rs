@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use fastcdc::v2020::{FastCDC, Normalization};
 
+use super::pages::BLOCK_BYTES;
+
 /// How a stream is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
@@ -18,8 +20,9 @@ pub enum Cut {
 impl Cut {
     /// The sizes for files: about 1 MiB compresses well and keeps the number of objects small.
     pub(crate) const LENGTH_MAX: usize = 4 << 20;
-    /// 64 KiB holds whole pages of every usual database and costs little when one of them changes.
-    pub const PAGES: Cut = Cut::Fixed(64 << 10);
+    /// For files that are rewritten in place: a million blocks a terabyte. Of blocks that changed only the pages that did are stored, by
+    /// what the host remembers of them.
+    pub const PAGES: Cut = Cut::Fixed(BLOCK_BYTES);
 
     /// How a file is cut, by its length and its first bytes (where they are data). What consists of whole 4 KiB pages is
     /// rewritten in place: a database, a disk image. Archives, which may just happen to, grow and shift.
@@ -27,17 +30,11 @@ impl Cut {
         let starts = |magic: &[u8]| head.is_some_and(|head| head.starts_with(magic));
         let is_archive = head.and_then(|head| head.get(257..262)) == Some(b"ustar") || starts(b"!<arch>\n");
         let is_paged = size.is_multiple_of(PAGE_BYTES) && !is_archive && !starts(b"\x7fELF");
-        match size {
-            _ if !is_paged && !starts(b"SQLite format 3\0") => Cut::Content,
-            // So that a file has at most a million pieces a terabyte.
-            0..GIBIBYTES_16 => Cut::PAGES,
-            _ => Cut::Fixed(1 << 20),
-        }
+        if is_paged || starts(b"SQLite format 3\0") { Cut::PAGES } else { Cut::Content }
     }
 }
 
 const PAGE_BYTES: u64 = 4096;
-const GIBIBYTES_16: u64 = 16 << 30;
 
 struct Sizes {
     min: usize,
@@ -181,14 +178,12 @@ mod tests {
     #[test]
     fn fixed_blocks_cover_everything() {
         let data = noise(200_000);
-        let pieces = Chunker::new(0).cut(Cut::PAGES, &data, 0, true);
+        let blocks = Cut::Fixed(64 << 10);
+        let pieces = Chunker::new(0).cut(blocks, &data, 0, true);
         assert_eq!(pieces, [0..65536, 65536..131072, 131072..196608, 196608..200000]);
-        assert_eq!(Chunker::new(0).cut(Cut::PAGES, &data, 0, false).len(), 3);
-        assert_eq!(
-            Chunker::new(0).cut(Cut::PAGES, &data[..70_000], 65_000, true),
-            [0..536, 536..66_072, 66_072..70_000]
-        );
-        assert_eq!(Chunker::new(0).cut(Cut::PAGES, &data[..10], 65_530, false).first(), Some(&(0..6)));
+        assert_eq!(Chunker::new(0).cut(blocks, &data, 0, false).len(), 3);
+        assert_eq!(Chunker::new(0).cut(blocks, &data[..70_000], 65_000, true), [0..536, 536..66_072, 66_072..70_000]);
+        assert_eq!(Chunker::new(0).cut(blocks, &data[..10], 65_530, false).first(), Some(&(0..6)));
     }
 
     #[test]
@@ -197,7 +192,7 @@ mod tests {
         tar[257..262].copy_from_slice(b"ustar");
         assert_eq!(Cut::of_file(8 << 20, Some(b"anything")), Cut::PAGES);
         assert_eq!(Cut::of_file(8 << 20, None), Cut::PAGES);
-        assert_eq!(Cut::of_file(64 << 30, None), Cut::Fixed(1 << 20));
+        assert_eq!(Cut::of_file(64 << 30, None), Cut::PAGES);
         assert_eq!(Cut::of_file((8 << 20) + 512, Some(b"SQLite format 3\0")), Cut::PAGES);
         assert_eq!(Cut::of_file((8 << 20) + 512, Some(b"anything")), Cut::Content);
         assert_eq!(Cut::of_file(20_480 * 512, Some(&tar)), Cut::Content);

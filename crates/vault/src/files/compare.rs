@@ -2,9 +2,11 @@
 //!
 //! Invariant: "changed" is said of what is different, never of what was merely cut into other pieces: then contents are compared.
 
+use std::ops::Range;
+
 use super::browse::Browser;
 use super::read::FileReader;
-use super::tree::{Entries, Kind, Node, TreeError};
+use super::tree::{Entries, Kind, Node, Span, TreeError};
 
 /// Both sides of a comparison of contents, a stretch at a time.
 const COMPARE_BYTES: usize = 256 << 10;
@@ -141,21 +143,77 @@ impl Comparison<'_> {
         })
     }
 
+    /// Only where the two have other pieces, bytes are compared.
     fn bytes_differ(&self, left: &Node, right: &Node) -> Result<bool, TreeError> {
+        let (Kind::File { spans: one, .. }, Kind::File { spans: two, .. }) = (&left.kind, &right.kind) else {
+            return Ok(true);
+        };
         let mut left = FileReader::open(self.before.source(), left)?;
         let mut right = FileReader::open(self.after.source(), right)?;
-        let (mut one, mut two) = (vec![0; COMPARE_BYTES], vec![0; COMPARE_BYTES]);
-        let mut position = 0;
-        loop {
-            let read = left.read_at(position, &mut one)?;
-            let other = right.read_at(position, &mut two)?;
-            if one.get(..read) != two.get(..other) {
-                return Ok(true);
+        let mut buffers = (vec![0; COMPARE_BYTES], vec![0; COMPARE_BYTES]);
+        for Range { mut start, end } in differing(one, two) {
+            while start < end {
+                let now = (end - start).min(COMPARE_BYTES as u64) as usize;
+                let read = left.read_at(start, buffers.0.get_mut(..now).unwrap_or_default())?;
+                let other = right.read_at(start, buffers.1.get_mut(..now).unwrap_or_default())?;
+                if read != now || buffers.0.get(..read) != buffers.1.get(..other) {
+                    return Ok(true);
+                }
+                start += now as u64;
             }
-            if read == 0 {
-                return Ok(false);
+        }
+        Ok(false)
+    }
+}
+
+/// Where two files of one length have other pieces.
+fn differing(left: &[Span], right: &[Span]) -> Vec<Range<u64>> {
+    let mut found: Vec<Range<u64>> = Vec::new();
+    let (mut left, mut right, mut at) = (Pieces::new(left), Pieces::new(right), 0);
+    while let (Some(one), Some(two)) = (left.next, right.next) {
+        let length = one.length().min(two.length());
+        let alike = match (one, two) {
+            (Span::Hole { .. }, Span::Hole { .. }) => true,
+            (Span::Data { id, offset, .. }, Span::Data { id: other, offset: at, .. }) => (id, offset) == (other, at),
+            _ => false,
+        };
+        match found.last_mut().filter(|last| last.end == at) {
+            _ if alike => {}
+            Some(last) => last.end += length,
+            None => found.push(at..at + length),
+        }
+        at += length;
+        left.advance(length);
+        right.advance(length);
+    }
+    found
+}
+
+/// A file's pieces, gone through in steps of any length.
+struct Pieces<'a> {
+    rest: std::slice::Iter<'a, Span>,
+    next: Option<Span>,
+}
+
+impl<'a> Pieces<'a> {
+    fn new(spans: &'a [Span]) -> Pieces<'a> {
+        let mut pieces = Pieces { rest: spans.iter(), next: None };
+        pieces.refill();
+        pieces
+    }
+
+    fn refill(&mut self) {
+        self.next = self.rest.by_ref().find(|span| span.length() > 0).copied();
+    }
+
+    /// Goes on by no more than what is left of the next piece.
+    fn advance(&mut self, by: u64) {
+        match &mut self.next {
+            Some(Span::Data { offset, length, .. }) if u64::from(*length) > by => {
+                (*offset, *length) = (offset.saturating_add(by as u32), *length - by as u32);
             }
-            position += read as u64;
+            Some(Span::Hole { length }) if *length > by => *length -= by,
+            _ => self.refill(),
         }
     }
 }
@@ -169,4 +227,31 @@ pub fn joined(path: &[u8], name: &[u8]) -> Vec<u8> {
     }
     whole.extend_from_slice(name);
     whole
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ChunkId;
+
+    #[test]
+    fn only_where_pieces_differ_bytes_are_compared() {
+        let data = |chunk: u8, offset, length| Span::Data { id: ChunkId([chunk; 32]), offset, length };
+        let hole = |length| Span::Hole { length };
+        let before = [data(1, 0, 100), data(2, 0, 100), hole(50), hole(50)];
+        assert_eq!(differing(&before, &before), []);
+        // Cut otherwise, and the same.
+        let cut = [data(1, 0, 30), data(1, 30, 70), data(2, 0, 100), hole(100)];
+        assert_eq!(differing(&before, &cut), []);
+        let after = [
+            data(1, 0, 30),
+            data(3, 0, 10),
+            data(1, 40, 60),
+            data(1, 0, 20),
+            data(2, 20, 80),
+            hole(20),
+            data(4, 0, 80),
+        ];
+        assert_eq!(differing(&before, &after), [30..40, 100..120, 220..300]);
+    }
 }

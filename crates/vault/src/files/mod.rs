@@ -13,6 +13,7 @@ mod compare;
 mod disk;
 mod exclude;
 mod metadata;
+mod pages;
 mod read;
 mod restore;
 mod tree;
@@ -24,7 +25,7 @@ use crate::{ChunkId, PointInfo, Result, Unlocked, VaultError};
 
 pub use ahead::for_each_frame;
 pub use author::{AuthorError, TreeWriter};
-pub use backup::{BackupError, BackupOptions, TreeSummary, backup_bytes, backup_tree};
+pub use backup::{BackupError, BackupOptions, Stream, TreeSummary, backup_bytes, backup_tree};
 pub use browse::{Browser, CopyError, read_entries, read_root};
 pub use chunk::Cut;
 pub use compare::{Change, GoOn, compare_nodes, compare_trees, joined};
@@ -32,7 +33,7 @@ pub use disk::{DiskError, DiskOptions, compare_with_disk};
 pub use exclude::{ExcludeError, Excludes};
 pub use metadata::{Metadata, Xattrs};
 pub use read::{FileReader, ends_of};
-pub use restore::{Note, RestoreError, RestoreOptions, Restored, restore_tree};
+pub use restore::{ArchivedNeeds, Note, RestoreError, RestoreOptions, Restored, archived_needs, restore_tree};
 pub use tree::{Entries, Kind, Link, Listing, Node, Root, Span, TreeError};
 pub use walk::Skipped;
 
@@ -52,8 +53,8 @@ pub fn tree_root(unlocked: &Unlocked, point: &PointInfo) -> Result<ChunkId> {
 pub enum Event<'a> {
     /// What is to come in all, once it is known.
     Expected { files: u64, bytes: u64 },
-    /// A file has been opened and is about to be read.
-    Reading { path: &'a Path },
+    /// A file has been opened and is about to be read; again, if it was not what it had been when its directory was.
+    Reading { directory: &'a Path, name: &'a Path },
     /// So many bytes more were read, or restored.
     Bytes(u64),
     /// So many files more are done.

@@ -1,12 +1,16 @@
 //! A file's bytes at any place: for ranges, comparisons, mounts and archives.
 //!
-//! Invariant: what is given was verified against its chunk's id; at most one chunk is kept.
+//! Invariant: what is given was verified against its chunk's id; of chunks only few are kept.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 
 use super::browse::part;
 use super::tree::{Kind, Node, Span, TreeError};
 use crate::{ChunkId, ChunkSource};
+
+/// Chunks are kept up to this length together, or one that is longer: where pages were rewritten, neighbours lie in several.
+const KEPT_BYTES: usize = 16 << 20;
 
 /// An open file of a tree.
 pub struct FileReader<'a> {
@@ -14,7 +18,8 @@ pub struct FileReader<'a> {
     spans: Vec<Span>,
     /// Where each span ends in the file.
     ends: Vec<u64>,
-    kept: Option<(ChunkId, Vec<u8>)>,
+    /// The one used last comes first.
+    kept: VecDeque<(ChunkId, Vec<u8>)>,
     position: u64,
 }
 
@@ -31,7 +36,7 @@ impl<'a> FileReader<'a> {
             return Err(TreeError::OtherKind { path, wanted: "file" });
         };
         let ends = ends_of(spans);
-        Ok(FileReader { source, spans: spans.clone(), ends, kept: None, position: 0 })
+        Ok(FileReader { source, spans: spans.clone(), ends, kept: VecDeque::new(), position: 0 })
     }
 
     /// Goes on with another file of the same data set; what lies in the same chunk is not fetched again.
@@ -76,10 +81,22 @@ impl<'a> FileReader<'a> {
     }
 
     fn chunk(&mut self, id: ChunkId) -> Result<&[u8], TreeError> {
-        if self.kept.as_ref().is_none_or(|(kept, _)| *kept != id) {
-            self.kept = Some((id, self.source.get(&id).map_err(TreeError::Chunk)?));
+        let found = self.kept.iter().position(|(kept, _)| *kept == id);
+        if found != Some(0) {
+            let chunk = match found.and_then(|place| self.kept.remove(place)) {
+                Some((_, chunk)) => chunk,
+                None => self.source.get(&id).map_err(TreeError::Chunk)?,
+            };
+            let mut room = KEPT_BYTES.saturating_sub(chunk.len());
+            let mut stays = |(_, kept): &(ChunkId, Vec<u8>)| {
+                let fits = kept.len() <= room;
+                room = if fits { room - kept.len() } else { 0 };
+                fits
+            };
+            self.kept.retain(&mut stays);
+            self.kept.push_front((id, chunk));
         }
-        Ok(self.kept.as_ref().map(|(_, bytes)| bytes.as_slice()).unwrap_or_default())
+        Ok(self.kept.front().map(|(_, bytes)| bytes.as_slice()).unwrap_or_default())
     }
 }
 

@@ -12,6 +12,7 @@ use minicbor::{Decoder, Encoder};
 use thiserror::Error;
 
 use super::metadata::{Metadata, Xattrs};
+use super::pages::ordinal;
 use crate::ChunkId;
 
 /// The first item of a root object.
@@ -57,6 +58,13 @@ pub enum TreeError {
     /// The path asked for goes through, or is, something else.
     #[error("{path:?} is not a {wanted} in the recovery point")]
     OtherKind { path: String, wanted: &'static str },
+}
+
+impl TreeError {
+    /// Whether it lies where it must be thawed before it can be read.
+    pub fn is_archived(&self) -> bool {
+        matches!(self, TreeError::Chunk(error) if error.is_archived())
+    }
 }
 
 impl From<minicbor::decode::Error> for TreeError {
@@ -136,6 +144,23 @@ impl Node {
         })
     }
 
+    /// The chunks of a file, each with its place among them.
+    pub(crate) fn placed_chunk_ids(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
+        let spans: &[Span] = match &self.kind {
+            Kind::File { spans, .. } => spans,
+            _ => &[],
+        };
+        let mut position = 0u64;
+        spans.iter().filter_map(move |span| {
+            let start = position;
+            position = position.saturating_add(span.length());
+            match span {
+                Span::Data { id, offset, .. } => Some((*id, ordinal(start, *offset))),
+                Span::Hole { .. } => None,
+            }
+        })
+    }
+
     /// The bytes of a file; zero for everything else.
     pub fn size(&self) -> u64 {
         match self.kind {
@@ -146,6 +171,21 @@ impl Node {
 
     pub fn is_directory(&self) -> bool {
         matches!(self.kind, Kind::Directory(_))
+    }
+
+    /// The node as it stands in a listing.
+    pub(crate) fn encoded(&self) -> Vec<u8> {
+        const BESIDES: usize = 64;
+        const SPAN_BYTES: usize = 48;
+        let content = match &self.kind {
+            Kind::File { spans, .. } | Kind::Directory(Listing::Stored(spans)) => spans.len() * SPAN_BYTES,
+            Kind::Directory(Listing::Inline(bytes)) => bytes.len(),
+            Kind::Symlink { target } => target.len(),
+            Kind::Fifo => 0,
+        };
+        let mut out = Vec::with_capacity(BESIDES + self.name.len() + content);
+        self.encode(&mut out);
+        out
     }
 
     /// Appends the node to a listing.
@@ -218,7 +258,7 @@ impl Node {
                 1 => kind = Some(d.u8()?),
                 2 => metadata = Some(decode_metadata(d)?),
                 3 => size = Some(d.u64()?),
-                4 => spans = Some(decode_spans(d)?),
+                4 => spans = Some(decode_pieces(d)?),
                 5 => inline = Some(d.bytes()?.to_vec()),
                 6 => target = Some(checked_target(d.bytes()?)?),
                 7 => xattrs = decode_xattrs(d)?,
@@ -251,7 +291,16 @@ fn encode_spans(
     e: &mut Encoder<&mut Vec<u8>>,
     spans: &[Span],
 ) -> Result<(), minicbor::encode::Error<std::convert::Infallible>> {
-    e.u8(4)?.array(spans.len() as u64)?;
+    e.u8(4)?;
+    encode_pieces(e, spans)
+}
+
+/// The pieces alone, as they stand in a node.
+pub(crate) fn encode_pieces(
+    e: &mut Encoder<&mut Vec<u8>>,
+    spans: &[Span],
+) -> Result<(), minicbor::encode::Error<std::convert::Infallible>> {
+    e.array(spans.len() as u64)?;
     for span in spans {
         match span {
             Span::Data { id, offset, length } => e.array(3)?.bytes(id.as_bytes())?.u32(*offset)?.u32(*length)?,
@@ -261,7 +310,7 @@ fn encode_spans(
     Ok(())
 }
 
-fn decode_spans(d: &mut Decoder<'_>) -> Result<Vec<Span>, TreeError> {
+pub(crate) fn decode_pieces(d: &mut Decoder<'_>) -> Result<Vec<Span>, TreeError> {
     let Some(count) = d.array()? else { return damaged("pieces of open length") };
     // Nothing is reserved by the count alone: each piece has to be there.
     let mut spans = Vec::new();

@@ -319,19 +319,19 @@ impl<'a> Scanner<'a> {
         let mut known = self.cache.and_then(|cache| cache.directory(full.as_os_str().as_bytes()));
         scanned.entries.reserve(names.len());
         for name in names {
-            let path = place.relative.join(OsStr::from_bytes(&name));
+            let path = || place.relative.join(OsStr::from_bytes(&name));
             let seen = match rustix::fs::statat(&dir, &name[..], AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => Seen::from(&stat),
                 Err(Errno::NOENT) => {
-                    scanned.skip(place.base.full(&path), "vanished while it was being read".to_owned());
+                    scanned.skip(place.base.full(&path()), "vanished while it was being read".to_owned());
                     continue;
                 }
                 Err(error) => {
-                    scanned.skip(place.base.full(&path), format!("cannot be read: {error}"));
+                    scanned.skip(place.base.full(&path()), format!("cannot be read: {error}"));
                     continue;
                 }
             };
-            if !self.excludes.is_empty() && self.excludes.matches(&path, seen.file_type() == FileType::Directory) {
+            if !self.excludes.is_empty() && self.excludes.matches(&path(), seen.file_type() == FileType::Directory) {
                 scanned.excluded += 1;
                 continue;
             }
@@ -341,7 +341,7 @@ impl<'a> Scanner<'a> {
                 scanned.entries.push(Entry { name, seen, found });
                 continue;
             }
-            if let Some(found) = self.classify(place, &here, &dir, path, &name, &seen, &mut scanned) {
+            if let Some(found) = self.classify(place, &here, &dir, path(), &name, &seen, &mut scanned) {
                 scanned.entries.push(Entry { name, seen, found });
             }
         }
@@ -399,9 +399,7 @@ impl<'a> Scanner<'a> {
             }
         };
         let node = Node { name: name.to_vec(), kind, metadata: Some(seen.metadata(xattrs)), link: None };
-        let mut encoded = Vec::new();
-        node.encode(&mut encoded);
-        Some(Found::Node { encoded, memory: None })
+        Some(Found::Node { encoded: node.encoded(), memory: None })
     }
 
     /// What the cache knows of a regular file, if the vault still holds it.
@@ -433,7 +431,7 @@ impl<'a> Scanner<'a> {
     /// Whether the vault still holds every chunk of a cached node; if so, they are added to `references`.
     fn is_stored(&self, node: &Node, entry: u32, references: &mut Vec<Referenced>) -> bool {
         let before = references.len();
-        for (id, ordinal) in node.chunk_ids().zip(0..) {
+        for (id, ordinal) in node.placed_chunk_ids() {
             // Neighbours mostly share a chunk.
             if references.last().is_none_or(|last| last.id != id) {
                 if !self.sink.contains(&id) {

@@ -11,12 +11,13 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::codec::Hash;
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Result, VaultError};
 use crate::finding::note;
-use crate::name;
 use crate::object::{self, Place};
 use crate::open::Vault;
+use crate::roster::Roster;
 use crate::snapshot::Snapshot;
+use crate::{log, name};
 
 pub(crate) use self::record::{KIND, check as check_record};
 
@@ -77,6 +78,26 @@ fn counts(chain: &str) -> bool {
     chain.starts_with("snap/") || chain.starts_with("log/") || chain == name::ROSTER
 }
 
+/// The chain that something lies in, and how far it reaches there: gathered log objects as far as the last of them.
+fn end_of(place: &Place) -> Option<(String, u64)> {
+    match place {
+        Place::GatheredLog { dataset, lineage, timeline, span } => {
+            Some((log::chain(dataset, lineage, *timeline), span.last))
+        }
+        other => other.link(),
+    }
+}
+
+/// The hash of what is last in an object, if all of it is right.
+fn hash_at_end(roster: &Roster, key: &str, place: &Place, bytes: &[u8]) -> Result<Hash> {
+    if let Place::GatheredLog { dataset, lineage, timeline, span } = place {
+        let hashes = log::hashes_in(roster, (dataset, lineage, *timeline), *span, bytes)?;
+        return hashes.last().copied().ok_or_else(|| VaultError::damaged(key, "it holds nothing"));
+    }
+    object::check(roster, key, place, bytes)?;
+    Ok(Hash(crate::crypt::hash(bytes)))
+}
+
 impl Vault {
     /// Asks a copy of this vault, or another vault that its hosts write to as well, how far this one had come. What is older here is
     /// found rolled back by whatever reads it from now on.
@@ -112,7 +133,7 @@ impl Vault {
         let mut ends: BTreeMap<String, (u64, String)> = BTreeMap::new();
         for prefix in ["snap/", "log/", name::ROSTER] {
             for listed in copy.storage().list(prefix).doing(|| format!("listing {prefix} in {name}"))? {
-                if let Some((chain, number)) = Place::of(&listed.key).and_then(|place| place.link()) {
+                if let Some((chain, number)) = Place::of(&listed.key).and_then(|place| end_of(&place)) {
                     let end = ends.entry(chain).or_default();
                     if number >= end.0 {
                         *end = (number, listed.key);
@@ -124,15 +145,15 @@ impl Vault {
         for (chain, (number, key)) in ends {
             let Some(place) = Place::of(&key) else { continue };
             let read = copy.storage().get(&key).doing(|| format!("reading {key} in {name}"));
-            let read = read.and_then(|bytes| object::check(&roster, &key, &place, &bytes).map(|_| bytes));
+            let read = read.and_then(|bytes| hash_at_end(&roster, &key, &place, &bytes).map(|hash| (bytes, hash)));
             // What is damaged there proves nothing.
-            let Some(bytes) = note(read, &mut Vec::new())? else { continue };
+            let Some((bytes, hash)) = note(read, &mut Vec::new())? else { continue };
             if let Place::Snapshot(host, dataset, number) = &place
                 && let Ok(snapshot) = Snapshot::open(&roster, host, dataset, *number, &bytes)
             {
                 at = at.max(Some(snapshot.head.stored_at.into()));
             }
-            heads.push((chain, (number, Hash(crate::crypt::hash(&bytes)).to_string())));
+            heads.push((chain, (number, hash.to_string())));
         }
         let stamp = at.unwrap_or(Timestamp::UNIX_EPOCH);
         let head = |(number, hash)| Head { number, hash, by: name.to_owned(), at: stamp };

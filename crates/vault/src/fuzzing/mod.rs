@@ -4,19 +4,23 @@
 //! memory than the parser's own limits allow. What is signed or sealed in a vault is signed or sealed here, too, so that a fuzzer
 //! reaches what lies behind.
 
+mod catalog;
+
+use std::io::Read;
 use std::sync::OnceLock;
 
+use crate::catalog::Pattern;
 use crate::codec::{self, Hash, Moment};
 use crate::crypt::hash;
 use crate::files::{Entries, Root};
-use crate::index::IndexBody;
+use crate::index::{IndexBody, MovedBody};
 use crate::object::{self, Place};
 use crate::pack;
 use crate::roster::{Member, Role, Roster};
 use crate::seal::{Identity, Recipient, decompress};
 use crate::sign::{Signed, SigningKey};
 use crate::snapshot::SnapshotBody;
-use crate::{name, paper, storage};
+use crate::{name, paper, portable, storage};
 
 /// A parser's name, and the way in.
 pub type Door = (&'static str, fn(&[u8]));
@@ -34,6 +38,11 @@ pub const DOORS: &[Door] = &[
     ("key-name", key_name),
     ("paper", paper_text),
     ("identity", identity_text),
+    ("search-pattern", search_pattern),
+    ("catalog", catalog::whole_file),
+    ("catalog-block", catalog::block),
+    ("export-sums", export_sums),
+    ("export-stream", export_stream),
     ("serve-frames", crate::serve::fuzz_frames),
     ("serve-session", serve_session),
 ];
@@ -110,6 +119,7 @@ fn places(named: &str, fingerprint: &str) -> Vec<String> {
         "heal/h/d/00000000000000000001-00000000".to_owned(),
         "copy/0000000001-a-begun".to_owned(),
         "copy/0000000001-b-done".to_owned(),
+        format!("witness/{VAULT}/h/0000000001"),
     ]
 }
 
@@ -140,9 +150,10 @@ fn serve_session(data: &[u8]) {
 /// What is found behind a seal, which any host of the vault can make.
 fn sealed_body(data: &[u8]) {
     let Some((&choice, rest)) = data.split_first() else { return };
-    match choice % 3 {
+    match choice % 4 {
         0 => drop(codec::decode::<IndexBody>("index", rest)),
         1 => drop(codec::decode::<SnapshotBody>("snapshot", rest)),
+        2 => drop(codec::decode::<MovedBody>("moved", rest)),
         _ => crate::refs::fuzz_body(rest),
     }
 }
@@ -153,19 +164,74 @@ fn whole_pack(data: &[u8]) {
     }
 }
 
-/// A pack whose directory says what the fuzzer says.
+/// A pack whose directory says what the fuzzer says, as one that was written and as one of moved frames.
 fn pack_directory(data: &[u8]) {
     let Some(fixed) = fixed() else { return };
-    let Ok(bytes) = pack::fuzz_pack(VAULT, &fixed.content, data) else { return };
-    let Ok((record, _)) = pack::read_directory("pack", &bytes, VAULT, &fixed.content) else { return };
-    for frame in record.frames.iter().take(64) {
-        let _ = frame.chunks().take(4096).count();
+    for moved in [false, true] {
+        let Ok(bytes) = pack::fuzz_pack(VAULT, &fixed.content, data, moved) else { return };
+        let Ok((record, _)) = pack::read_directory("pack", &bytes, VAULT, &fixed.content) else { continue };
+        for frame in record.frames.iter().take(64) {
+            let _ = frame.chunks().take(4096).count();
+            let _ = frame.origin.and_then(|origin| record.origins().get(origin as usize));
+        }
+    }
+}
+
+/// What somebody looks for, and a path that it may fit: whatever fits must be found by the quick look, too.
+fn search_pattern(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (text, path) = text.split_once('\0').unwrap_or((text, "/r/etc/nginx/a.conf"));
+    // As a catalogue spells paths.
+    if !path.starts_with('/') || path.contains("//") {
+        return;
+    }
+    for (ignore_case, exact) in [(false, false), (true, false), (false, true)] {
+        // Longer ones are no pattern of a person, and take long to build.
+        let Ok(pattern) = Pattern::new(text.get(..200).unwrap_or(text), ignore_case, exact) else { continue };
+        let name = path.rsplit('/').next().unwrap_or_default().as_bytes();
+        let listed = [name, b"\0"].concat();
+        let found = pattern.rarest_needle(&listed).is_none_or(|needle| needle.is_match(name));
+        if !name.is_empty() && pattern.accepts(name, path.as_bytes()) {
+            assert!(found && pattern.may_be(name), "{text:?} accepts {path:?} and does not find it");
+            assert!(pattern.looks_in(path), "{text:?} accepts {path:?} and does not look there");
+        }
     }
 }
 
 fn compressed(data: &[u8]) {
     if let Some(plain) = decompress(data, 1 << 20) {
         assert!(plain.len() <= 1 << 20, "more than was allowed");
+    }
+}
+
+fn export_sums(data: &[u8]) {
+    if let Ok(parts) = portable::listed(data) {
+        assert!(!parts.is_empty() && parts.len() <= 9999, "more parts than are ever written");
+        assert!(parts.iter().all(|(name, _)| !name.contains('/')), "a part that leaves its directory");
+    }
+}
+
+/// An archive as it comes from a medium: as it is, and as somebody who has the recipient's public half sealed it.
+fn export_stream(data: &[u8]) {
+    let Some(fixed) = fixed() else { return };
+    let pass = |from: &mut dyn Read| {
+        if let Ok(tar) = portable::decompressed(from) {
+            let _ = std::io::copy(&mut tar.take(64 << 20), &mut std::io::sink());
+        }
+    };
+    let opened = |archive: &[u8]| {
+        if let Ok(mut opened) = portable::age_opened(std::slice::from_ref(&fixed.content), archive) {
+            pass(&mut opened);
+        }
+    };
+    opened(data);
+    let mut sealed = Vec::new();
+    let recipients = [fixed.content.recipient()];
+    if let Ok(mut seal) = portable::age_sealed(&recipients, &mut sealed)
+        && std::io::Write::write_all(&mut seal, data).is_ok()
+        && seal.finish().is_ok()
+    {
+        opened(&sealed);
     }
 }
 
@@ -222,6 +288,10 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("key-name", b"log/app/l/0000000001/000000000/000".to_vec()),
         ("compressed", zstd::bulk::compress(&[5; 300], 3).unwrap_or_default()),
     ];
+    let sums = "00  a.tar.zst.age.0001\n11  a.tar.zst.age.0002\n22  README.txt\n";
+    seeds.push(("export-sums", sums.as_bytes().to_vec()));
+    seeds.push(("export-stream", zstd::bulk::compress(&[7; 5000], 6).unwrap_or_default()));
+    seeds.extend(catalog::seeds());
     if let Ok(shares) = paper::split(&fixed.content, 3, 2) {
         seeds.extend(shares.into_iter().take(1).map(|s| ("paper", paper::Secret::Share(s).lines().into_bytes())));
     }
@@ -234,9 +304,15 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     seeds.extend(codec::encode(&body).ok().map(|bytes| ("sealed-body", prefixed(1, bytes))));
     let body = IndexBody { secret: vec![3; 9], chunk_key: "00".to_owned(), packs: Vec::new() };
     seeds.extend(codec::encode(&body).ok().map(|bytes| ("sealed-body", prefixed(0, bytes))));
-    if let Ok(directory) = pack::fuzz_directory() {
-        seeds.extend(pack::fuzz_pack(VAULT, &fixed.content, &directory).ok().map(|bytes| ("pack", bytes)));
+    let body = MovedBody { secret: vec![3; 9], packs: Vec::new() };
+    seeds.extend(codec::encode(&body).ok().map(|bytes| ("sealed-body", prefixed(2, bytes))));
+    for moved in [false, true] {
+        let Ok(directory) = pack::fuzz_directory(moved) else { continue };
+        seeds.extend(pack::fuzz_pack(VAULT, &fixed.content, &directory, moved).ok().map(|bytes| ("pack", bytes)));
         seeds.push(("pack-directory", directory));
+    }
+    for text in ["*.conf", "etc/**/a.c?nf", "{a,b}[c-d]*", "report\0/data/report.txt", "a\\*b"] {
+        seeds.push(("search-pattern", text.as_bytes().to_vec()));
     }
     let (put, get) = crate::serve::fuzz_requests();
     seeds.push(("serve-session", [vec![0], put.clone(), get.clone()].concat()));

@@ -22,7 +22,7 @@ use crate::host::State;
 use crate::index;
 use crate::log;
 use crate::name;
-use crate::object::{self, Place};
+use crate::object::{self, Place, pack_hash};
 use crate::open::{Unlocked, Vault};
 use crate::refs;
 use crate::snapshot::{Badge, PointInfo};
@@ -70,13 +70,6 @@ impl CheckReport {
     }
 }
 
-fn pack_hash(key: &str) -> Option<Hash> {
-    match Place::of(key)? {
-        Place::Pack(hash) => Some(Hash(hash)),
-        _ => None,
-    }
-}
-
 /// Of a log object that the copy does not have by itself: the runs there that hold it.
 fn gathered_in(copy: &Arc<dyn Storage>, key: &str) -> Result<Vec<String>> {
     let Some(Place::Log { dataset, lineage, timeline, number }) = Place::of(key) else { return Ok(Vec::new()) };
@@ -102,6 +95,7 @@ impl Vault {
         }
         let mut healed = Healed::default();
         for key in self.each_bad(copy, bad)? {
+            self.check_stop()?;
             match note(self.heal_one(copy, &key), &mut healed.findings)? {
                 Some(true) => healed.healed.push(key),
                 _ => healed.lost.push(key),
@@ -232,7 +226,15 @@ impl Unlocked {
     /// Which of a check's bad packs are still needed, and by which points. Looks at the data sets that the keys open; a pack of
     /// another one counts as needed.
     pub fn bad_packs(&self, report: &CheckReport) -> Result<BadPacks> {
-        let bad = report.bad_packs();
+        self.rest_on(&report.bad_packs())
+    }
+
+    /// The points of which a check could not read everything, because it must be thawed.
+    pub fn unread_points(&self, report: &CheckReport) -> Result<Vec<PointInfo>> {
+        Ok(self.rest_on(&report.archived.iter().filter_map(|key| pack_hash(key)).collect())?.points)
+    }
+
+    fn rest_on(&self, bad: &HashSet<Hash>) -> Result<BadPacks> {
         let mut result = BadPacks::default();
         if bad.is_empty() {
             return Ok(result);
@@ -256,7 +258,7 @@ impl Unlocked {
                 }
             }
         }
-        for hash in &bad {
+        for hash in bad {
             let is_free = seen.contains(hash) && !needed.contains(hash);
             let names = if is_free { &mut result.replaced } else { &mut result.needed };
             names.push(name::pack(&hash.0));

@@ -113,7 +113,7 @@ pub(crate) fn read(storage: &dyn Storage, roster: &Roster, host: &str, dataset: 
     check(roster, host, dataset, of, &bytes)
 }
 
-/// Stores one under the next free part of a generation.
+/// Stores one under the next free part of a generation, and answers its key.
 pub(crate) fn publish(
     storage: &dyn Storage,
     (roster, host, dataset): (&Roster, &str, &str),
@@ -122,7 +122,7 @@ pub(crate) fn publish(
     recipients: &[Recipient],
     body: &MovedBody,
     from: &[Hash],
-) -> Result<()> {
+) -> Result<String> {
     let plain = codec::encode(body)?;
     for part in 1.. {
         let key = MovedName { generation, part }.key(host, dataset);
@@ -139,10 +139,10 @@ pub(crate) fn publish(
         };
         let bytes = Signed::seal(KIND, &codec::encode(&head)?, signer)?;
         if storage.put_if_absent(&key, &bytes).doing(|| format!("writing {key}"))? == Put::Created {
-            return Ok(());
+            return Ok(key);
         }
     }
-    Ok(())
+    Err(VaultError::invalid(format!("generation {generation}"), "it has no free part"))
 }
 
 #[cfg(test)]

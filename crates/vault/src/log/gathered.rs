@@ -22,6 +22,8 @@ use crate::storage::Listed;
 pub(crate) const KIND: &str = "vault.log.gathered";
 /// A container is closed when its objects have grown to this.
 pub(crate) const CONTAINER_BYTES: u64 = 4 << 20;
+/// The last object may go beyond that, and each costs a few bytes besides; a larger one is no container.
+pub(crate) const GATHERED_BYTES_MAX: u64 = 2 * CONTAINER_BYTES;
 /// So many objects in one at most.
 pub(crate) const CONTAINER_OBJECTS_MAX: u64 = 4096;
 /// Containers that were read are kept for their neighbours.
@@ -97,10 +99,6 @@ impl Shelf {
         shelf
     }
 
-    pub(super) fn of_numbers(numbers: Vec<u64>) -> Shelf {
-        Shelf { numbers, ..Shelf::default() }
-    }
-
     pub(super) fn add(&mut self, rest: &str) {
         if let Some(number) = number_in(rest) {
             self.numbers.push(number);
@@ -113,10 +111,6 @@ impl Shelf {
         self.numbers.extend(self.spans.iter().flat_map(|span| span.first..=span.last));
         self.numbers.sort_unstable();
         self.numbers.dedup();
-    }
-
-    pub(super) fn has_gaps(&self) -> bool {
-        self.numbers.first().is_some_and(|first| *first > 0) || self.numbers.windows(2).any(|two| two[1] != two[0] + 1)
     }
 }
 

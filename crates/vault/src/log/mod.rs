@@ -6,6 +6,7 @@
 //! pruned, the prune's word says where it begins and what its first object must name.
 
 mod gathered;
+mod walk;
 mod writer;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -27,8 +28,8 @@ use crate::snapshot::Position;
 
 use self::gathered::Shelf;
 pub(crate) use self::gathered::{
-    CONTAINER_BYTES, CONTAINER_OBJECTS_MAX, Containers, KIND as GATHERED_KIND, Span, check as check_gathered,
-    hashes_in, seal as seal_gathered,
+    CONTAINER_BYTES, CONTAINER_OBJECTS_MAX, Containers, GATHERED_BYTES_MAX, KIND as GATHERED_KIND, Span,
+    check as check_gathered, hashes_in, seal as seal_gathered,
 };
 pub use self::writer::LogWriter;
 
@@ -251,11 +252,22 @@ impl Vault {
     }
 
     fn read_since(&self, dataset: &str, position: &Position) -> Result<(LogTrail, Vec<u64>, Option<VaultError>)> {
+        match self.read_since_once(dataset, position)? {
+            // Gathered since it was listed, perhaps.
+            (_, _, Some(VaultError::Missing { .. })) => self.read_since_once(dataset, position),
+            read => Ok(read),
+        }
+    }
+
+    fn read_since_once(&self, dataset: &str, position: &Position) -> Result<(LogTrail, Vec<u64>, Option<VaultError>)> {
         self.refresh()?;
         let of = Timeline { dataset, lineage: &position.lineage, timeline: position.timeline };
         let seen = self.remembered_head(&chain(dataset, of.lineage, of.timeline))?;
         let shelf = self.list_timeline(&of)?;
-        let floor = self.floor(&of, &shelf)?;
+        let floor = match shelf.numbers.is_empty() {
+            true => None,
+            false => self.floor(&of)?,
+        };
         let extent = Extent { numbers: &from_floor(shelf.numbers, floor.as_ref()), floor, seen: seen.as_ref() };
         let mut trail = LogTrail::default();
         let trouble = self.read_timeline(&of, &extent, Some(position.counter), &mut trail)?;
@@ -292,12 +304,10 @@ impl Vault {
         Ok(shelf)
     }
 
-    /// Where a timeline begins, if its beginning was pruned. Prunes are only asked where something is missing.
-    fn floor(&self, of: &Timeline<'_>, shelf: &Shelf) -> Result<Option<LogCut>> {
-        match shelf.has_gaps() {
-            false => Ok(None),
-            true => Ok(self.ledger()?.log_floors.get(&chain(of.dataset, of.lineage, of.timeline)).cloned()),
-        }
+    /// Where a timeline begins, if its beginning was pruned: even if all of it still lies there, as in a copy that was made before. Ask
+    /// after listing it: of what a sweep takes away meanwhile its record is there already.
+    fn floor(&self, of: &Timeline<'_>) -> Result<Option<LogCut>> {
+        Ok(self.ledger()?.log_floors.get(&chain(of.dataset, of.lineage, of.timeline)).cloned())
     }
 
     /// The last object of a timeline. None of those before it may be missing; what is in them is not looked at.
@@ -312,7 +322,7 @@ impl Vault {
             // What is below it was pruned, or the first of it is missing.
             Some(first) if *first > 0 => {
                 let of = Timeline { dataset, lineage, timeline };
-                self.floor(&of, &Shelf::of_numbers(numbers.clone()))?.map_or(0, |floor| floor.below)
+                self.floor(&of)?.map_or(0, |floor| floor.below)
             }
             _ => 0,
         };
@@ -325,6 +335,13 @@ impl Vault {
     }
 
     fn read_trail(&self, dataset: &str, lineage: &str) -> Result<(LogTrail, Option<VaultError>)> {
+        match self.read_trail_once(dataset, lineage)? {
+            (_, Some(VaultError::Missing { .. })) => self.read_trail_once(dataset, lineage),
+            read => Ok(read),
+        }
+    }
+
+    fn read_trail_once(&self, dataset: &str, lineage: &str) -> Result<(LogTrail, Option<VaultError>)> {
         self.refresh()?;
         let prefix = name::lineage(dataset, lineage);
         // Before the listing: what was seen by then must be in it, whatever is appended meanwhile.
@@ -344,11 +361,16 @@ impl Vault {
         }
         let mut trail = LogTrail::default();
         let mut trouble = None;
+        let ledger = match timelines.is_empty() {
+            true => None,
+            false => Some(self.ledger()?),
+        };
         for (timeline, mut shelf) in timelines {
             let of = Timeline { dataset, lineage, timeline };
+            let chain = chain(dataset, lineage, timeline);
             shelf.settle();
-            self.note_containers(&chain(dataset, lineage, timeline), &shelf);
-            let floor = self.floor(&of, &shelf)?;
+            self.note_containers(&chain, &shelf);
+            let floor = ledger.as_ref().and_then(|ledger| ledger.log_floors.get(&chain).cloned());
             let numbers = from_floor(shelf.numbers, floor.as_ref());
             let extent = Extent { numbers: &numbers, floor, seen: remembered.get(&timeline) };
             if let Some(error) = self.read_timeline(&of, &extent, None, &mut trail)? {

@@ -9,7 +9,8 @@ mod unlocked;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use crate::copy::LeftOut;
 use crate::error::{Doing, Result, VaultError};
@@ -27,7 +28,8 @@ use crate::storage::Storage;
 
 pub(crate) use self::make::member_of;
 pub use self::make::{InitOptions, Initialised};
-pub use self::unlocked::Unlocked;
+pub(crate) use self::unlocked::archived_pack;
+pub use self::unlocked::{ArchivedPack, Unlocked};
 
 #[derive(Clone)]
 pub struct Vault {
@@ -50,6 +52,10 @@ struct Inner {
     left_out: Mutex<Option<(String, LeftOut)>>,
     /// Heads that copies and other vaults prove.
     witnessed: Mutex<Witnessed>,
+    /// What was met on the way and costs little: it is told, and no reason to stop.
+    noted: Mutex<Vec<Finding>>,
+    /// Set by who wants long work to stop.
+    stop: OnceLock<Arc<AtomicBool>>,
     /// A rule that a test has taken away.
     #[cfg(test)]
     taken_away: Mutex<Option<crate::prune::Rule>>,
@@ -99,6 +105,8 @@ impl Vault {
             tombstones: Mutex::default(),
             left_out: Mutex::default(),
             witnessed: Mutex::default(),
+            noted: Mutex::default(),
+            stop: OnceLock::new(),
             #[cfg(test)]
             taken_away: Mutex::default(),
         };
@@ -110,6 +118,18 @@ impl Vault {
     /// Opens everything that the identities reach. Fails only where they reach nothing at all.
     pub fn unlock(&self, identities: &[Identity]) -> Result<Unlocked> {
         Unlocked::open(self.clone(), identities)
+    }
+
+    /// From now on long work at this vault (a prune, a check, a healing) stops where it can be taken up again once the flag is set.
+    pub fn stop_on(&self, flag: Arc<AtomicBool>) {
+        let _ = self.inner.stop.set(flag);
+    }
+
+    pub(crate) fn check_stop(&self) -> Result<()> {
+        match self.inner.stop.get() {
+            Some(flag) if flag.load(Ordering::SeqCst) => Err(VaultError::Stopped),
+            _ => Ok(()),
+        }
     }
 
     pub fn storage(&self) -> &Arc<dyn Storage> {
@@ -131,14 +151,24 @@ impl Vault {
         self.loaded().roster.clone()
     }
 
-    /// What was wrong, or unproven, at opening.
+    /// Notes what is wrong with an object that was passed by, once.
+    pub(crate) fn note_passed_by(&self, error: &VaultError) {
+        let finding = Finding::from(error);
+        let mut noted = self.inner.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        if !noted.contains(&finding) {
+            noted.push(finding);
+        }
+    }
+
+    /// What was wrong, or unproven, at opening, and what was passed by since.
     pub fn findings(&self) -> Vec<Finding> {
         let loaded = self.loaded();
         let mut findings = loaded.findings.clone();
         if loaded.roster.recipients.len() < 2 {
-            let message = "one recipient only: if its key is lost, everything is; add another with `lifeboat vault recipients --add`";
+            let message = "one recipient only: if its key is lost, everything is; add another with `lifeboat vault recipients add`";
             findings.push(Finding::new(Severity::Warning, "one-recipient", "keys/", message));
         }
+        findings.extend(self.inner.noted.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         findings
     }
 

@@ -2,19 +2,21 @@
 //!
 //! Invariant: what does not open is named with its reason; a private half that is not the one stated is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
+use crate::codec::Hash;
 use crate::crypt::unhex;
 use crate::error::{Doing, Result, VaultError};
 use crate::finding::Finding;
 use crate::keys::{self, Pair};
 use crate::log::LogEntry;
 use crate::open::{Vault, lock};
+use crate::prune::Ledger;
 use crate::seal::Identity;
 use crate::sign::SigningKey;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{PointInfo, Snapshot};
 
 /// A vault with private halves in memory.
 #[derive(Clone)]
@@ -42,6 +44,45 @@ impl Deref for Unlocked {
     fn deref(&self) -> &Vault {
         &self.vault
     }
+}
+
+/// A pack that lies in another class of storage than the ordinary one.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ArchivedPack {
+    pub key: String,
+    pub bytes: u64,
+    pub class: String,
+    pub thaw_seconds: u64,
+}
+
+impl Unlocked {
+    /// The packs of a point that lie in a class that must be thawed; where the refs key is not at hand, those of its whole data set.
+    pub fn archived_packs(&self, point: &PointInfo) -> Result<Vec<ArchivedPack>> {
+        let ledger = self.ledger()?;
+        if !ledger.has_slow() {
+            return Ok(Vec::new());
+        }
+        let source = self.source(&point.dataset)?;
+        let packs: BTreeSet<Hash> = match &self.refs {
+            Some(key) => {
+                let refs = self.read_snapshot(&point.host, &point.dataset, point.sequence)?.head.refs;
+                let place = (point.host.as_str(), point.dataset.as_str());
+                let keys = std::slice::from_ref(key);
+                let ids = crate::refs::read(&**self.storage(), &self.roster(), place.0, place.1, &refs, keys)?;
+                ids.iter().filter_map(|id| source.pack_of(id)).collect()
+            }
+            None => source.packs.iter().map(|pack| pack.record.hash).collect(),
+        };
+        Ok(packs.iter().filter_map(|hash| archived_pack(&ledger, hash)).collect())
+    }
+}
+
+/// The pack, if it lies in a class that must be thawed.
+pub(crate) fn archived_pack(ledger: &Ledger, hash: &Hash) -> Option<ArchivedPack> {
+    let laid = ledger.laid(hash).filter(|laid| laid.thaw_seconds > 0)?;
+    let key = crate::name::pack(&hash.0);
+    let bytes = laid.packs.get(hash).copied().filter(|_| !ledger.is_swept(&key))?;
+    Some(ArchivedPack { key, bytes, class: laid.class.clone(), thaw_seconds: laid.thaw_seconds })
 }
 
 impl Unlocked {

@@ -140,6 +140,81 @@ fn a_word_mistyped_without_its_lines_is_wrong_and_names_no_character() {
     assert!(matches!(read(""), Err(PaperError::Nothing)));
 }
 
+/// A share's word with one byte of it changed and its checksum made to fit.
+fn forged(share: &Share, at: usize, byte: u8) -> String {
+    let word = share.word();
+    let checked = bech32::primitives::decode::CheckedHrpstring::new::<bech32::Bech32m>(&word).unwrap();
+    let mut bytes: Vec<u8> = checked.byte_iter().collect();
+    bytes[at] = byte;
+    bech32::encode_upper::<bech32::Bech32m>(checked.hrp(), &bytes).unwrap()
+}
+
+#[test]
+fn a_share_of_another_version_or_with_numbers_that_cannot_be_is_refused() {
+    let share = split(&Identity::generate(), 3, 2).unwrap().remove(2);
+    let (version, threshold, shares, index) = (0, 5, 6, 7);
+    assert!(same(&read(&forged(&share, index, 3)).unwrap(), &Secret::Share(share.clone())));
+    assert!(matches!(read(&forged(&share, version, 2)), Err(PaperError::Version { found: 2 })));
+    for number in [0, 4, 255] {
+        let error = read(&forged(&share, index, number)).unwrap_err();
+        assert!(matches!(error, PaperError::Mistyped { what: "share" }), "{number}: {error}");
+    }
+    for (at, number) in [(threshold, 0), (threshold, 1), (threshold, 4), (shares, 33)] {
+        assert!(matches!(read(&forged(&share, at, number)), Err(PaperError::Numbers { .. })), "{at} {number}");
+    }
+}
+
+#[test]
+fn a_text_may_be_as_large_as_a_page_and_no_larger() {
+    let secret = key();
+    let mut text = secret.lines();
+    text.extend(std::iter::repeat_n(' ', PAGE_BYTES_MAX - text.len()));
+    assert!(same(&read(&text).unwrap(), &secret));
+    text.push(' ');
+    assert!(matches!(read(&text), Err(PaperError::TooLarge)));
+}
+
+#[test]
+fn a_line_twice_or_with_a_number_that_no_line_has_is_named() {
+    let (left, right) = (key(), key());
+    let lines: Vec<String> = left.lines().lines().map(str::to_owned).collect();
+    let and = |line: &str| {
+        let mut lines = lines.clone();
+        lines.insert(lines.len() - 2, line.to_owned());
+        lines.join("\n")
+    };
+    // The same once more is no fault: somebody started again.
+    assert!(same(&read(&and(&lines[3])).unwrap(), &left));
+    let other = right.lines().lines().nth(3).unwrap().to_owned();
+    assert_eq!(faults(&and(&other)), [Fault { line: 2, slip: Slip::Twice }]);
+    insta::assert_snapshot!(read(&and(&other)).unwrap_err(), @"it was not typed as it was printed: line 2 is there twice, and differs");
+    for number in [0, 5, 17, 99] {
+        let stray = format!("{number}{}", &lines[3][2..]);
+        assert_eq!(faults(&and(&stray)), [Fault { line: number, slip: Slip::NoSuchLine { lines: 4 } }]);
+    }
+    insta::assert_snapshot!(read(&and(&format!("17{}", &lines[3][2..]))).unwrap_err(), @"it was not typed as it was printed: line 17: the page has 4 numbered lines only");
+}
+
+#[test]
+fn a_line_is_asked_for_by_its_number_and_no_other_is_taken_for_it() {
+    for secret in [key(), share()] {
+        let is_share = secret.kind() == Kind::Share;
+        let lines: Vec<String> = secret.lines().lines().skip(2).map(str::to_owned).collect();
+        assert_eq!(line_count(is_share), lines.len() - 2);
+        for (number, line) in (1..=line_count(is_share)).zip(&lines) {
+            assert_eq!(check_line(line, number, is_share), Ok(()));
+            // Without its number, as it is asked for.
+            assert_eq!(check_line(&line[2..], number, is_share), Ok(()));
+            let asked = number % line_count(is_share) + 1;
+            assert_eq!(
+                check_line(line, asked, is_share),
+                Err(Fault { line: asked, slip: Slip::Numbered { found: number } })
+            );
+            assert!(check_line(&line[2..], asked, is_share).is_err(), "line {number} was taken for line {asked}");
+        }
+    }
+}
+
 fn named(shares: &[Share]) -> Vec<Named> {
     shares.iter().map(|share| Named { name: format!("sheet {}", share.index), share: share.clone() }).collect()
 }

@@ -18,6 +18,8 @@ use crate::VaultError;
 use crate::files::TreeError;
 use crate::seal::{Identity, Recipient};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::parts::listed;
 pub use self::parts::{Joined, Part, Parts, SUMS, UNFINISHED, verify_parts};
 pub use self::tree::{Archived, write_tree};
 
@@ -39,6 +41,8 @@ pub enum PortableError {
     NotEmpty { path: String },
     #[error("{path} is no finished export: it has no {SUMS}; export again, or copy the rest")]
     NoSums { path: String },
+    #[error("{SUMS} is not as the export wrote it: {why}; copy it once more from where it came from, or export again")]
+    Sums { why: &'static str },
     #[error("{name} is not what {SUMS} says; copy it once more from where it came from, or export again")]
     Damaged { name: String },
     #[error("{name} is missing; copy it from where the others came from")]
@@ -68,10 +72,10 @@ pub fn compressed<W: Write>(to: W) -> io::Result<zstd::stream::write::Encoder<'s
     Ok(encoder)
 }
 
-/// Undoes `compressed`.
+/// Undoes `compressed`, with no more memory than that needs.
 pub fn decompressed<R: Read>(from: R) -> io::Result<impl Read> {
     let mut decoder = zstd::stream::read::Decoder::new(from)?;
-    decoder.window_log_max(WINDOW_LOG.max(27))?;
+    decoder.window_log_max(WINDOW_LOG)?;
     Ok(decoder)
 }
 

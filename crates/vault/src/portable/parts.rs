@@ -18,6 +18,8 @@ pub const UNFINISHED: &str = "UNFINISHED";
 const README: &str = "README.txt";
 /// More parts than this are a mistake in the size.
 const PARTS_MAX: usize = 9999;
+/// Of the sums of so many parts.
+const SUMS_BYTES_MAX: u64 = 4 << 20;
 
 /// One file of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,30 +162,56 @@ impl Write for Parts {
 /// Reads the parts of an archive against its sums, all of them; their paths in order.
 pub fn verify_parts(directory: &Path, progress: &mut dyn FnMut(u64) -> bool) -> Result<Vec<PathBuf>, PortableError> {
     let path = directory.join(SUMS);
-    let sums = match fs::read_to_string(&path) {
+    let file = match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(PortableError::NoSums { path: directory.display().to_string() });
         }
         other => other.map_err(failed(&path, "reading it"))?,
     };
+    let mut sums = Vec::new();
+    file.take(SUMS_BYTES_MAX + 1).read_to_end(&mut sums).map_err(failed(&path, "reading it"))?;
     let mut parts = Vec::new();
-    for line in sums.lines() {
-        let Some((sum, name)) = line.split_once("  ").filter(|(_, name)| is_part(name) && !name.contains('/')) else {
-            continue;
-        };
-        let path = directory.join(name);
+    for (name, sum) in listed(&sums).map_err(|why| PortableError::Sums { why })? {
+        let path = directory.join(&name);
         if !path.is_file() {
-            return Err(PortableError::Missing { name: name.to_owned() });
+            return Err(PortableError::Missing { name });
         }
         if sum_of(&path, progress)? != sum {
-            return Err(PortableError::Damaged { name: name.to_owned() });
+            return Err(PortableError::Damaged { name });
         }
         parts.push(path);
     }
-    parts.sort();
-    match parts.is_empty() {
-        true => Err(PortableError::NoSums { path: directory.display().to_string() }),
-        false => Ok(parts),
+    Ok(parts)
+}
+
+/// The parts that sums name, in order, none missing; or what is wrong with them. The last line is the README's: where it is there, nothing was cut off.
+pub(crate) fn listed(sums: &[u8]) -> Result<Vec<(String, String)>, &'static str> {
+    if sums.len() as u64 > SUMS_BYTES_MAX {
+        return Err("it is too long");
+    }
+    let text = std::str::from_utf8(sums).map_err(|_| "it is no text")?;
+    let mut parts: Vec<(String, String)> = Vec::new();
+    let (mut stem, mut ends) = ("", false);
+    for line in text.lines() {
+        let (sum, name) = line.split_once("  ").ok_or("a line is no sum of a file")?;
+        if name == README {
+            ends = true;
+            continue;
+        }
+        let number = name.rsplit_once('.').filter(|_| is_part(name) && !name.contains('/'));
+        let (of, number) = number.ok_or("a line is no sum of a part")?;
+        if parts.is_empty() {
+            stem = of;
+        }
+        if ends || of != stem || number.parse() != Ok(parts.len() + 1) {
+            return Err("it does not name the parts one after the other");
+        }
+        parts.push((name.to_owned(), sum.to_owned()));
+    }
+    match (parts.is_empty(), ends) {
+        (true, _) => Err("it names no part"),
+        (_, false) => Err("its end is missing"),
+        _ => Ok(parts),
     }
 }
 
@@ -229,5 +257,32 @@ impl Read for Joined {
                 None => return Ok(0),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::listed;
+
+    #[test]
+    fn sums_name_every_part_and_their_own_end() {
+        let text = |lines: &[&str]| lines.iter().map(|line| format!("00  {line}\n")).collect::<String>();
+        let said = |lines: &[&str]| match listed(text(lines).as_bytes()) {
+            Ok(parts) => format!("{} parts", parts.len()),
+            Err(why) => why.to_owned(),
+        };
+        let (one, two, three) = ("a.tar.zst.age.0001", "a.tar.zst.age.0002", "a.tar.zst.age.0003");
+        assert_eq!(said(&[one, two, "README.txt"]), "2 parts");
+        assert_eq!(said(&[one, two]), "its end is missing");
+        assert_eq!(said(&["README.txt"]), "it names no part");
+        let order = "it does not name the parts one after the other";
+        for lines in [&[one, three, "README.txt"], &[two, one, "README.txt"], &[one, one, "README.txt"]] {
+            assert_eq!(said(lines), order);
+        }
+        assert_eq!(said(&[one, "b.tar.zst.age.0002", "README.txt"]), order);
+        assert_eq!(said(&[one, "README.txt", two]), order);
+        assert_eq!(said(&["../a.tar.zst.age.0001", "README.txt"]), "a line is no sum of a part");
+        assert_eq!(listed(b"nonsense\n"), Err("a line is no sum of a file"));
+        assert_eq!(listed(&vec![b'\n'; 5 << 20]), Err("it is too long"));
     }
 }

@@ -21,10 +21,12 @@ use crate::keys::{self, Pair};
 use crate::name;
 use crate::pack::{Origin, PACK_BYTES, PackBuilder, PackRecord};
 use crate::prune::Pruner;
+use crate::prune::ledger::Ledger;
 use crate::prune::live::{self, IndexUse, Needed, Survey};
 use crate::prune::record::Condemned;
 use crate::roster::Role;
 use crate::seal::{Recipient, seal};
+use crate::snapshot::SnapshotHead;
 
 /// Packs that are published together at most.
 const PACKS_PER_PART: usize = 64;
@@ -80,7 +82,7 @@ impl std::fmt::Debug for MovePlan {
 impl MovePlan {
     /// Chooses among old packs that hold something needed.
     pub(super) fn of(
-        rules: &MoveRules,
+        (rules, ledger): (&MoveRules, &Ledger),
         needed: Arc<Needed>,
         survey: &Survey,
         goes: &HashSet<String>,
@@ -103,7 +105,8 @@ impl MovePlan {
             let Some(pack) = survey.packs.get(&key).filter(|pack| pack.live_bytes > 0 && !goes.contains(&key)) else {
                 continue;
             };
-            if pack.touched.is_none_or(|at| at >= lease) {
+            // What lies in another class is not worth being thawed for this.
+            if pack.touched.is_none_or(|at| at >= lease) || ledger.laid(hash).is_some() {
                 continue;
             }
             let frees = pack.bytes.saturating_sub(pack.live_bytes);
@@ -139,6 +142,11 @@ impl MovePlan {
         plan
     }
 
+    /// Whether it takes a pack (by its key) apart.
+    pub(super) fn takes(&self, key: &str) -> bool {
+        self.there.contains_key(key)
+    }
+
     /// Indexes that have nothing more to say once these packs, too, are gone.
     pub(super) fn idle_indexes(&self, goes: &HashSet<String>) -> Vec<Condemned> {
         let is_old = |index: &&IndexUse| index.stored_at.is_some_and(|at| self.lease.is_some_and(|lease| at < lease));
@@ -156,7 +164,17 @@ impl MovePlan {
 #[derive(Debug, Default)]
 pub(super) struct MovedOut {
     pub(super) packs: Vec<(Hash, u64)>,
+    /// Keys of the indexes that say where everything lies now.
+    pub(super) indexes: Vec<String>,
     pub(super) findings: Vec<Finding>,
+}
+
+impl MovedOut {
+    fn add(&mut self, plan: &MovePlan, published: Option<(String, Vec<Hash>)>) {
+        let Some((key, from)) = published else { return };
+        self.indexes.push(key);
+        self.packs.extend(from.iter().map(|hash| (*hash, plan.bytes_of(hash))));
+    }
 }
 
 /// New packs of one home on their way.
@@ -193,15 +211,21 @@ impl Pruner {
                     self.check_thawed()?;
                     let moved = moving.take(&record, &read.secret, &plan.needed);
                     if note(moved, &mut out.findings)?.is_some() && moving.is_full() {
-                        let moved = moving.publish()?;
-                        out.packs.extend(moved.iter().map(|hash| (*hash, plan.bytes_of(hash))));
+                        out.add(plan, moving.publish()?);
                     }
                 }
             }
-            let moved = moving.publish()?;
-            out.packs.extend(moved.iter().map(|hash| (*hash, plan.bytes_of(hash))));
+            out.add(plan, moving.publish()?);
         }
         Ok(out)
+    }
+
+    /// The host itself, and those that took its data set over: their points say that they rest on its indexes.
+    fn heirs_of(&self, host: &str, dataset: &str) -> Result<BTreeSet<String>> {
+        let (snapshots, _) = self.vault.read_chains(Some(dataset))?;
+        let rests_on_it = |head: &SnapshotHead| head.indexes.iter().any(|seen| seen.host == host);
+        let heirs = snapshots.iter().filter(|snapshot| rests_on_it(&snapshot.head));
+        Ok(heirs.map(|snapshot| snapshot.head.host.clone()).chain([host.to_owned()]).collect())
     }
 
     fn begin_moving<'a>(&'a self, home: &'a Home, generation: u64) -> Result<Moving<'a>> {
@@ -215,9 +239,10 @@ impl Pruner {
         let secret: [u8; 32] = random();
         let sealed_secret = seal(std::slice::from_ref(&content), &secret)?;
         // A host whose index key is not known stores anew what it cannot look up.
-        let member = roster.members.iter().find(|m| m.name == *host && m.roles.contains(&Role::Host));
-        let index = member.and_then(|member| member.index.as_ref()).and_then(|text| text.parse().ok());
-        let recipients = [roster.refs.parse()?, content].into_iter().chain(index).collect();
+        let heirs = self.heirs_of(host, dataset)?;
+        let members = roster.members.iter().filter(|m| heirs.contains(&m.name) && m.roles.contains(&Role::Host));
+        let indexes = members.filter_map(|member| member.index.as_ref()?.parse().ok());
+        let recipients = [roster.refs.parse()?, content].into_iter().chain(indexes).collect();
         Ok(Moving {
             pruner: self,
             home,
@@ -296,11 +321,11 @@ impl Moving<'_> {
         Ok(())
     }
 
-    /// Says where everything lies that was taken so far. Answers the packs that it came from.
-    fn publish(&mut self) -> Result<Vec<Hash>> {
+    /// Says where everything lies that was taken so far. Answers where it says so, and the packs that it came from.
+    fn publish(&mut self) -> Result<Option<(String, Vec<Hash>)>> {
         self.close()?;
         if self.written.is_empty() {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let vault = &self.pruner.vault;
         let body = MovedBody { secret: self.sealed_secret.clone(), packs: std::mem::take(&mut self.written) };
@@ -308,7 +333,7 @@ impl Moving<'_> {
         let (host, dataset) = self.home;
         let roster = vault.roster();
         let place = (&roster, host.as_str(), dataset.as_str());
-        index::publish_moved(
+        let key = index::publish_moved(
             &**vault.storage(),
             place,
             self.generation,
@@ -317,6 +342,6 @@ impl Moving<'_> {
             &body,
             &from,
         )?;
-        Ok(from)
+        Ok(Some((key, from)))
     }
 }

@@ -11,8 +11,8 @@ use minicbor::{Decode, Encode};
 use crate::codec::{self, Hash, Moment};
 use crate::error::{Doing, Result, VaultError};
 use crate::name;
-use crate::prune::ledger::{Gone, Ledger};
-use crate::prune::record::{self, ChainHead, LogCut, Step};
+use crate::prune::ledger::{Gone, Laid, Ledger};
+use crate::prune::record::{self, ChainHead, LogCut, Step, Tier};
 use crate::roster::Roster;
 use crate::sign::{Signed, SigningKey};
 use crate::storage::Storage;
@@ -72,6 +72,10 @@ pub(crate) struct Fold {
     pub(super) abandoned: Vec<u64>,
     #[n(12)]
     pub(super) spared: Vec<SparedPoint>,
+    #[cbor(n(13), default)]
+    pub(super) tiers: Vec<Tier>,
+    #[cbor(n(14), default)]
+    pub(super) moved_indexes: Vec<String>,
 }
 
 impl Fold {
@@ -134,6 +138,8 @@ impl Fold {
             logs,
             abandoned,
             spared,
+            tiers: ledger.tiers.iter().map(|laid| tier_of(laid, ledger)).collect(),
+            moved_indexes: ledger.moved_indexes.iter().cloned().collect(),
         }
     }
 
@@ -177,6 +183,18 @@ impl Fold {
         });
         packs.chain(indexes).chain(self.moved.iter().cloned())
     }
+}
+
+/// A class, with what is still there of it.
+fn tier_of(laid: &Laid, ledger: &Ledger) -> Tier {
+    let packs = laid.packs.iter().filter(|(hash, _)| !ledger.is_swept(&name::pack(&hash.0)));
+    let points = laid.points.iter().filter(|(snapshot, _)| !ledger.pruned.contains_key(*snapshot));
+    let mut packs: Vec<(Hash, u64)> = packs.map(|(hash, bytes)| (*hash, *bytes)).collect();
+    let mut points: Vec<(String, u64, u64)> =
+        points.map(|(snapshot, (packs, bytes))| (snapshot.clone(), *packs, *bytes)).collect();
+    packs.sort_unstable();
+    points.sort();
+    Tier { place: laid.place.clone(), class: laid.class.clone(), thaw_seconds: laid.thaw_seconds, packs, points }
 }
 
 /// The chain and the number of a key.

@@ -1,6 +1,6 @@
 //! Holds on points and data sets, and the freeze: signed objects that stop pruning.
 //!
-//! Invariants: a held point is never pruned; while the vault is frozen nothing is condemned and nothing deleted. Anyone who is or was on
+//! Invariants: a held point is never pruned, and whoever holds one whose deletion had begun is told so; while the vault is frozen nothing is condemned and nothing deleted. Anyone who is or was on
 //! the roster may stop a prune; a hold ends by its date, by who put it, or by the owner, and a freeze by the owner alone.
 
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use crate::finding::{Finding, note};
 use crate::host::State;
 use crate::name;
 use crate::open::{Unlocked, Vault};
+use crate::prune::Rule;
 use crate::roster::Roster;
 use crate::sign::{PublicKey, Signed, SigningKey};
 use crate::storage::Put;
@@ -22,6 +23,7 @@ pub(crate) const HOLD_KIND: &str = "vault.hold";
 pub(crate) const FREEZE_KIND: &str = "vault.freeze";
 const HOLDS: &str = "hold/";
 const FREEZES: &str = "freeze/";
+const SNAPSHOTS: &str = "snap/";
 const TEXT_BYTES_MAX: usize = 2000;
 
 /// In whose name something is signed.
@@ -50,6 +52,22 @@ pub enum Held {
     Point(String),
 }
 
+impl Held {
+    /// Whether it is the point of this snapshot.
+    fn covers(&self, snapshot: &str) -> bool {
+        match self {
+            Held::Point(id) => id == id_of(snapshot),
+            Held::Dataset(dataset) => {
+                id_of(snapshot).split('/').nth(1).and_then(name::decode).as_ref() == Some(dataset)
+            }
+        }
+    }
+}
+
+fn id_of(snapshot: &str) -> &str {
+    snapshot.strip_prefix(SNAPSHOTS).unwrap_or(snapshot)
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Hold {
     pub number: u64,
@@ -75,6 +93,16 @@ impl Hold {
     pub fn has_ended(&self, now: Timestamp) -> bool {
         self.until.is_some_and(|until| until < now)
     }
+}
+
+/// A hold that was put, and for which points it may have come too late.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Placed {
+    pub number: u64,
+    /// Points whose deletion had begun: a pruner keeps them if all that they need is still there. Known when that prune is done.
+    pub going: Vec<String>,
+    /// Points that were deleted before.
+    pub gone: Vec<String>,
 }
 
 /// Who stopped pruning, and why.
@@ -215,14 +243,15 @@ impl Vault {
         Ok(seen.map(|seen| Finding::from(&error(seen))))
     }
 
-    /// Holds a data set or a point, until a moment or until it is released.
-    pub fn hold(&self, by: Hand<'_>, what: &Held, until: Option<Timestamp>, why: &str) -> Result<u64> {
+    /// Holds a data set or a point, until a moment or until it is released. A sweep that is published from now on finds the hold before
+    /// it deletes anything; of one that is there already nobody can tell yet.
+    pub fn hold(&self, by: Hand<'_>, what: &Held, until: Option<Timestamp>, why: &str) -> Result<Placed> {
         self.check_hand(&by, why)?;
         let (dataset, point) = match what {
             Held::Dataset(dataset) => (Some(dataset.clone()), None),
             Held::Point(point) => (None, Some(point.clone())),
         };
-        self.append(HOLDS, &by, |number| {
+        let number = self.append(HOLDS, &by, |number| {
             let body = HoldBody {
                 vault: self.id(),
                 number,
@@ -234,7 +263,33 @@ impl Vault {
                 releases: None,
             };
             Ok((HOLD_KIND, codec::encode(&body)?))
-        })
+        })?;
+        let (going, gone) = self.too_late_for(what)?;
+        Ok(Placed { number, going, gone })
+    }
+
+    /// Of what a hold covers: points that are being deleted, and those that were.
+    fn too_late_for(&self, what: &Held) -> Result<(Vec<String>, Vec<String>)> {
+        if !self.obeys(Rule::HoldsTellOfSweeps) {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let ledger = self.ledger()?;
+        let mut going = Vec::new();
+        if let Some((proposal, sweep)) = ledger.open.as_ref().and_then(|o| Some((&o.proposal, &o.sweep.as_ref()?.0)))
+            && !sweep.abandoned
+        {
+            let goes = proposal.points.iter().filter(|point| !sweep.spared.contains(&point.snapshot));
+            going.extend(
+                goes.filter(|point| what.covers(&point.snapshot)).map(|point| id_of(&point.snapshot).to_owned()),
+            );
+        }
+        let gone = match what {
+            Held::Point(id) if !going.contains(id) && ledger.pruned.contains_key(&format!("{SNAPSHOTS}{id}")) => {
+                vec![id.clone()]
+            }
+            _ => Vec::new(),
+        };
+        Ok((going, gone))
     }
 
     /// Ends a hold: its own signer's, or any by the owner.

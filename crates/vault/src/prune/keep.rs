@@ -324,6 +324,14 @@ mod tests {
     }
 
     #[test]
+    fn the_last_of_a_chain_stays_though_one_before_it_was_healed_and_so_came_later() {
+        let rules = KeepRules { last: 1, ..KeepRules::default() };
+        let points =
+            [(1, 3), (2, 1), (3, 2)].map(|(sequence, hour)| point("c", sequence, NOW - (4 - hour) * HOUR, true, rules));
+        assert_eq!(kept_sequences(&points, &limits(0)), [1, 3]);
+    }
+
+    #[test]
     fn forged_times_are_named_and_displace_nobody() {
         let rules = KeepRules { daily: 5, ..KeepRules::default() };
         let honest = daily_points(10, rules);

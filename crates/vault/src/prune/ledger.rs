@@ -13,7 +13,7 @@ use crate::name;
 use crate::object::Place;
 use crate::open::Vault;
 use crate::prune::fold::{Fold, SparedPoint};
-use crate::prune::record::{self, ChainHead, Done, LogCut, Proposal, Step, Sweep, Tombstone};
+use crate::prune::record::{self, ChainHead, Done, LogCut, Proposal, Step, Sweep, Tier, Tombstone};
 use crate::roster::Roster;
 use crate::snapshot::{Snapshot, tombstone_key};
 use crate::storage::Storage;
@@ -32,6 +32,29 @@ pub(crate) struct Gone {
     pub(crate) hash: Hash,
     pub(crate) generation: u64,
     pub(crate) at: Moment,
+}
+
+/// A class of storage, and what lies in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Laid {
+    pub(crate) place: String,
+    pub(crate) class: String,
+    pub(crate) thaw_seconds: u64,
+    /// Packs, and their bytes.
+    pub(crate) packs: HashMap<Hash, u64>,
+    /// By the keys of snapshots: how many packs of it they need, and their bytes.
+    pub(crate) points: HashMap<String, (u64, u64)>,
+}
+
+/// What of a recovery point lies in a class of storage that is not the ordinary one.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Archived {
+    /// The slowest, where there are several.
+    pub class: String,
+    /// How long it takes until it can be read; 0: at once.
+    pub thaw_seconds: u64,
+    pub packs: u64,
+    pub bytes: u64,
 }
 
 /// The records of all prunes, read.
@@ -55,6 +78,14 @@ pub(crate) struct Ledger {
     /// The newest generation that a fold covers.
     pub(crate) folded: u64,
     pub(crate) log_floors: HashMap<String, LogCut>,
+    /// Classes of storage that hold something, wherever.
+    pub(crate) tiers: Vec<Laid>,
+    /// Packs that are to be put into a class that must be thawed.
+    cooling: HashSet<Hash>,
+    /// What this storage calls itself, as far as classes go.
+    place: Option<String>,
+    /// Indexes of moved packs that must be there.
+    pub(crate) moved_indexes: BTreeSet<String>,
     heads: HashMap<String, u64>,
     /// The newest generation that would have a snapshot pruned.
     proposed: HashMap<String, u64>,
@@ -66,10 +97,10 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// Whether nobody has looked since at what this snapshot references: its writer did not know of a sweep, and the sweep did not
     /// see the snapshot.
-    pub(crate) fn is_unchecked(&self, snapshot: &Snapshot) -> bool {
+    pub(crate) fn is_unchecked(&self, snapshot: &Snapshot, of_each_host: bool) -> bool {
         let chain = name::snapshots_of(&snapshot.head.host, &snapshot.head.dataset);
-        snapshot.head.prune_generation < self.swept_generation
-            && self.heads.get(&chain).is_none_or(|seen| *seen < snapshot.head.sequence)
+        let seen = if of_each_host { self.heads.get(&chain) } else { self.heads.values().max() };
+        snapshot.head.prune_generation < self.swept_generation && seen.is_none_or(|seen| *seen < snapshot.head.sequence)
     }
 
     /// Whether a tombstone stands for a point that is really pruned.
@@ -100,10 +131,74 @@ impl Ledger {
         self.swept.contains(key)
     }
 
-    /// Whether a writer must not build on this pack any more.
+    /// Whether a writer must not build on this pack any more: it goes, or what would rest on it could not be restored at once.
     pub(crate) fn is_doomed(&self, pack: &Hash) -> bool {
         let key = name::pack(&pack.0);
-        self.condemned.contains(&key) || self.swept.contains(&key)
+        self.condemned.contains(&key) || self.swept.contains(&key) || self.cooling.contains(pack) || self.is_slow(pack)
+    }
+
+    /// The classes of this storage that hold something.
+    pub(crate) fn tiers_here(&self) -> impl Iterator<Item = &Laid> {
+        self.tiers.iter().filter(|laid| self.place.as_ref() == Some(&laid.place))
+    }
+
+    /// The class that a pack lies in, if it is not the ordinary one.
+    pub(crate) fn laid(&self, pack: &Hash) -> Option<&Laid> {
+        self.tiers_here().find(|laid| laid.packs.contains_key(pack))
+    }
+
+    /// Whether a pack must be thawed before it can be read.
+    pub(crate) fn is_slow(&self, pack: &Hash) -> bool {
+        self.laid(pack).is_some_and(|laid| laid.thaw_seconds > 0)
+    }
+
+    /// Whether any pack must be thawed before it can be read.
+    pub(crate) fn has_slow(&self) -> bool {
+        self.tiers_here().any(|laid| laid.thaw_seconds > 0 && !laid.packs.is_empty())
+    }
+
+    /// What of a point lies in a class that is not the ordinary one.
+    pub(crate) fn archived(&self, snapshot: &str) -> Option<Archived> {
+        let mut of_it: Vec<(&Laid, (u64, u64))> =
+            self.tiers_here().filter_map(|laid| Some((laid, *laid.points.get(snapshot)?))).collect();
+        of_it.sort_by_key(|(laid, _)| laid.thaw_seconds);
+        let (slowest, _) = of_it.last()?;
+        Some(Archived {
+            class: slowest.class.clone(),
+            thaw_seconds: slowest.thaw_seconds,
+            packs: of_it.iter().map(|(_, (packs, _))| packs).sum(),
+            bytes: of_it.iter().map(|(_, (_, bytes))| bytes).sum(),
+        })
+    }
+
+    /// Indexes of moved packs that must be there and are not.
+    pub(crate) fn missing_moved(&self, there: &HashSet<&str>) -> Vec<Finding> {
+        let lost = self.moved_indexes.iter().filter(|key| !there.contains(key.as_str()) && !self.is_swept(key));
+        lost.map(|key| Finding::missing(key, "it says where a prune has moved chunks to")).collect()
+    }
+
+    fn lay(&mut self, tiers: &[Tier]) {
+        if !tiers.is_empty() {
+            self.tiers.iter_mut().for_each(|laid| laid.points.clear());
+        }
+        for tier in tiers {
+            let same = self.tiers.iter_mut().find(|laid| laid.place == tier.place && laid.class == tier.class);
+            let points = tier.points.iter().map(|(snapshot, packs, bytes)| (snapshot.clone(), (*packs, *bytes)));
+            match same {
+                Some(laid) => {
+                    laid.thaw_seconds = tier.thaw_seconds;
+                    laid.packs.extend(tier.packs.iter().copied());
+                    laid.points = points.collect();
+                }
+                None => self.tiers.push(Laid {
+                    place: tier.place.clone(),
+                    class: tier.class.clone(),
+                    thaw_seconds: tier.thaw_seconds,
+                    packs: tier.packs.iter().copied().collect(),
+                    points: points.collect(),
+                }),
+            }
+        }
     }
 
     /// Heads, abandoned generations and spared points, as a fold keeps them.
@@ -129,8 +224,10 @@ impl Ledger {
             abandoned: fold.abandoned.iter().copied().collect(),
             heads: fold.heads.iter().map(|head| (head.chain.clone(), head.number)).collect(),
             log_floors: fold.logs.iter().map(|cut| (cut.chain.clone(), cut.clone())).collect(),
+            moved_indexes: fold.moved_indexes.iter().cloned().collect(),
             ..Ledger::default()
         };
+        ledger.lay(&fold.tiers);
         for (snapshot, generations) in &fold.spared {
             ledger.proposed.insert(snapshot.clone(), generations.iter().copied().max().unwrap_or(0));
             ledger.spared.insert(snapshot.clone(), generations.iter().copied().collect());
@@ -150,6 +247,10 @@ impl Ledger {
         let points = proposal.points.iter().map(|point| (point.snapshot.clone(), proposal.generation));
         self.proposed.extend(points);
         self.condemned = proposal.objects.iter().map(|o| o.key.clone()).collect();
+        let slow =
+            proposal.tiers.iter().filter(|tier| tier.thaw_seconds > 0 && Some(&tier.place) == self.place.as_ref());
+        self.cooling = slow.flat_map(|tier| tier.packs.iter().map(|(hash, _)| *hash)).collect();
+        self.moved_indexes = proposal.moved_indexes.iter().cloned().collect();
         self.open = Some(Open { proposal: Arc::new(proposal), hash, sweep: None });
     }
 
@@ -157,6 +258,8 @@ impl Ledger {
         self.swept_generation = self.swept_generation.max(sweep.generation);
         self.last_sweep = Some(hash);
         self.condemned.clear();
+        self.cooling.clear();
+        self.lay(&sweep.tiers);
         for head in &sweep.heads {
             let kept = self.heads.entry(head.chain.clone()).or_default();
             *kept = head.number.max(*kept);
@@ -188,8 +291,20 @@ impl Ledger {
     }
 
     fn add_done(&mut self, done: &Done) {
+        let sweep = self.open.as_ref().and_then(|open| open.sweep.as_ref()).map(|(sweep, _)| sweep.clone());
+        let put: HashSet<Hash> =
+            sweep.iter().flat_map(|sweep| &sweep.tiers).flat_map(|tier| &tier.packs).map(|(hash, _)| *hash).collect();
         for key in &done.kept {
             self.swept.remove(key);
+            // A point that was put on hold while it was decided on is there again.
+            if self.pruned.remove(key).is_some() {
+                self.spared.entry(key.clone()).or_default().insert(done.generation);
+            }
+            if let Some(hash) = crate::object::pack_hash(key).filter(|hash| put.contains(hash)) {
+                for laid in &mut self.tiers {
+                    laid.packs.remove(&hash);
+                }
+            }
         }
         self.open = None;
     }
@@ -224,7 +339,15 @@ impl Vault {
         }
         ledger.findings = findings;
         let folded = ledger.folded;
+        ledger.place = self.storage().class_place();
         steps.retain(|(generation, step), _| *generation > folded && *step != Step::Fold);
+        if let Some((first, _)) = steps.keys().next()
+            && *first > folded.saturating_add(1)
+        {
+            let key = record::key(first - 1, Step::Fold);
+            let why = "it holds what the prunes before said, whose own records are gone";
+            ledger.findings.push(Finding::missing(key, why));
+        }
         let mut broken = None;
         for ((generation, step), key) in steps {
             let bytes = self.storage().get(key).doing(|| format!("reading {key}"));

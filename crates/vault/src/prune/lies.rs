@@ -19,7 +19,7 @@ fn a_pruner_that_lies_gives_no_wrong_byte_and_no_host_a_chunk_that_it_never_had(
     let world = World::new();
     let storage = Arc::new(MemoryStorage::from_snapshot(world.objects.clone()));
     let directory = tempfile::tempdir().unwrap();
-    copy_directory(world.state.path(), directory.path());
+    copy_directory(&world.state.path().join("alpha"), directory.path());
     let state = State::open(directory.path(), None).unwrap();
     let host = HostVault::open(storage.clone(), state.clone(), Some(&world.fingerprint)).unwrap();
     // The host has read its indexes before anybody lied to it.

@@ -26,6 +26,8 @@ use crate::storage::Listed;
 pub(crate) struct Needed {
     ids: Vec<u128>,
     sorted: usize,
+    /// By place: whether something needs it that must be restored at once.
+    hot: Vec<bool>,
     /// Keys of the refs objects that they were read from.
     pub(crate) refs: BTreeSet<String>,
 }
@@ -48,11 +50,20 @@ impl Needed {
         self.sorted = self.ids.len();
     }
 
+    /// Says which of these must be at hand.
+    pub(crate) fn mark_hot(&mut self, hot: &Needed) {
+        self.hot = self.ids.iter().map(|id| hot.ids.binary_search(id).is_ok()).collect();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
     pub(crate) fn contains(&self, id: &ChunkId) -> bool {
         self.place(id).is_some()
     }
 
-    fn place(&self, id: &ChunkId) -> Option<usize> {
+    pub(crate) fn place(&self, id: &ChunkId) -> Option<usize> {
         self.ids.binary_search(&short(id)).ok()
     }
 
@@ -69,6 +80,7 @@ impl Needed {
         }
         let mut needed = Needed::default();
         for ((host, dataset), points) in sets {
+            vault.check_stop()?;
             let roster = vault.roster();
             let place = (host.as_str(), dataset.as_str());
             let keys = std::slice::from_ref(refs_key);
@@ -86,6 +98,8 @@ pub(crate) struct PackUse {
     pub(crate) bytes: u64,
     /// Bytes of frames that hold a needed chunk.
     pub(crate) live_bytes: u64,
+    /// Whether it holds something that must be at hand.
+    pub(crate) is_hot: bool,
     /// The youngest sign of life of it and of its session, by the storage's clock.
     pub(crate) touched: Option<Timestamp>,
 }
@@ -183,12 +197,13 @@ pub(crate) fn survey(
     for object in list(vault, "pack/")? {
         let hash = object.key.rsplit('/').next().and_then(crate::crypt::unhex).map(Hash);
         if hash.is_some_and(|hash| name::pack(&hash.0) == object.key) {
-            let pack = PackUse { bytes: object.size, live_bytes: 0, touched: object.stored_at };
+            let pack = PackUse { bytes: object.size, live_bytes: 0, is_hot: false, touched: object.stored_at };
             survey.packs.insert(object.key, pack);
         }
     }
     let mut sessions: HashMap<[u8; 32], (Option<Timestamp>, Vec<String>)> = HashMap::new();
     for object in &indexes {
+        vault.check_stop()?;
         let Some((host, dataset, number, moved)) = index_place(&object.key) else { continue };
         let read = read_index(vault, refs_key, (&host, &dataset), number, moved);
         let Some(body) = note(read, &mut survey.findings)? else { continue };
@@ -203,6 +218,7 @@ pub(crate) fn survey(
                 let mut is_live = false;
                 for place in frame.chunks().filter_map(|(id, _)| needed.place(&id)) {
                     is_live = true;
+                    pack.is_hot |= needed.hot.get(place).copied().unwrap_or(false);
                     survey.missing[place] &= is_doomed;
                 }
                 live += if is_live { u64::from(frame.bytes) } else { 0 };
@@ -231,6 +247,40 @@ pub(crate) fn survey(
     }
     let rescued = rescue(vault, refs_key, needed, doomed, &mut survey)?;
     Ok((survey, rescued))
+}
+
+/// For each needed chunk (by its place) the pack among `cold` that it lies in, if it lies in no other that is there.
+pub(crate) fn only_in(
+    vault: &Vault,
+    refs_key: &Identity,
+    needed: &Needed,
+    survey: &Survey,
+    cold: &HashMap<Hash, u32>,
+) -> Result<Vec<Option<u32>>> {
+    let mut found: Vec<Option<u32>> = vec![None; needed.len()];
+    let mut elsewhere = vec![false; needed.len()];
+    for seen in &survey.indexes {
+        vault.check_stop()?;
+        let (host, dataset) = &seen.home;
+        for record in read_index(vault, refs_key, (host, dataset), seen.number, seen.moved)?.packs {
+            if survey.packs.get(&name::pack(&record.hash.0)).is_none_or(|pack| pack.bytes != record.bytes) {
+                continue;
+            }
+            let pack = cold.get(&record.hash).copied();
+            for place in record.frames.iter().flat_map(|f| f.chunks()).filter_map(|(id, _)| needed.place(&id)) {
+                match pack {
+                    Some(pack) => found[place] = Some(pack),
+                    None => elsewhere[place] = true,
+                }
+            }
+        }
+    }
+    for (found, elsewhere) in found.iter_mut().zip(elsewhere) {
+        if elsewhere {
+            *found = None;
+        }
+    }
+    Ok(found)
 }
 
 /// Doomed packs that hold what is nowhere else.

@@ -6,20 +6,20 @@
 //! so that a host cannot have more cut than its points let go of; a run goes only while its container is the one that was read back.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::codec::Hash;
 use crate::error::{Doing, Result, VaultError};
-use crate::finding::{Finding, Severity};
+use crate::finding::Finding;
 use crate::log::{self, LogEntry, Span};
 use crate::name;
 use crate::object::{self, Place};
 use crate::prune::live;
 use crate::prune::record::{GatheredRun, LogCut};
-use crate::prune::{Pruner, Rule};
+use crate::prune::{LockedObject, Pruner, Rule};
 use crate::snapshot::Position;
 use crate::storage::Put;
 
@@ -45,7 +45,15 @@ pub(super) struct Run {
     lineage: String,
     timeline: u64,
     span: Span,
-    hashes: Vec<String>,
+    hashes: Vec<Hash>,
+}
+
+/// What was deleted, and what could not be.
+#[derive(Debug, Default)]
+pub(super) struct Deleted {
+    pub(super) objects: u64,
+    pub(super) bytes: u64,
+    pub(super) locked: Vec<LockedObject>,
 }
 
 /// What is to be done about logs.
@@ -85,13 +93,20 @@ impl Row {
             None => true,
         }
     }
+
+    /// What a cut takes.
+    fn below(&self, number: u64) -> impl Iterator<Item = &Lying> {
+        let singles = self.singles.range(..number).map(|(_, lying)| lying);
+        let spans = self.spans.iter().filter(move |(span, _)| span.last < number).map(|(_, lying)| lying);
+        singles.chain(spans)
+    }
 }
 
 /// Timelines by data set, lineage and number.
 type Rows = BTreeMap<(String, String), BTreeMap<u64, Row>>;
 
 impl Pruner {
-    /// Reads every log and says what is to be done about it. `window`: how far back each data set's log must reach, if not to its oldest
+    /// Walks through every log and says what is to be done about it. `window`: how far back each data set's log must reach, if not to its oldest
     /// point.
     pub(super) fn plan_logs(
         &self,
@@ -101,40 +116,67 @@ impl Pruner {
         lease: Timestamp,
     ) -> Result<LogPlan> {
         let mut plan = LogPlan::default();
-        for ((dataset, lineage), rows) in self.list_logs()? {
-            let trail = self.vault.log_trail(&dataset, &lineage)?;
-            if trail.findings.iter().any(|finding| finding.severity == Severity::Alarm) {
-                plan.findings.extend(trail.findings);
-                continue;
+        for ((dataset, lineage), mut rows) in self.list_logs()? {
+            // One that is gone altogether is missed, too.
+            for timeline in self.vault.known_timelines(&dataset, &lineage)? {
+                rows.entry(timeline).or_default();
             }
-            for (timeline, row) in rows {
-                let from = trail.entries.partition_point(|entry| entry.timeline < timeline);
-                let until = trail.entries.partition_point(|entry| entry.timeline <= timeline);
-                let entries = trail.entries.get(from..until).unwrap_or_default();
-                let (Some(first), Some(last)) = (entries.first(), entries.last()) else { continue };
+            let begin = window(&dataset).map(|window| now.checked_sub(window).unwrap_or(Timestamp::MIN));
+            let mut of_lineage = LogPlan::default();
+            for (timeline, row) in &rows {
                 let of_it = |base: &&Base<'_>| {
-                    base.dataset == dataset && base.position.lineage == lineage && base.position.timeline == timeline
+                    base.dataset == dataset && base.position.lineage == lineage && base.position.timeline == *timeline
                 };
-                let begin = window(&dataset).map(|window| now.checked_sub(window).unwrap_or(Timestamp::MIN));
                 let counter = reaches_back_to(bases.iter().filter(of_it), begin);
                 let over = begin.is_some_and(|begin| row.newest().is_some_and(|newest| newest < begin));
-                let counter = counter.filter(|_| self.vault.obeys(Rule::CutsStopAtPoints));
-                let keep = match counter {
-                    Some(counter) if !over => {
-                        entries.iter().find(|e| e.last >= counter).map_or(last.number, |e| e.number)
-                    }
-                    _ => last.number,
-                };
-                let below = (first.number..keep).find(|number| !row.is_old(*number, lease)).unwrap_or(keep);
-                let chain = log::chain(&dataset, &lineage, timeline);
-                if below > first.number {
-                    plan.cut(&chain, below, entries, &row);
-                }
-                let rest = entries.iter().filter(|entry| (below..last.number).contains(&entry.number));
-                plan.gather(rest, &row, lease);
+                let needed_from = counter.filter(|_| !over && self.vault.obeys(Rule::CutsStopAtPoints));
+                self.plan_timeline((&dataset, &lineage, *timeline), row, needed_from, lease, &mut of_lineage)?;
+            }
+            match of_lineage.findings.is_empty() {
+                true => plan.add(of_lineage),
+                // Of a log in which something is wrong nothing goes.
+                false => plan.findings.extend(of_lineage.findings),
             }
         }
         Ok(plan)
+    }
+
+    /// Walks through one timeline, and keeps of it no more than what is to be gathered.
+    fn plan_timeline(
+        &self,
+        of: (&str, &str, u64),
+        row: &Row,
+        needed_from: Option<u64>,
+        lease: Timestamp,
+        plan: &mut LogPlan,
+    ) -> Result<()> {
+        let look = || -> Result<(Sight<'_>, Option<Finding>)> {
+            let mut sight = Sight::new(of, row, needed_from, lease);
+            let wrong = self.vault.walk_log(of, &mut |entry| sight.take(entry))?;
+            Ok((sight, wrong))
+        };
+        let (sight, wrong) = match look()? {
+            // Gathered since it was listed, perhaps.
+            (_, Some(missing)) if missing.code == "missing" => look()?,
+            seen => seen,
+        };
+        if let Some(wrong) = wrong {
+            plan.findings.push(wrong);
+            return Ok(());
+        }
+        let Some(Seen { first, below, before, runs }) = sight.end() else { return Ok(()) };
+        if row.below(below).next().is_some() {
+            let chain = log::chain(of.0, of.1, of.2);
+            let last = match below > first {
+                true => before,
+                // Cut before, elsewhere: this is a copy that was made when it was still there.
+                false => self.vault.ledger()?.log_floors.get(&chain).and_then(|floor| floor.last),
+            };
+            plan.cut(LogCut { chain, below, last }, row);
+        }
+        plan.run_objects += runs.iter().map(|run| run.hashes.len() as u64).sum::<u64>();
+        plan.runs.extend(runs);
+        Ok(())
     }
 
     fn list_logs(&self) -> Result<Rows> {
@@ -161,11 +203,17 @@ impl Pruner {
         let storage = self.vault.storage();
         let chain = log::chain(&run.dataset, &run.lineage, run.timeline);
         let key = run.span.key(&chain);
-        let links: Vec<(u64, &String)> = (run.span.first..).zip(&run.hashes).collect();
+        let links: Vec<(u64, &Hash)> = (run.span.first..).zip(&run.hashes).collect();
+        let room = AtomicU64::new(log::CONTAINER_BYTES + SMALL_BYTES_MAX);
         let objects = side_by_side(storage.parallel_writes(), &links, |(number, hash)| {
             let key = name::log_object(&run.dataset, &run.lineage, run.timeline, *number);
             let bytes = storage.get(&key).doing(|| format!("reading {key}"))?;
-            match crate::crypt::hex(&crate::crypt::hash(&bytes)) == **hash {
+            // The run was measured by the listing, which is the storage's word.
+            let fits = |room: u64| room.checked_sub(bytes.len() as u64);
+            if room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
+                return Err(VaultError::damaged(key, "it holds more bytes than the storage's listing says"));
+            }
+            match crate::crypt::hash(&bytes) == hash.0 {
                 true => Ok(bytes),
                 false => Err(VaultError::untrusted(key, "it was replaced since it was first read")),
             }
@@ -177,13 +225,13 @@ impl Pruner {
             let there = storage.get(&key).doing(|| format!("reading {key}"))?;
             let place = Place::of(&key).ok_or_else(|| VaultError::damaged(&key, "it has no place"))?;
             let holds_the_same =
-                object::check(&self.vault.roster(), &key, &place, &there).is_ok() && self.holds(&key, &there, run)?;
+                object::check(&self.vault.roster(), &key, &place, &there).is_ok() && self.holds(&there, run)?;
             if !holds_the_same {
                 storage.put(&key, &sealed).doing(|| format!("writing {key}"))?;
             }
         }
         let back = storage.get(&key).doing(|| format!("reading {key} again"))?;
-        match self.holds(&key, &back, run)? {
+        match self.holds(&back, run)? {
             true => Ok(GatheredRun {
                 chain,
                 first: run.span.first,
@@ -195,15 +243,12 @@ impl Pruner {
     }
 
     /// Whether a container holds these very objects.
-    fn holds(&self, key: &str, bytes: &[u8], run: &Run) -> Result<bool> {
+    fn holds(&self, bytes: &[u8], run: &Run) -> Result<bool> {
         let hashes = log::hashes_in(&self.vault.roster(), (&run.dataset, &run.lineage, run.timeline), run.span, bytes);
         match hashes {
-            Ok(hashes) => Ok(hashes.iter().map(ToString::to_string).eq(run.hashes.iter().cloned())),
+            Ok(hashes) => Ok(hashes == run.hashes),
             Err(VaultError::Damaged { .. } | VaultError::Untrusted { .. }) => Ok(false),
-            Err(error) => {
-                tracing::warn!(object = key, "{error}");
-                Err(error)
-            }
+            Err(error) => Err(error),
         }
     }
 
@@ -246,10 +291,10 @@ impl Pruner {
     }
 
     /// Deletes the beginnings of logs that a sweep cuts, and what lies in containers, too. Answers how many objects and bytes went.
-    pub(super) fn delete_logs(&self, cuts: &[LogCut], gathered: &[GatheredRun]) -> Result<(u64, u64)> {
+    pub(super) fn delete_logs(&self, cuts: &[LogCut], gathered: &[GatheredRun]) -> Result<Deleted> {
         let chains: BTreeSet<&str> =
             cuts.iter().map(|cut| cut.chain.as_str()).chain(gathered.iter().map(|run| run.chain.as_str())).collect();
-        let (mut objects, mut bytes) = (0, 0);
+        let mut deleted = Deleted::default();
         for chain in chains {
             let below = cuts.iter().filter(|cut| cut.chain == chain).map(|cut| cut.below).max().unwrap_or(0);
             let mut runs = Vec::new();
@@ -277,14 +322,19 @@ impl Pruner {
             let storage = self.vault.storage();
             for some in goes.chunks(PER_LOOK) {
                 self.check_thawed()?;
-                side_by_side(storage.parallel_writes(), some, |(key, _)| {
-                    storage.delete(key).doing(|| format!("removing {key}"))
-                })?;
-                objects += some.len() as u64;
-                bytes += some.iter().map(|(_, size)| size).sum::<u64>();
+                let done = side_by_side(storage.parallel_writes(), some, |(key, _)| self.remove(key))?;
+                for ((_, size), stays) in some.iter().zip(done) {
+                    match stays {
+                        Some(stays) => deleted.locked.push(stays),
+                        None => {
+                            deleted.objects += 1;
+                            deleted.bytes += size;
+                        }
+                    }
+                }
             }
         }
-        Ok((objects, bytes))
+        Ok(deleted)
     }
 
     /// Whether the container is the one that was written.
@@ -298,56 +348,120 @@ impl Pruner {
 }
 
 impl LogPlan {
-    fn cut(&mut self, chain: &str, below: u64, entries: &[LogEntry], row: &Row) {
-        let last = entries.iter().find(|entry| entry.number + 1 == below);
-        let last = last.and_then(|entry| crate::crypt::unhex(&entry.hash)).map(Hash);
-        self.cuts.push(LogCut { chain: chain.to_owned(), below, last });
-        let singles = row.singles.range(..below).map(|(_, lying)| lying);
-        let spans = row.spans.iter().filter(|(span, _)| span.last < below).map(|(_, lying)| lying);
-        for lying in singles.chain(spans) {
+    fn cut(&mut self, cut: LogCut, row: &Row) {
+        for lying in row.below(cut.below) {
             self.cut_objects += 1;
             self.cut_bytes += lying.bytes;
         }
+        self.cuts.push(cut);
     }
 
-    /// Rows of small old objects, each up to a container's size. Of a log that still grows a short rest waits for more.
-    fn gather<'a>(&mut self, entries: impl Iterator<Item = &'a LogEntry>, row: &Row, lease: Timestamp) {
+    fn add(&mut self, other: LogPlan) {
+        self.cuts.extend(other.cuts);
+        self.cut_objects += other.cut_objects;
+        self.cut_bytes += other.cut_bytes;
+        self.runs.extend(other.runs);
+        self.run_objects += other.run_objects;
+        self.findings.extend(other.findings);
+    }
+}
+
+/// What is seen of a timeline while it is walked through: where it may be cut, and the rows of small old objects from there on, each up
+/// to a container's size. Its last object is neither cut nor gathered, so each is looked at when the next has come.
+struct Sight<'a> {
+    of: (&'a str, &'a str, u64),
+    row: &'a Row,
+    needed_from: Option<u64>,
+    lease: Timestamp,
+    /// Nothing has come for long.
+    ended: bool,
+    first: Option<u64>,
+    /// Where the cut ends, and the hash of the object before that.
+    below: Option<(u64, Option<Hash>)>,
+    /// Of the object before `waits`.
+    before: Option<Hash>,
+    waits: Option<Waiting>,
+    run: Option<Run>,
+    run_bytes: u64,
+    runs: Vec<Run>,
+}
+
+struct Waiting {
+    number: u64,
+    last: u64,
+    hash: Option<Hash>,
+}
+
+struct Seen {
+    first: u64,
+    below: u64,
+    /// Of the object right below.
+    before: Option<Hash>,
+    runs: Vec<Run>,
+}
+
+impl<'a> Sight<'a> {
+    fn new(of: (&'a str, &'a str, u64), row: &'a Row, needed_from: Option<u64>, lease: Timestamp) -> Sight<'a> {
+        let (first, below, before, waits, run) = (None, None, None, None, None);
         let ended = row.newest().is_some_and(|newest| newest < lease);
-        let (mut run, mut bytes): (Option<Run>, u64) = (None, 0);
-        let mut close = |run: Option<Run>, full: bool| {
-            if let Some(run) = run
-                && (run.hashes.len() as u64 >= RUN_OBJECTS_MIN || ((full || ended) && run.hashes.len() > 1))
-            {
-                self.run_objects += run.hashes.len() as u64;
-                self.runs.push(run);
-            }
-        };
-        for entry in entries {
-            let single = row
-                .singles
-                .get(&entry.number)
-                .filter(|single| single.bytes <= SMALL_BYTES_MAX && single.stored_at.is_some_and(|at| at < lease));
-            let joins = |run: &Run| run.span.last + 1 == entry.number;
-            let full = bytes >= log::CONTAINER_BYTES
-                || run.as_ref().is_some_and(|run| run.hashes.len() as u64 >= log::CONTAINER_OBJECTS_MAX);
-            if full || single.is_none() || !run.as_ref().is_none_or(joins) {
-                close(run.take(), full);
-                bytes = 0;
-            }
-            let Some(single) = single else { continue };
-            bytes += single.bytes;
-            let number = entry.number;
-            let run = run.get_or_insert_with(|| Run {
-                dataset: entry.dataset.clone(),
-                lineage: entry.lineage.clone(),
-                timeline: entry.timeline,
-                span: Span { first: number, last: number },
-                hashes: Vec::new(),
-            });
-            run.span.last = number;
-            run.hashes.push(entry.hash.clone());
+        Sight { of, row, needed_from, lease, ended, first, below, before, waits, run, run_bytes: 0, runs: Vec::new() }
+    }
+
+    fn take(&mut self, entry: &LogEntry) {
+        let next = Waiting { number: entry.number, last: entry.last, hash: hash_of(entry) };
+        self.first.get_or_insert(entry.number);
+        let Some(seen) = self.waits.replace(next) else { return };
+        let is_needed = self.needed_from.is_some_and(|counter| seen.last >= counter);
+        if self.below.is_none() && (is_needed || !self.row.is_old(seen.number, self.lease)) {
+            self.below = Some((seen.number, self.before));
         }
-        close(run, bytes >= log::CONTAINER_BYTES);
+        if self.below.is_some() {
+            self.gather(&seen);
+        }
+        self.before = seen.hash;
+    }
+
+    fn gather(&mut self, seen: &Waiting) {
+        let small_and_old =
+            |single: &&Lying| single.bytes <= SMALL_BYTES_MAX && single.stored_at.is_some_and(|at| at < self.lease);
+        let single = self.row.singles.get(&seen.number).filter(small_and_old).zip(seen.hash);
+        let joins = |run: &Run| run.span.last + 1 == seen.number;
+        let count = |run: &Run| run.hashes.len() as u64;
+        let full = self.run_bytes >= log::CONTAINER_BYTES
+            || self.run.as_ref().is_some_and(|run| count(run) >= log::CONTAINER_OBJECTS_MAX);
+        if full || single.is_none() || !self.run.as_ref().is_none_or(joins) {
+            self.close(full);
+        }
+        let Some((single, hash)) = single else { return };
+        self.run_bytes += single.bytes;
+        let number = seen.number;
+        let (dataset, lineage, timeline) = self.of;
+        let run = self.run.get_or_insert_with(|| Run {
+            dataset: dataset.to_owned(),
+            lineage: lineage.to_owned(),
+            timeline,
+            span: Span { first: number, last: number },
+            hashes: Vec::new(),
+        });
+        run.span.last = number;
+        run.hashes.push(hash);
+    }
+
+    /// Of a log that still grows a short rest waits for more.
+    fn close(&mut self, full: bool) {
+        self.run_bytes = 0;
+        let Some(run) = self.run.take() else { return };
+        if run.hashes.len() as u64 >= RUN_OBJECTS_MIN || ((full || self.ended) && run.hashes.len() > 1) {
+            self.runs.push(run);
+        }
+    }
+
+    /// What was seen, unless there was nothing.
+    fn end(mut self) -> Option<Seen> {
+        let (first, last) = (self.first?, self.waits.take()?);
+        self.close(self.run_bytes >= log::CONTAINER_BYTES);
+        let (below, before) = self.below.unwrap_or((last.number, self.before));
+        Some(Seen { first, below, before, runs: self.runs })
     }
 }
 
@@ -361,7 +475,7 @@ fn reaches_back_to<'a>(bases: impl Iterator<Item = &'a Base<'a>>, begin: Option<
 }
 
 /// Does the same with each item, on several threads where the storage takes that; answers in the items' order, or the first error.
-fn side_by_side<T: Sync, R: Send>(
+pub(super) fn side_by_side<T: Sync, R: Send>(
     threads: usize,
     items: &[T],
     work: impl Fn(&T) -> Result<R> + Sync,
@@ -386,6 +500,10 @@ fn side_by_side<T: Sync, R: Send>(
         }
     });
     done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+}
+
+fn hash_of(entry: &LogEntry) -> Option<Hash> {
+    crate::crypt::unhex(&entry.hash).map(Hash)
 }
 
 /// Data set, lineage and timeline of a chain.

@@ -20,10 +20,13 @@ mod ledger;
 #[allow(clippy::unwrap_used)]
 mod lies;
 pub(crate) mod live;
+mod lock;
+mod lock_record;
 mod logs;
 mod perform;
 mod propose;
 mod record;
+mod tiers;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,20 +42,24 @@ use crate::open::{Unlocked, Vault};
 use crate::roster::Role;
 use crate::seal::Identity;
 use crate::sign::SigningKey;
+use crate::storage::StorageError;
 
 pub use self::compact::MoveRules;
 pub(crate) use self::fold::newest as newest_fold;
 pub(crate) use self::hold::{FREEZE_KIND, HOLD_KIND, check_freeze, check_hold};
-pub use self::hold::{Freeze, Hand, Held, Hold};
+pub use self::hold::{Freeze, Hand, Held, Hold, Placed};
 pub use self::keep::{Candidate, DISPLACED_HOURS, KeepRules, Limits, Why, decide};
 pub(crate) use self::ledger::Ledger;
-pub use self::ledger::Pruned;
 pub(crate) use self::ledger::read_tombstone;
-pub use self::perform::{OpenPrune, SweepReport, Swept};
+pub use self::ledger::{Archived, Pruned};
+pub use self::lock::{LOCK_DAYS_MAX, LOCK_DAYS_MIN, LOCKS_MAX, LockOptions, LockReport};
+pub use self::lock_record::{LockRecord, LockStanding};
+pub use self::perform::{LockedObject, OpenPrune, SweepReport, Swept};
 pub use self::propose::{PointVerdict, Proposed};
 pub(crate) use self::record::{
     Condemned, LogCut, PREFIX as RECORDS, Step, TOMBSTONE_KIND, Tombstone, check_record, check_signer, parse_key,
 };
+pub use self::tiers::{ARCHIVE_BYTES_MAX, ArchiveRules};
 
 /// How long what is condemned waits at least: as long as the lease of a backup that is at work.
 pub const GRACE_HOURS_MIN: i64 = crate::index::LEASE_HOURS;
@@ -80,6 +87,8 @@ pub struct PruneOptions {
     pub log_window: Option<SignedDuration>,
     /// When what is needed is moved out of packs that hold little of it.
     pub moves: MoveRules,
+    /// Which packs are put into another class of storage.
+    pub archive: Option<ArchiveRules>,
     /// The records of so many finished prunes are put together.
     pub fold_after: u64,
     /// Go by the times that hosts claim: for a vault that was copied without receipts.
@@ -104,6 +113,7 @@ impl Default for PruneOptions {
             log_windows: BTreeMap::new(),
             log_window: None,
             moves: MoveRules::default(),
+            archive: None,
             fold_after: FOLD_AFTER,
             by_claimed_time: false,
             now: None,
@@ -197,7 +207,9 @@ impl Pruner {
         }
     }
 
+    /// Neither frozen nor told to stop.
     fn check_thawed(&self) -> Result<()> {
+        self.vault.check_stop()?;
         let (freeze, findings) = self.vault.frozen()?;
         match freeze {
             // One that cannot be read may say that the vault is frozen.
@@ -213,12 +225,16 @@ impl Pruner {
     }
 
     /// The storage's own moment: of an object that is put there, looked at, and taken away again. Whoever may not delete learns it here.
-    fn storage_now(&self, options: &PruneOptions) -> Result<Timestamp> {
+    fn storage_now(&self, own: Timestamp) -> Result<Timestamp> {
         let storage = self.vault.storage();
         let key = format!("probe/{}", hex(&random::<16>()));
         storage.put_if_absent(&key, b"a pruner asks for the time").doing(|| format!("writing {key}"))?;
         let listed = storage.list(&key).doing(|| format!("looking for {key}"))?;
-        storage.delete(&key).doing(|| format!("removing {key}, as a pruner must be able to"))?;
+        match storage.delete(&key) {
+            // A later prune takes it.
+            Err(StorageError::Locked { .. }) => {}
+            done => done.doing(|| format!("removing {key}, as a pruner must be able to"))?,
+        }
         let Some(now) = listed.first().and_then(|object| object.stored_at) else {
             return Err(VaultError::Refused {
                 what: "pruning".to_owned(),
@@ -228,7 +244,6 @@ impl Pruner {
                 ),
             });
         };
-        let own = options.now();
         if own.duration_since(now).abs() > SignedDuration::from_mins(CLOCKS_APART_MINUTES_MAX) {
             return Err(VaultError::Refused {
                 what: "pruning".to_owned(),
@@ -254,6 +269,14 @@ pub(crate) enum Rule {
     NumbersAreNotReused,
     /// A log is cut no further than the oldest point in it needs.
     CutsStopAtPoints,
+    /// How far a sweep looked is known of each host's chain apart.
+    HeadsOfEachHost,
+    /// A sweep looks at what every host's points need.
+    SweepLooksAtEveryHost,
+    /// What was put on hold while a sweep was decided on stays, too.
+    HoldsAreLookedForAgain,
+    /// Whoever holds a point looks for sweeps afterwards.
+    HoldsTellOfSweeps,
 }
 
 impl Vault {

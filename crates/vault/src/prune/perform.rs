@@ -20,7 +20,7 @@ use crate::prune::propose::{Proposed, check_wish, heads, refuse_alarms};
 use crate::prune::record::{self, Condemned, Done, LogCut, Proposal, PrunedPoint, Step, Sweep, Tombstone};
 use crate::prune::{PruneOptions, Pruner, Rule};
 use crate::snapshot::{Snapshot, verification_prefix};
-use crate::storage::Put;
+use crate::storage::{Put, StorageError};
 
 /// So many deletions between two looks at the freeze and at new points.
 const DELETES_PER_LOOK: usize = 32;
@@ -36,9 +36,20 @@ pub struct OpenPrune {
     pub sweeping: bool,
     pub points: u64,
     pub bytes: u64,
+    /// Packs that are to be put into another class of storage, and their bytes.
+    pub archived_packs: u64,
+    pub archived_bytes: u64,
     /// What stood in the way of something just now: a damaged pack that was not moved.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
+}
+
+/// What is not needed and could not be deleted, because the storage keeps it: a later prune takes it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct LockedObject {
+    pub key: String,
+    /// Absent where the storage does not say.
+    pub until: Option<Timestamp>,
 }
 
 /// What a sweep did.
@@ -47,8 +58,17 @@ pub struct SweepReport {
     pub generation: u64,
     pub objects: u64,
     pub bytes: u64,
+    /// Packs that were put into another class of storage by this run, and their bytes.
+    pub archived_packs: u64,
+    pub archived_bytes: u64,
     /// What was condemned and stays: a point that came meanwhile needs it, or it was put on hold.
     pub kept: Vec<String>,
+    /// What the storage did not let go of yet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locked: Vec<LockedObject>,
+    /// Packs that are damaged, and were not put away.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
 }
 
 /// How far a prune that was begun has come.
@@ -82,6 +102,8 @@ impl Pruner {
             sweeping: open.sweep.is_some(),
             points: open.proposal.points.len() as u64,
             bytes: open.proposal.objects.iter().map(|object| object.bytes).sum(),
+            archived_packs: open.proposal.tiers.iter().map(|tier| tier.packs.len() as u64).sum(),
+            archived_bytes: open.proposal.tiers.iter().flat_map(|tier| &tier.packs).map(|(_, bytes)| bytes).sum(),
             findings: Vec::new(),
         }))
     }
@@ -89,8 +111,12 @@ impl Pruner {
     /// Stores the proposal and leaves the tombstones: from now on its points are pruned, and nothing is deleted yet.
     pub fn perform(&self, proposed: &Proposed, options: &PruneOptions) -> Result<OpenPrune> {
         self.check_thawed()?;
-        self.storage_now(options)?;
+        self.storage_now(options.now())?;
         let mut proposal = proposed.proposal.clone();
+        // Better now than in two days.
+        for tier in &proposal.tiers {
+            self.try_class(&tier.class)?;
+        }
         // What takes the place of something is there, and was read back, before anything is condemned.
         for run in &proposed.runs {
             self.check_thawed()?;
@@ -118,6 +144,7 @@ impl Pruner {
             return Ok(moved.findings);
         }
         proposal.moved.extend(moved.packs.iter().map(|(hash, _)| *hash));
+        proposal.moved_indexes.extend(moved.indexes);
         let packs =
             moved.packs.iter().map(|(hash, bytes)| Condemned { key: name::pack(&hash.0), bytes: *bytes, hash: None });
         proposal.objects.extend(packs);
@@ -125,6 +152,8 @@ impl Pruner {
         proposal.objects.extend(plan.idle_indexes(&goes));
         proposal.objects.sort();
         proposal.objects.dedup();
+        let goes: HashSet<&String> = proposal.objects.iter().map(|object| &object.key).collect();
+        proposal.moved_indexes.retain(|key| !goes.contains(key));
         Ok(moved.findings)
     }
 
@@ -134,16 +163,16 @@ impl Pruner {
         let ledger = self.vault.ledger()?;
         let Some(open) = ledger.open.clone() else { return Ok(Swept::Nothing) };
         self.check_thawed()?;
-        let now = self.storage_now(options)?;
+        let now = self.storage_now(options.now())?;
         if let Some((sweep, hash)) = open.sweep {
-            return self.delete(&sweep, hash, &open.proposal).map(Swept::Done);
+            return self.delete(&sweep, hash, &open.proposal, options).map(Swept::Done);
         }
         self.leave_tombstones(&open)?;
         if now < waits.due {
             return Ok(Swept::Waits(waits));
         }
-        let sweep = self.look_again(&open, now)?;
-        self.sweep(sweep, &open.proposal).map(Swept::Done)
+        let sweep = self.look_again(&open, options, now)?;
+        self.sweep(sweep, &open.proposal, options).map(Swept::Done)
     }
 
     /// Gives up a generation whose deletions have not begun: its points are there again.
@@ -164,8 +193,9 @@ impl Pruner {
             logs: Vec::new(),
             spared: Vec::new(),
             gathered: Vec::new(),
+            tiers: Vec::new(),
         };
-        Ok(self.sweep(sweep, &open.proposal)?.generation)
+        Ok(self.sweep(sweep, &open.proposal, &PruneOptions::default())?.generation)
     }
 
     fn leave_tombstones(&self, open: &Open) -> Result<()> {
@@ -197,13 +227,22 @@ impl Pruner {
     }
 
     /// What may be deleted of what was condemned, now that its time has come.
-    fn look_again(&self, open: &Open, now: Timestamp) -> Result<Sweep> {
+    fn look_again(&self, open: &Open, options: &PruneOptions, now: Timestamp) -> Result<Sweep> {
         let proposal = &open.proposal;
         let (snapshots, findings) = self.vault.read_chains(None)?;
         refuse_alarms(&findings)?;
         let (spared, saved) = self.held_since(proposal, now)?;
         let survivors = || snapshots.iter().chain(&saved).map(|snapshot| &**snapshot);
-        let needed = Needed::of(&self.vault, &self.refs, survivors())?;
+        let first = snapshots.first().map(|snapshot| &snapshot.head.host);
+        let every_host = self.vault.obeys(Rule::SweepLooksAtEveryHost);
+        let looked_at = survivors().filter(|snapshot| every_host || Some(&snapshot.head.host) == first);
+        let mut needed = Needed::of(&self.vault, &self.refs, looked_at)?;
+        let looks = self.vault.obeys(Rule::SweepLooksAgain);
+        if !proposal.tiers.is_empty() && looks {
+            let (known, _) = self.known_points()?;
+            let seen = |chain: &str| proposal.heads.iter().find(|head| head.chain == chain).map_or(0, |h| h.number);
+            needed.mark_hot(&self.hot_again(&known, &seen, options, now)?);
+        }
         let packs: HashSet<String> =
             proposal.objects.iter().map(|o| &o.key).filter(|key| key.starts_with("pack/")).cloned().collect();
         let (survey, mut rescued) = live::survey(&self.vault, &self.refs, &needed, &packs)?;
@@ -211,11 +250,12 @@ impl Pruner {
             let lost = live::points_at_loss(&self.vault, &self.refs, &needed, &survey, survivors())?;
             return Err(live::at_loss(&lost));
         }
-        let looks = self.vault.obeys(Rule::SweepLooksAgain);
         if !looks {
             rescued.clear();
         }
         let goes: HashSet<String> = packs.difference(&rescued).cloned().collect();
+        let points: Vec<&Snapshot> = survivors().collect();
+        let tiers = self.tiers_again(&proposal.tiers, &points, &needed, &survey, &goes)?;
         let idle: HashSet<String> = live::idle_indexes(&survey, &goes).into_iter().map(|index| index.key).collect();
         let verified: Vec<String> = spared.iter().map(|key| verification_prefix(key)).collect();
         let may_go = |object: &&Condemned| match object.key.split('/').next() {
@@ -237,6 +277,7 @@ impl Pruner {
             logs: self.cuts_again(proposal, &snapshots, &saved)?,
             spared,
             gathered: proposal.gathered.clone(),
+            tiers,
         })
     }
 
@@ -277,14 +318,14 @@ impl Pruner {
     }
 
     /// Says what goes, then deletes it. Where another pruner said so first, its word counts.
-    fn sweep(&self, sweep: Sweep, proposal: &Proposal) -> Result<SweepReport> {
+    fn sweep(&self, sweep: Sweep, proposal: &Proposal, options: &PruneOptions) -> Result<SweepReport> {
         match sweep.publish(&**self.vault.storage(), self.key())? {
-            Some(hash) => self.delete(&sweep, hash, proposal),
+            Some(hash) => self.delete(&sweep, hash, proposal, options),
             None => {
                 let ledger = self.vault.ledger()?;
                 let theirs = ledger.open.as_ref().filter(|open| open.proposal.generation == sweep.generation);
                 match theirs.and_then(|open| open.sweep.clone()) {
-                    Some((theirs, hash)) => self.delete(&theirs, hash, proposal),
+                    Some((theirs, hash)) => self.delete(&theirs, hash, proposal, options),
                     None => Err(VaultError::Conflict {
                         object: record::key(sweep.generation, Step::Sweep),
                         why: "another pruner has done it".to_owned(),
@@ -294,25 +335,31 @@ impl Pruner {
         }
     }
 
-    fn delete(&self, sweep: &Sweep, hash: Hash, proposal: &Proposal) -> Result<SweepReport> {
+    fn delete(&self, sweep: &Sweep, hash: Hash, proposal: &Proposal, options: &PruneOptions) -> Result<SweepReport> {
         let storage = self.vault.storage();
         let (mut kept, mut gone, mut bytes, mut objects) = (HashSet::new(), HashSet::new(), 0, 0);
+        let mut locked = Vec::new();
         for some in sweep.objects.chunks(DELETES_PER_LOOK) {
             self.check_thawed()?;
             kept.extend(self.needed_by_latecomers(sweep)?);
+            kept.extend(self.held_late(sweep, proposal)?);
             for object in some.iter().filter(|object| !kept.contains(&object.key)) {
                 if self.is_the_condemned(object)? {
-                    storage.delete(&object.key).doing(|| format!("removing {}", object.key))?;
-                    bytes += object.bytes;
-                    objects += 1;
+                    match self.remove(&object.key)? {
+                        Some(stays) => locked.push(stays),
+                        None => (bytes, objects) = (bytes + object.bytes, objects + 1),
+                    }
                 }
                 gone.insert(object.key.clone());
             }
         }
         let logs = self.delete_logs(&sweep.logs, &sweep.gathered)?;
-        (objects, bytes) = (objects + logs.0, bytes + logs.1);
-        let mut kept: Vec<String> = kept.difference(&gone).cloned().collect();
+        (objects, bytes) = (objects + logs.objects, bytes + logs.bytes);
+        locked.extend(logs.locked);
+        let away = self.put_away(&sweep.tiers, options, &|| self.needed_by_latecomers(sweep))?;
+        let mut kept: Vec<String> = kept.difference(&gone).cloned().chain(away.kept).collect();
         kept.sort();
+        kept.dedup();
         let done = Done {
             vault: self.vault.id(),
             generation: sweep.generation,
@@ -325,7 +372,29 @@ impl Pruner {
         let swept: HashSet<&str> = sweep.objects.iter().map(|object| object.key.as_str()).collect();
         let rescued = proposal.objects.iter().filter(|object| !swept.contains(object.key.as_str()));
         kept.extend(rescued.map(|object| object.key.clone()));
-        Ok(SweepReport { generation: sweep.generation, objects, bytes, kept })
+        Ok(SweepReport {
+            generation: sweep.generation,
+            objects,
+            bytes,
+            archived_packs: away.packs,
+            archived_bytes: away.bytes,
+            kept,
+            locked,
+            findings: away.findings,
+        })
+    }
+
+    /// Deletes, or gives what stays because it is locked. It counts as gone all the same: nothing builds on it, and the next proposal
+    /// condemns it again.
+    pub(super) fn remove(&self, key: &str) -> Result<Option<LockedObject>> {
+        let storage = self.vault.storage();
+        match storage.delete(key) {
+            Err(StorageError::Locked { until, .. }) => {
+                let until = until.or_else(|| Some(storage.lock_of(key).ok()??.until));
+                Ok(Some(LockedObject { key: key.to_owned(), until }))
+            }
+            done => done.doing(|| format!("removing {key}")).map(|()| None),
+        }
     }
 
     /// What a name says of packs, refs and keys their hash proves; of others it is looked at.
@@ -355,14 +424,52 @@ impl Pruner {
             // It is past help; it stays suspect.
             return Ok(HashSet::new());
         };
+        // A point that was to be restored at once must not find what it needs put away, either.
+        let away = sweep.tiers.iter().flat_map(|tier| &tier.packs).map(|(hash, _)| name::pack(&hash.0));
+        let goes: HashSet<String> = sweep.objects.iter().map(|object| object.key.clone()).chain(away).collect();
+        Ok(self.still_there(&needed, &goes)?.1)
+    }
+
+    /// Whoever holds a point while a sweep is being decided on is not told that it comes too late: the point stays, if all of it is still
+    /// there, and what it needs.
+    fn held_late(&self, sweep: &Sweep, proposal: &Proposal) -> Result<HashSet<String>> {
+        let mut kept = HashSet::new();
+        if sweep.abandoned || !self.vault.obeys(Rule::HoldsAreLookedForAgain) {
+            return Ok(kept);
+        }
+        let (holds, findings) = self.vault.holds()?;
+        refuse_alarms(&findings)?;
         let goes: HashSet<String> = sweep.objects.iter().map(|object| object.key.clone()).collect();
-        let (survey, mut kept) = live::survey(&self.vault, &self.refs, &needed, &goes)?;
+        for point in proposal.points.iter().filter(|point| !sweep.spared.contains(&point.snapshot)) {
+            let Some((host, dataset, sequence)) = place_of(&point.snapshot) else { continue };
+            let id = point.snapshot.trim_start_matches("snap/");
+            let is_held = holds.iter().any(|hold| !hold.has_ended(sweep.at.into()) && hold.covers(id, &dataset));
+            let object = Condemned { key: point.snapshot.clone(), bytes: 0, hash: Some(point.hash) };
+            if !is_held || !self.is_the_condemned(&object)? {
+                continue;
+            }
+            let snapshot = self.vault.read_snapshot(&host, &dataset, sequence)?;
+            let Ok(needed) = Needed::of(&self.vault, &self.refs, std::iter::once(&*snapshot)) else { continue };
+            let (is_whole, needs) = self.still_there(&needed, &goes)?;
+            if is_whole {
+                let verified = verification_prefix(&point.snapshot);
+                kept.extend(goes.iter().filter(|key| key.starts_with(&verified)).cloned());
+                kept.insert(point.snapshot.clone());
+                kept.extend(needs);
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Of what goes: what is needed, as far as it is still there; and whether that is all.
+    fn still_there(&self, needed: &Needed, goes: &HashSet<String>) -> Result<(bool, HashSet<String>)> {
+        let (survey, mut kept) = live::survey(&self.vault, &self.refs, needed, goes)?;
         kept.extend(needed.refs.iter().filter(|key| goes.contains(*key)).cloned());
         // What stays must be found again.
         let named = survey.indexes.iter().filter(|i| i.packs.iter().any(|hash| kept.contains(&name::pack(&hash.0))));
         let named: Vec<String> = named.map(|index| index.key.clone()).filter(|key| goes.contains(key)).collect();
         kept.extend(named);
-        Ok(kept)
+        Ok((survey.is_whole(), kept))
     }
 }
 

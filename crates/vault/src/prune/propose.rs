@@ -20,6 +20,7 @@ use crate::prune::keep::{Candidate, Limits, Why, decide};
 use crate::prune::live::{self, Needed, PackUse, Survey};
 use crate::prune::logs::{Base, Run};
 use crate::prune::record::{self, ChainHead, Condemned, Proposal, PrunedPoint, Step};
+use crate::prune::tiers::{self, TierPlan};
 use crate::prune::{GRACE_HOURS_MIN, PruneOptions, Pruner};
 use crate::receipt::TimeSource;
 use crate::snapshot::{Badge, PointInfo, Snapshot, verification_prefix};
@@ -66,6 +67,11 @@ pub struct Proposed {
     /// Log objects that are put together into `log_containers`.
     pub log_gathered: u64,
     pub log_containers: u64,
+    /// Packs that are put into another class of storage, their bytes, the class, and how long thawing takes.
+    pub archived_packs: u64,
+    pub archived_bytes: u64,
+    pub archive_class: Option<String>,
+    pub archive_thaw_seconds: Option<u64>,
     pub findings: Vec<Finding>,
     #[serde(skip)]
     pub(super) proposal: Proposal,
@@ -80,7 +86,13 @@ pub struct Proposed {
 impl Proposed {
     pub fn is_empty(&self) -> bool {
         let Proposal { points, objects, logs, .. } = &self.proposal;
-        points.is_empty() && objects.is_empty() && logs.is_empty() && self.runs.is_empty() && self.moves.packs == 0
+        let nothing_goes = points.is_empty() && objects.is_empty() && logs.is_empty();
+        nothing_goes && self.runs.is_empty() && self.moves.packs == 0 && self.proposal.tiers.is_empty()
+    }
+
+    /// Whether it only puts away what stays.
+    pub fn frees_nothing(&self) -> bool {
+        self.bytes == 0 && self.moves.packs == 0 && self.proposal.logs.is_empty()
     }
 
     pub fn pruned(&self) -> impl Iterator<Item = &PointVerdict> {
@@ -89,10 +101,10 @@ impl Proposed {
 }
 
 /// A snapshot, and what is known of its coming.
-struct Known {
-    snapshot: Arc<Snapshot>,
-    info: PointInfo,
-    received: (Timestamp, TimeSource),
+pub(super) struct Known {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) info: PointInfo,
+    pub(super) received: (Timestamp, TimeSource),
 }
 
 impl Known {
@@ -119,7 +131,11 @@ impl Pruner {
         }
         let (known, mut findings) = self.known_points()?;
         let (verdicts, kept) = self.judge(&known, options, now, &mut findings)?;
-        let needed = Needed::of(&self.vault, &self.refs, kept.iter().map(|place| &*known[*place].snapshot))?;
+        let mut needed = Needed::of(&self.vault, &self.refs, kept.iter().map(|place| &*known[*place].snapshot))?;
+        let archive = options.archive.as_ref().map(|rules| Ok((rules, self.class_place()?))).transpose()?;
+        if let Some((rules, _)) = &archive {
+            needed.mark_hot(&Needed::of(&self.vault, &self.refs, tiers::hot(&known, &verdicts, rules, now))?);
+        }
         let needed = Arc::new(needed);
         let (survey, superseded) = self.survey_moved(&needed)?;
         findings.extend(survey.findings.iter().cloned());
@@ -152,7 +168,13 @@ impl Pruner {
         let is_due = ledger.newest >= ledger.folded.saturating_add(options.fold_after.max(1));
         let named: HashSet<Hash> = survey.indexes.iter().flat_map(|index| index.packs.iter().copied()).collect();
         let fold = is_due.then(|| Fold::of(self.vault.id(), &ledger, &named));
-        let moves = MovePlan::of(&options.moves, needed, &survey, &goes, lease);
+        let moves = MovePlan::of((&options.moves, &ledger), needed, &survey, &goes, lease);
+        let goes_away = |key: &str| goes.contains(key) || moves.takes(key);
+        let away = archive.map(|(rules, place)| TierPlan::of((rules, &place), &survey, &ledger, &goes_away, lease));
+        let away = away.unwrap_or_default();
+        let condemned: HashSet<&str> = objects.iter().map(|object| object.key.as_str()).collect();
+        let moved_indexes = survey.indexes.iter().filter(|index| index.moved.is_some()).map(|index| &index.key);
+        let moved_indexes = moved_indexes.filter(|key| !condemned.contains(key.as_str())).cloned().collect();
         let bases: Vec<Base<'_>> = kept.iter().filter_map(|place| known[*place].base()).collect();
         let logs = self.plan_logs(&bases, &|dataset| options.log_window_of(dataset), now, lease)?;
         findings.extend(logs.findings);
@@ -172,8 +194,15 @@ impl Pruner {
             logs: logs.cuts,
             moved: superseded.iter().filter(|hash| goes.contains(&name::pack(&hash.0))).copied().collect(),
             gathered: Vec::new(),
+            tiers: away.tiers,
+            moved_indexes,
         };
+        let archives = proposal.tiers.first();
         Ok(Proposed {
+            archived_packs: away.packs,
+            archived_bytes: away.bytes,
+            archive_class: archives.map(|tier| tier.class.clone()),
+            archive_thaw_seconds: archives.map(|tier| tier.thaw_seconds),
             generation: proposal.generation,
             points: verdicts,
             objects: proposal.objects.len() as u64,
@@ -197,7 +226,7 @@ impl Pruner {
     }
 
     /// Every point, with the time of its coming. Where something is wrong with the chains, nothing is pruned.
-    fn known_points(&self) -> Result<(Vec<Known>, Vec<Finding>)> {
+    pub(super) fn known_points(&self) -> Result<(Vec<Known>, Vec<Finding>)> {
         let points = self.vault.points(None)?;
         let receipts = self.vault.receipts()?;
         let mut findings = points.findings;
@@ -266,7 +295,7 @@ impl Pruner {
             })
             .collect();
         for (candidate, known) in candidates.iter().zip(known) {
-            if candidate.is_displaced(&limits) {
+            if candidate.is_displaced(&limits) && !candidate.named {
                 findings.push(displaced(&known.info, known.received));
             }
         }
@@ -326,7 +355,7 @@ impl Pruner {
 
     /// Everything there is; and the packs of which all that is needed was moved elsewhere, or that were given up because they are bad and
     /// lies elsewhere as well.
-    fn survey_moved(&self, needed: &Needed) -> Result<(Survey, BTreeSet<Hash>)> {
+    pub(super) fn survey_moved(&self, needed: &Needed) -> Result<(Survey, BTreeSet<Hash>)> {
         let mut from: BTreeSet<Hash> = self.vault.given_up(&mut Vec::new())?.into_iter().collect();
         for object in live::list(&self.vault, "index/")? {
             let Some((host, dataset, of)) = index::parse_moved_key(&object.key) else { continue };

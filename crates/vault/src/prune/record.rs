@@ -69,6 +69,25 @@ pub(crate) struct GatheredRun {
     pub(crate) hash: Hash,
 }
 
+/// Packs in a class of storage, and what of each point lies in it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Tier {
+    /// Where: a copy elsewhere has everything at hand.
+    #[n(0)]
+    pub(crate) place: String,
+    #[n(1)]
+    pub(crate) class: String,
+    /// How long it takes until what lies there can be read.
+    #[n(2)]
+    pub(crate) thaw_seconds: u64,
+    /// Packs that are put there, and their bytes.
+    #[n(3)]
+    pub(crate) packs: Vec<(Hash, u64)>,
+    /// The key of a snapshot; how many packs in this class, these or from before, it cannot be restored without; their bytes.
+    #[n(4)]
+    pub(crate) points: Vec<(String, u64, u64)>,
+}
+
 /// How far a chain of snapshots was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct ChainHead {
@@ -105,6 +124,12 @@ pub(crate) struct Proposal {
     pub(crate) moved: Vec<Hash>,
     #[cbor(n(10), default)]
     pub(crate) gathered: Vec<GatheredRun>,
+    /// What is to be put into another class of storage.
+    #[cbor(n(11), default)]
+    pub(crate) tiers: Vec<Tier>,
+    /// Every index of moved packs that is there and stays.
+    #[cbor(n(12), default)]
+    pub(crate) moved_indexes: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -131,6 +156,9 @@ pub(crate) struct Sweep {
     pub(crate) spared: Vec<String>,
     #[cbor(n(9), default)]
     pub(crate) gathered: Vec<GatheredRun>,
+    /// What is put into another class of storage from now on. Where there is any: all classes of this place that hold something.
+    #[cbor(n(10), default)]
+    pub(crate) tiers: Vec<Tier>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

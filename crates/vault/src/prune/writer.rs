@@ -39,7 +39,7 @@ impl HostVault {
         let roster = self.roster();
         let storage = self.storage();
         let lost = |what: String| VaultError::SessionFailed {
-            why: format!("a prune that began after it took {what}, which it was to build on"),
+            why: format!("a prune that began after it took or archived {what}, which it was to build on"),
         };
         let mut needed = HashSet::new();
         refs::check(&**storage, &roster, self.host_name(), dataset, refs, &mut needed)
@@ -53,6 +53,9 @@ impl HostVault {
         let mut missing: HashSet<ChunkId> = references.iter().copied().collect();
         let mut tick_off = |packs: &[PackRecord]| {
             for pack in packs.iter().filter(|pack| there.contains(&name::pack(&pack.hash.0))) {
+                if ledger.is_slow(&pack.hash) {
+                    continue;
+                }
                 for (id, _) in pack.frames.iter().flat_map(|frame| frame.chunks()) {
                     missing.remove(&id);
                 }
@@ -73,11 +76,20 @@ impl HostVault {
             match read {
                 Ok(packs) => tick_off(&packs),
                 Err(e @ VaultError::Storage { .. }) => return Err(e),
-                Err(e) => tracing::warn!(object = object.key, "{e}"),
+                Err(VaultError::WrongKey { .. }) => {}
+                Err(e) => self.note_passed_by(&e),
             }
         }
         if let Some(bytes) = read_file(&inherited_path(self, dataset)?)? {
-            tick_off(&codec::decode::<Inherited>("the inherited index", &bytes)?.packs);
+            let inherited = codec::decode::<Inherited>("the inherited index", &bytes)?;
+            tick_off(&inherited.packs);
+            for (host, of) in self.moved_of_others(dataset, &inherited.indexes)? {
+                match self.read_moved_records(&host, dataset, of) {
+                    Ok(packs) => tick_off(&packs),
+                    // It is not for this host: what is in it counts as gone.
+                    Err(e) => tracing::debug!(object = of.key(&host, dataset), "{e}"),
+                }
+            }
         }
         match missing.len() {
             0 => Ok(()),

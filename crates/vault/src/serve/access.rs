@@ -3,6 +3,7 @@
 //! Invariants: whoever only writes can neither read what others wrote nor open anything, and creates nothing under another's name;
 //! nobody replaces an object that is right; a point is deleted only where a tombstone stands for it.
 
+use crate::name;
 use crate::object::{PairOf, Place};
 use crate::roster::{Role, Roster};
 use crate::sign::PublicKey;
@@ -67,8 +68,9 @@ impl Asker {
                 Place::Log { .. } | Place::GatheredLog { .. } => true,
                 // Every writer must know what was pruned, and that pruning is stopped.
                 Place::Prune(..) | Place::Hold(_) | Place::Freeze(_) => true,
+                // Sealed to the host that it is about, and to those that took its data set over.
+                Place::Moved(..) => true,
                 Place::Index(host, ..)
-                | Place::Moved(host, ..)
                 | Place::Refs(host, ..)
                 | Place::Snapshot(host, ..)
                 | Place::Tombstone(host, ..)
@@ -151,10 +153,121 @@ impl Asker {
     }
 }
 
+/// What a host creates, as patterns for a storage's own policy (`*` is anything): as `may_create`, as far as names tell it. Without a
+/// name, every host's.
+pub fn host_creates(host: Option<&str>) -> Vec<String> {
+    // An index and a log object begin with a nought; where a pruner moved and gathered something does not.
+    let own = [of_host("refs", host), of_host("snap", host), format!("{}/0*", of_host("index", host))];
+    let witness = format!("witness/*/{}/*", host.map_or_else(|| "*".to_owned(), name::encode));
+    let shared = ["pack/*", "log/*/*/*/0*", "keys/chunk/*", "keys/content/*/0000000001.cert", "keys/content/*/*.age"];
+    let words = ["enroll/*", "verify/*", "heal/*", "hold/*", "freeze/*"];
+    own.into_iter().chain([witness]).chain(shared.into_iter().chain(words).map(str::to_owned)).collect()
+}
+
+/// What lies among what a host creates, and is a pruner's to create.
+/// As deep as the names are: not every storage finds the next of several `*`.
+pub fn host_never_creates() -> [&'static str; 2] {
+    ["index/*/*/moved-*", "log/*/*/*/gathered/*"]
+}
+
+/// What a host reads, as such patterns: as `may_read`.
+pub fn host_reads(host: Option<&str>) -> Vec<String> {
+    // Statements are numbered in ten digits, and sealed keys named by a hash. Ceph takes the first dot for the last one, and a data set's name
+    // may hold one: so no pattern has a dot after a `*` that stands for a name.
+    let statements = ["keys/owner/00000*", "keys/refs/00000*", "keys/content/*/00000*"];
+    let shared = ["README.txt", "roster/*", "enroll/*", "receipt/*", "copy/*", "witness/*", "log/*"];
+    let stops = ["prune/*", "hold/*", "freeze/*"];
+    let own = ["index", "refs", "snap", "tombstone", "verify", "heal"].map(|kind| of_host(kind, host));
+    shared.into_iter().chain(statements).chain(stops).map(str::to_owned).chain(own).collect()
+}
+
+fn of_host(kind: &str, host: Option<&str>) -> String {
+    host.map_or_else(|| format!("{kind}/*/*"), |host| format!("{kind}/{}/*", name::encode(host)))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    fn fits(pattern: &str, key: &str) -> bool {
+        match pattern.split_once('*') {
+            None => pattern == key,
+            Some((before, after)) => key
+                .strip_prefix(before)
+                .is_some_and(|rest| (0..=rest.len()).any(|at| rest.get(at..).is_some_and(|rest| fits(after, rest)))),
+        }
+    }
+
+    /// As Ceph's: what a `*` stands for ends where the letter after it comes for the first time.
+    fn fits_on_ceph(pattern: &str, key: &str) -> bool {
+        match pattern.split_once('*') {
+            None => pattern == key,
+            Some((before, "")) => key.starts_with(before),
+            Some((before, after)) => {
+                let rest = key.strip_prefix(before).unwrap_or_default();
+                let next = after.chars().next().and_then(|letter| rest.find(letter));
+                next.and_then(|at| rest.get(at..)).is_some_and(|rest| fits_on_ceph(after, rest))
+            }
+        }
+    }
+
+    #[test]
+    fn the_patterns_for_a_policy_say_what_the_rules_say() {
+        let digits = "ab".repeat(32);
+        let files = ["keys/owner", "keys/refs", "keys/content/d", "keys/content/a.b"];
+        let keys: Vec<String> = [
+            "README.txt",
+            "roster/0000000002",
+            "keys/owner/0000000002.cert",
+            "keys/refs/0000000002.cert",
+            "keys/content/d/0000000001.cert",
+            "keys/content/d/0000000002.cert",
+            "keys/content/a.b.c/0000000001.cert",
+            "keys/content/a.b.c/0000000002.cert",
+            "index/alpha/a.b/0000000001",
+            "index/alpha/a.b/moved-0000000001-0000000001",
+            "log/a.b/l.m/0000000001/000000000/000",
+            "log/a.b/l.m/0000000001/gathered/000000000000-000000000001",
+            "keys/chunk/d/00",
+            "enroll/aa",
+            "index/alpha/d/0000000001",
+            "index/beta/d/0000000001",
+            "index/alpha/d/moved-0000000001-0000000001",
+            "snap/alpha/d/0000000001",
+            "snap/alphabet/d/0000000001",
+            "log/d/l/0000000001/000000000/000",
+            "log/d/l/0000000001/gathered/000000000000-000000000001",
+            "tombstone/alpha/d/0000000001",
+            "tombstone/beta/d/0000000001",
+            "prune/0000000001/proposal",
+            "hold/0000000001",
+            "freeze/0000000001",
+            "verify/alpha/d/0000000001/0-x",
+            "heal/alpha/d/0-x",
+            "receipt/00/0000000001",
+            "copy/0000000001-b-done",
+            "witness/v/alpha/0000000001",
+            "witness/v/beta/0000000001",
+            "probe/0",
+        ]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(files.map(|directory| format!("{directory}/{digits}.age")))
+        .chain([format!("pack/ab/{digits}"), format!("refs/alpha/d/{digits}"), format!("refs/beta/d/{digits}")])
+        .collect();
+        let host = asker(Rights::default());
+        let (creates, reads) = (host_creates(Some("alpha")), host_reads(Some("alpha")));
+        for fits in [fits, fits_on_ceph] {
+            let matches = |patterns: &[String], key: &str| patterns.iter().any(|pattern| fits(pattern, key));
+            for key in &keys {
+                let never = host_never_creates().iter().any(|pattern| fits(pattern, key));
+                let may_create = host.may_create(&place(key), Some("alpha")).is_ok();
+                assert_eq!(matches(&creates, key) && !never, may_create, "create {key}");
+                assert_eq!(matches(&reads, key), host.may_read(&place(key)), "read {key}");
+            }
+        }
+    }
 
     fn asker(rights: Rights) -> Asker {
         Asker { name: "alpha".to_owned(), rights }

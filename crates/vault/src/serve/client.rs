@@ -15,7 +15,7 @@ use super::Connection;
 use super::watch::{GRACE, allowance};
 use super::wire::{self, Greeting, Hello, Line, Reply, Request, Status, Verb, Welcome};
 use crate::sign::SigningKey;
-use crate::storage::{Listed, OBJECT_BYTES_MAX, Put, Storage, StorageError, check_key};
+use crate::storage::{Listed, OBJECT_BYTES_MAX, Put, Storage, StorageError, bytes_max, check_key};
 
 /// A broken connection is made again so many times for one operation, after a pause that doubles.
 const ATTEMPTS: u32 = 6;
@@ -309,6 +309,10 @@ impl Remote {
                 Err(StorageError::NoSpace { location: format!("{location} ({})", printable(&reply.text)) })
             }
             Status::Gone => Err(StorageError::Gone { location }),
+            Status::TooLarge if verb == "read" => {
+                let limit = bytes_max(&key);
+                Err(StorageError::TooLarge { key, size: limit.saturating_add(1), limit })
+            }
             Status::Refused | Status::TooLarge => {
                 Err(StorageError::Refused { location, verb, key, why: printable(&reply.text) })
             }
@@ -354,7 +358,18 @@ impl Storage for Remote {
     }
 
     fn get(&self, key: &str) -> Result<Vec<u8>, StorageError> {
-        Ok(self.answer(Verb::Get, key, (0, OBJECT_BYTES_MAX), &[])?.1)
+        let limit = bytes_max(key);
+        let too_large = |size| Err(StorageError::TooLarge { key: key.to_owned(), size, limit });
+        match self.answer(Verb::Get, key, (0, OBJECT_BYTES_MAX), &[]) {
+            Ok((_, bytes, _)) if bytes.len() as u64 <= limit => Ok(bytes),
+            Ok((_, bytes, _)) => too_large(bytes.len() as u64),
+            // The server did not even read it; its listing says how large it is.
+            Err(StorageError::TooLarge { size, .. }) => {
+                let listed = self.list(key)?.into_iter().find(|object| object.key == key);
+                too_large(listed.map_or(size, |object| object.size.max(size)))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Vec<u8>, StorageError> {

@@ -15,7 +15,7 @@ mod wire;
 
 use std::io::{Read, Write};
 
-pub use self::access::{Rights, Who};
+pub use self::access::{Rights, Who, host_creates, host_never_creates, host_reads};
 pub use self::client::{Dial, Remote};
 pub use self::server::{ServeOptions, Served, Server};
 #[cfg(any(test, feature = "fuzzing"))]

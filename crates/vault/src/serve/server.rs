@@ -601,3 +601,7 @@ pub(crate) fn fuzz_session(storage: Arc<dyn Storage>, name: &str, rights: u8, mu
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod rules;

@@ -23,6 +23,7 @@ use crate::open::HostVault;
 use crate::pack::PackRecord;
 use crate::seal::Recipient;
 use crate::snapshot::IndexSeen;
+use crate::storage::StorageError;
 
 use super::table::{self, Table};
 
@@ -83,6 +84,11 @@ impl KnownChunks {
             }
         }
     }
+}
+
+/// Whether a host may not look there: then what was moved is stored anew.
+fn is_not_allowed(error: &VaultError) -> bool {
+    matches!(error, VaultError::Storage { source: StorageError::Denied { .. } | StorageError::Refused { .. }, .. })
 }
 
 /// Chunks of other hosts that this one may build on: it was promoted, and read them with the content key.
@@ -149,8 +155,10 @@ impl HostVault {
                     }
                 }
                 Err(e @ VaultError::Storage { .. }) => return Err(e),
-                // A damaged index costs an upload; `check` names it.
-                Err(e) => tracing::warn!(object = object.key, "{e}"),
+                // Written before this host was given new keys: what it names is stored again, as `rotate` says.
+                Err(VaultError::WrongKey { .. }) => {}
+                // A damaged index costs an upload.
+                Err(e) => self.note_passed_by(&e),
             }
             if number > known.head.number {
                 known.head = Head { number, hash };
@@ -172,7 +180,20 @@ impl HostVault {
         let moved = listed.iter().filter_map(|object| Some((&object.key, index::parse_moved_key(&object.key)?.2)));
         for (key, of) in moved {
             if known.moved.insert(key.clone()) {
-                self.add_moved(dataset, of, &mut known)?;
+                let read = self.read_moved_records(self.host_name(), dataset, of);
+                self.add_moved(dataset, read, &mut known)?;
+            }
+        }
+        for (host, of) in self.moved_of_others(dataset, &known.others)? {
+            let key = of.key(&host, dataset);
+            if !known.moved.contains(&key) {
+                match self.read_moved_records(&host, dataset, of) {
+                    // What was moved before this host took over was sealed to others, and is in what it took over.
+                    Err(VaultError::WrongKey { .. }) => {}
+                    Err(error) if is_not_allowed(&error) => continue,
+                    read => self.add_moved(dataset, read, &mut known)?,
+                }
+                known.moved.insert(key);
             }
         }
         self.adopt_pending(dataset, recipients, &mut known)?;
@@ -183,21 +204,40 @@ impl HostVault {
         Ok(known)
     }
 
-    /// Believes a pruner where chunks lie now, of those that this host's own indexes have named.
-    fn add_moved(&self, dataset: &str, of: MovedName, known: &mut KnownChunks) -> Result<()> {
-        let read = index::read_moved(&**self.storage(), &self.roster(), self.host_name(), dataset, of)
-            .and_then(|moved| moved.open_body(std::slice::from_ref(self.state().index_key())));
-        let body = match read {
-            Ok(body) => body,
+    /// What was moved out of packs of hosts from which this one took a data set over, as far as it may look.
+    pub(crate) fn moved_of_others(&self, dataset: &str, others: &[IndexSeen]) -> Result<Vec<(String, MovedName)>> {
+        let mut moved = Vec::new();
+        for other in others.iter().filter(|other| other.host != self.host_name()) {
+            let chain = name::indexes_of(&other.host, dataset);
+            let listed = match self.storage().list(&chain).doing(|| format!("listing {chain}")) {
+                Err(error) if is_not_allowed(&error) => continue,
+                listed => listed?,
+            };
+            let names = listed.iter().filter_map(|object| Some(index::parse_moved_key(&object.key)?.2));
+            moved.extend(names.map(|of| (other.host.clone(), of)));
+        }
+        Ok(moved)
+    }
+
+    pub(crate) fn read_moved_records(&self, host: &str, dataset: &str, of: MovedName) -> Result<Vec<PackRecord>> {
+        let moved = index::read_moved(&**self.storage(), &self.roster(), host, dataset, of)?;
+        Ok(moved.open_body(std::slice::from_ref(self.state().index_key()))?.packs)
+    }
+
+    /// Believes a pruner where chunks lie now, of those that this host's own indexes, or those that it took over, have named.
+    fn add_moved(&self, dataset: &str, read: Result<Vec<PackRecord>>, known: &mut KnownChunks) -> Result<()> {
+        let packs = match read {
+            Ok(packs) => packs,
             Err(e @ VaultError::Storage { .. }) => return Err(e),
-            // It costs an upload; `check` names it.
+            // It costs an upload.
+            Err(VaultError::WrongKey { .. }) => return Ok(()),
             Err(e) => {
-                tracing::warn!(object = of.key(self.host_name(), dataset), "{e}");
+                self.note_passed_by(&e);
                 return Ok(());
             }
         };
         self.settle(dataset, known)?;
-        for pack in &body.packs {
+        for pack in &packs {
             let place = known.packs.len() as u32;
             known.packs.push((pack.hash, pack.bytes));
             let ids = pack.frames.iter().flat_map(|frame| frame.chunks()).map(|(id, _)| id);

@@ -3,7 +3,7 @@
 //! Chunks that lie one after another in a thread's buffer become a frame without being copied; what is left over (a tail, a
 //! listing, a lone change) waits in the thread's own frame buffer for its neighbours.
 //!
-//! Invariant: there are never more than `PACK_BUFFERS` pack buffers and, a thread, one press: a slow storage makes a backup slow
+//! Invariant: there are never more than `PACK_BUFFERS_MAX` pack buffers and, a thread, one press: a slow storage makes a backup slow
 //! and not large.
 
 use std::ops::Range;
@@ -17,10 +17,10 @@ use crate::error::{Result, VaultError};
 use crate::pack::{FRAME_BYTES, FrameBuffer, PackBuilder, push_record};
 use crate::port::ChunkId;
 
-/// One is filled, one waits, one is written.
-const PACK_BUFFERS: usize = 3;
-/// A frame of chunks that came one by one; who needs one of them unpacks little.
-const SINGLES_BYTES: usize = 1 << 20;
+/// One is filled, the others are written; where only one is written at once, it is so soon enough that none has to wait beside it.
+const PACK_BUFFERS_MAX: usize = 3;
+/// A frame of chunks that came one by one, listings mostly: who needs one of them unpacks little, and what is known of a file hardly compresses better in larger ones.
+const SINGLES_BYTES: usize = 256 << 10;
 const FRAME_BUFFERS_MAX: usize = 16;
 
 /// What one thread compresses with: contexts and buffers are dear to make and cheap to keep.
@@ -47,6 +47,7 @@ pub(super) struct Packing {
     singles: Mutex<FrameBuffer>,
     presses: Mutex<Vec<Press>>,
     pack: Mutex<Option<PackBuilder>>,
+    buffers_max: usize,
     buffers: Mutex<Buffers>,
     freed: Condvar,
 }
@@ -58,8 +59,16 @@ struct Buffers {
 }
 
 impl Packing {
-    pub(super) fn new(vault: String, secret: [u8; 32], sealed_secret: Vec<u8>, options: SessionOptions) -> Packing {
+    /// `writers`: how many packs are written at once.
+    pub(super) fn new(
+        vault: String,
+        secret: [u8; 32],
+        sealed_secret: Vec<u8>,
+        options: SessionOptions,
+        writers: usize,
+    ) -> Packing {
         Packing {
+            buffers_max: (1 + writers).min(PACK_BUFFERS_MAX),
             vault,
             secret,
             sealed_secret,
@@ -201,7 +210,7 @@ impl Packing {
             if let Some(buffer) = buffers.free.pop() {
                 return Ok(buffer);
             }
-            if buffers.made < PACK_BUFFERS {
+            if buffers.made < self.buffers_max {
                 buffers.made += 1;
                 return Ok(Vec::new());
             }

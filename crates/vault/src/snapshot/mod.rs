@@ -4,6 +4,7 @@
 //! notes are sealed to the content key. Invariant: a sequence has no gap but where a signed tombstone stands.
 
 mod points;
+mod shapes;
 mod suspicion;
 
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use crate::error::{Doing, Result, VaultError};
 use crate::name;
 use crate::open::Vault;
 use crate::port::ChunkId;
-use crate::prune::Hand;
+use crate::prune::{Archived, Hand};
 use crate::roster::{Role, Roster};
 use crate::sign::{PublicKey, Signed};
 
@@ -91,6 +92,9 @@ pub struct PointInfo {
     pub schema: Option<String>,
     pub release: Option<String>,
     pub final_mark: bool,
+    /// What of it lies in another class of storage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archived: Option<Archived>,
     /// The object's name and BLAKE3 hash in the vault.
     pub key: String,
     pub hash: String,
@@ -214,6 +218,7 @@ impl Snapshot {
             schema: head.schema.clone(),
             release: head.release.clone(),
             final_mark: head.final_mark,
+            archived: None,
             key: self.key.clone(),
             hash: self.hash.to_string(),
         }

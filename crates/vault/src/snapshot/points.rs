@@ -19,8 +19,10 @@ use crate::snapshot::suspicion::{self, Doubt, Shape};
 use crate::snapshot::{Badge, PointInfo, Snapshot, accepts, badge_from, tombstone_key, verification_prefix};
 use crate::storage::Listed;
 
-/// So many missing numbers of one gap are looked for one by one (pruned points leave long gaps full of tombstones).
-const GAP_LOOKS_MAX: u64 = 100_000;
+/// So many numbers of one gap are walked over: pruned points leave long gaps full of tombstones.
+const GAP_NUMBERS_MAX: u64 = 100_000;
+/// So many of them are missed, of which no tombstone is listed: each is asked for, and named.
+const GAP_MISSING_MAX: usize = 1000;
 
 /// Recovery points, oldest first, and what is wrong with their chains.
 #[derive(Debug, Clone, Default)]
@@ -47,7 +49,7 @@ impl Vault {
     }
 
     /// Those of one host's chain alone: nothing is read, and nothing remembered, of what others wrote.
-    pub fn points_of_host(&self, host: &str, dataset: &str) -> Result<Points> {
+    pub(crate) fn points_of_host(&self, host: &str, dataset: &str) -> Result<Points> {
         self.points_of(self.read_chains_where(&|of, set| of == host && set == dataset)?)
     }
 
@@ -75,7 +77,9 @@ impl Vault {
                 }
             }
             let mut info = snapshot.info(badge);
-            if ledger.is_unchecked(snapshot) && self.obeys(Rule::UnseenIsSuspect) {
+            info.archived = ledger.archived(&snapshot.key);
+            let of_each_host = self.obeys(Rule::HeadsOfEachHost);
+            if ledger.is_unchecked(snapshot, of_each_host) && self.obeys(Rule::UnseenIsSuspect) {
                 findings.push(mark_unchecked(&mut info));
             }
             points.push(info);
@@ -222,18 +226,18 @@ impl Vault {
         let first = burials.left_out.first_of(&chain);
         let mut before = burials.left_out.before_first(&chain);
         let mut walked = first - 1;
-        for number in walk(numbers, remembered, first) {
+        let is_buried = |number: u64| {
+            burials.keys.contains(&tombstone_key(host, dataset, number))
+                || burials.ledger.pruned.contains_key(&format!("{chain}{}", name::number(number)))
+        };
+        for number in walk(numbers, remembered, first, is_buried) {
             if number != walked + 1 {
                 before = None;
             }
             walked = number;
             // A listing that ran beside a commit may lack one of the newest.
             let is_there = numbers.contains(&number) || (number + 1 >= newest && self.is_there(&chain, number)?);
-            let is_buried = || {
-                burials.keys.contains(&tombstone_key(host, dataset, number))
-                    || burials.ledger.pruned.contains_key(&format!("{chain}{}", name::number(number)))
-            };
-            let pruned = match is_there && is_buried() {
+            let pruned = match is_there && is_buried(number) {
                 true => note(self.tombstone(burials.ledger, host, dataset, number), findings)?.flatten(),
                 false => None,
             };
@@ -431,15 +435,25 @@ fn put_in_order(points: &mut [PointInfo]) -> Vec<Finding> {
     notes
 }
 
-/// Every number to look at, from the first that is to be there: those that are there, the one remembered, and the first of every gap. A
-/// listing that claims huge numbers does not make anybody look for all below them.
-fn walk(numbers: &BTreeSet<u64>, remembered: Option<u64>, first: u64) -> BTreeSet<u64> {
+/// Every number to look at, from the first that is to be there: those that are there, the one remembered, what is buried in every gap and the
+/// first that is missing there. A listing that claims huge numbers does not make anybody look for all below them.
+fn walk(
+    numbers: &BTreeSet<u64>,
+    remembered: Option<u64>,
+    first: u64,
+    is_buried: impl Fn(u64) -> bool,
+) -> BTreeSet<u64> {
     let remembered = remembered.filter(|number| *number >= first);
     let mut all: BTreeSet<u64> = numbers.iter().copied().chain(remembered).collect();
     let mut expected = first;
     for number in all.clone() {
-        all.extend(expected..number.min(expected + GAP_LOOKS_MAX));
-        expected = first.max(number + 1);
+        let mut missing = 0;
+        all.extend((expected..number.min(expected.saturating_add(GAP_NUMBERS_MAX))).filter(|number| {
+            let buried = is_buried(*number);
+            missing += usize::from(!buried);
+            buried || missing <= GAP_MISSING_MAX
+        }));
+        expected = first.max(number.saturating_add(1));
     }
     all
 }

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Listed, Put, Storage, StorageError};
+use super::{Listed, Lock, Locking, Put, Storage, StorageError};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
@@ -175,6 +175,30 @@ impl Storage for Faulty {
 
     fn location(&self) -> String {
         self.inner.location()
+    }
+
+    fn locking(&self) -> Result<Option<Locking>, StorageError> {
+        self.inner.locking()
+    }
+
+    fn lock_of(&self, key: &str) -> Result<Option<Lock>, StorageError> {
+        self.inner.lock_of(key)
+    }
+
+    fn lock(&self, key: &str, lock: Lock) -> Result<(), StorageError> {
+        self.carry_out(Operation::Put, key, |inner| inner.lock(key, lock))
+    }
+
+    fn class_place(&self) -> Option<String> {
+        self.inner.class_place()
+    }
+
+    fn put_in_class(&self, key: &str, bytes: Vec<u8>, class: &str) -> Result<(), StorageError> {
+        self.carry_out(Operation::Put, key, |inner| inner.put_in_class(key, bytes, class))
+    }
+
+    fn class_of(&self, key: &str) -> Result<Option<String>, StorageError> {
+        self.inner.class_of(key)
     }
 
     fn parallel_writes(&self) -> usize {

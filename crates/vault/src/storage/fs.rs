@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Fact, Listed, OBJECT_BYTES_MAX, Put, Storage, StorageError, check_key};
+use super::{Fact, Listed, OBJECT_BYTES_MAX, Put, Storage, StorageError, bytes_max, check_key};
 
 const TEMPORARY: &str = ".tmp";
 /// Nothing takes longer to write one object.
@@ -57,6 +57,10 @@ impl FsStorage {
     /// Opens a directory, making it (and its parents) where it is absent.
     pub fn create(root: impl AsRef<Path>) -> Result<FsStorage, StorageError> {
         let path = root.as_ref();
+        if path.exists() && !path.is_dir() {
+            let why = "there is something else, which is no directory".to_owned();
+            return Err(StorageError::BadAddress { address: path.display().to_string(), why });
+        }
         std::fs::create_dir_all(path).map_err(|source| StorageError::Io {
             verb: "make the directory",
             key: path.display().to_string(),
@@ -259,11 +263,12 @@ impl Storage for FsStorage {
     fn get(&self, key: &str) -> Result<Vec<u8>, StorageError> {
         let file = self.open_object(key)?;
         let size = file.metadata().map_err(|e| self.explain_io("read", key, e))?.len();
-        if size > OBJECT_BYTES_MAX {
-            return Err(StorageError::TooLarge { key: key.to_owned(), size, limit: OBJECT_BYTES_MAX });
+        let limit = bytes_max(key);
+        if size > limit {
+            return Err(StorageError::TooLarge { key: key.to_owned(), size, limit });
         }
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-        file.take(OBJECT_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| self.explain_io("read", key, e))?;
+        file.take(limit).read_to_end(&mut bytes).map_err(|e| self.explain_io("read", key, e))?;
         Ok(bytes)
     }
 

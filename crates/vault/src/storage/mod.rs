@@ -3,10 +3,12 @@
 //! Invariant: `put_if_absent` and `put` are atomic and durable when they return `Ok`: a reader sees the whole object or none,
 //! and of two `put_if_absent` of one key exactly one answers `Created`. An error may mean that it happened anyway.
 
+mod class;
 mod fact;
 mod fault;
 mod fs;
 mod fs_facts;
+mod lock;
 mod memory;
 
 use std::collections::BTreeMap;
@@ -14,13 +16,20 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 
+pub use class::Thaw;
 pub use fact::{Fact, Verdict};
 pub use fault::{Faulty, Operation};
 pub use fs::FsStorage;
-pub use memory::MemoryStorage;
+pub use lock::{Lock, LockMode, Locking};
+pub use memory::{FROZEN_CLASS, MemoryStorage};
 
 /// No object of ours is larger; whatever is, is refused before memory is taken for it.
 pub const OBJECT_BYTES_MAX: u64 = 96 << 20;
+/// What the object under a key may hold, whoever wrote it there. Every storage holds a whole read against it before memory is taken.
+pub fn bytes_max(key: &str) -> u64 {
+    crate::object::Place::of(key).map_or(OBJECT_BYTES_MAX, |place| place.bytes_max())
+}
+
 const KEY_BYTES_MAX: usize = 700;
 const SEGMENT_BYTES_MAX: usize = 240;
 
@@ -56,7 +65,7 @@ pub enum StorageError {
         "{location} is no longer the directory that was opened (was it unmounted?); mount it again, then start over"
     )]
     Replaced { location: String },
-    #[error("object {key} holds {size} bytes, more than {limit}; nothing of ours is that large")]
+    #[error("object {key} holds {size} bytes, more than {limit}; nothing that belongs there is that large")]
     TooLarge { key: String, size: u64, limit: u64 },
     #[error("{key:?} is not a valid object name: {why}")]
     BadKey { key: String, why: &'static str },
@@ -78,6 +87,18 @@ pub enum StorageError {
         /// What to do, and how long it takes.
         thaw: String,
     },
+    #[error(
+        "the storage at {location} has no storage classes, so nothing can be archived in it: use a bucket that has some, or keep everything \
+         at hand (no `archive` for this vault)"
+    )]
+    NoClasses { location: String },
+    #[error(
+        "the storage at {location} cannot lock objects: use a bucket that was made with Object Lock, or take `lock` off this vault (see \
+         docs/object-storage.md)"
+    )]
+    NoLocks { location: String },
+    #[error("{key} at {location} is locked{}, and stays until then", until_when(until))]
+    Locked { key: String, location: String, until: Option<Timestamp> },
     #[error("the storage at {location} does not accept this machine's credentials: {why}")]
     Credentials { location: String, why: String },
     #[error("the storage at {location} cannot be used: {why}")]
@@ -108,6 +129,10 @@ fn said(words: &str) -> String {
     if words.is_empty() { String::new() } else { format!(" ({words})") }
 }
 
+fn until_when(until: &Option<Timestamp>) -> String {
+    until.map_or_else(|| " by the storage's own rule".to_owned(), |until| format!(" until {until:.0}"))
+}
+
 /// The registered schemes, for the message about one that is not.
 fn also() -> String {
     let openers = OPENERS.read().unwrap_or_else(PoisonError::into_inner);
@@ -134,6 +159,7 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<Put, StorageError>;
     /// Creates or replaces.
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError>;
+    /// A whole object; `TooLarge` where it holds more than `bytes_max`.
     fn get(&self, key: &str) -> Result<Vec<u8>, StorageError>;
     /// At most `length` bytes from `offset`; fewer only where the object ends.
     fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Vec<u8>, StorageError>;
@@ -161,8 +187,52 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     fn parallel_reads(&self) -> usize {
         1
     }
+    /// A name for this place that all its readers share, where its objects may lie in different classes; `None` where there are none.
+    fn class_place(&self) -> Option<String> {
+        None
+    }
+    /// Replaces an object by the same bytes in another class, which is the storage's own word (`DEEP_ARCHIVE`).
+    fn put_in_class(&self, _key: &str, _bytes: Vec<u8>, _class: &str) -> Result<(), StorageError> {
+        Err(StorageError::NoClasses { location: self.location() })
+    }
+    /// The class of an object, where the storage says that it is not its ordinary one.
+    fn class_of(&self, _key: &str) -> Result<Option<String>, StorageError> {
+        Err(StorageError::NoClasses { location: self.location() })
+    }
+    /// Whether an object can be read, or must be thawed before; a small read finds out.
+    fn thaw_of(&self, key: &str) -> Result<Thaw, StorageError> {
+        match self.get_range(key, 0, 1) {
+            Ok(_) => Ok(Thaw::Readable),
+            Err(StorageError::Archived { thaw, .. }) => Ok(Thaw::Frozen { how: thaw }),
+            Err(error) => Err(error),
+        }
+    }
+    /// Whether objects can be locked here against being deleted; `None` where they cannot.
+    fn locking(&self) -> Result<Option<Locking>, StorageError> {
+        Ok(None)
+    }
+    /// The lock of an object, run out or not; `None` where it has none.
+    fn lock_of(&self, _key: &str) -> Result<Option<Lock>, StorageError> {
+        Err(StorageError::NoLocks { location: self.location() })
+    }
+    /// Locks an object. `Denied` where that would shorten the lock that it has, or these credentials may not.
+    fn lock(&self, _key: &str, _lock: Lock) -> Result<(), StorageError> {
+        Err(StorageError::NoLocks { location: self.location() })
+    }
+    /// Whether these credentials may shorten a lock that others could not (`until`: before it ends), which is tried out.
+    fn may_bypass_locks(&self, _key: &str, _until: Timestamp) -> Result<bool, StorageError> {
+        Err(StorageError::NoLocks { location: self.location() })
+    }
+    /// An object's name for the storage's own tools.
+    fn outside_name(&self, key: &str) -> String {
+        key.to_owned()
+    }
     /// A place beside the objects, in no listing, to try out what is permitted.
     fn rehearsal(&self) -> Result<Option<Arc<dyn Storage>>, StorageError> {
+        Ok(None)
+    }
+    /// The same within one of its directories, to try out whether anything may be created there.
+    fn rehearsal_in(&self, _directory: &str) -> Result<Option<Arc<dyn Storage>>, StorageError> {
         Ok(None)
     }
     /// What it knows about itself that its keeper should.

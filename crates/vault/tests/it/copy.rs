@@ -204,7 +204,7 @@ fn holds_and_a_freeze_come_along_and_never_end_what_is_held_there() {
     assert_eq!(there.frozen().unwrap().0.unwrap().why, "an incident");
     // Held there, and at the source, each with number 2; then the source lets go of all.
     there.hold(Hand::Owner(&there), &Held::Point(point.id.clone()), None, "case 18").unwrap();
-    let second = owner.hold(Hand::Owner(&owner), &Held::Point(point.id), None, "a mistake").unwrap();
+    let second = owner.hold(Hand::Owner(&owner), &Held::Point(point.id), None, "a mistake").unwrap().number;
     owner.release_hold(Hand::Owner(&owner), second, "a mistake").unwrap();
     owner.release_freeze("over").unwrap();
     let again = run(world.storage.clone(), target.clone(), &options(&copier)).unwrap();

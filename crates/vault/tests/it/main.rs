@@ -15,6 +15,7 @@ mod freshness;
 mod heal;
 mod hostile;
 mod look;
+mod pages;
 mod prune;
 mod ransomware;
 mod receipts;

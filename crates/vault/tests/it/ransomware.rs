@@ -7,10 +7,11 @@ use std::sync::atomic::AtomicBool;
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_vault::files::backup_tree;
 use lifeboat_vault::prune::{Hand, Why};
+use lifeboat_vault::storage::Faulty;
 use lifeboat_vault::{Badge, Identity, KeepRules, PointInfo, PruneOptions, SessionOptions, seal};
 
 use crate::files_world::with_cache;
-use crate::world::World;
+use crate::world::{World, back_up};
 
 /// The sources of this workspace: text, a few MB, in many files.
 fn real_tree(to: &Path) -> Vec<PathBuf> {
@@ -39,7 +40,9 @@ fn take(world: &World, from: &Path) -> PointInfo {
     let cache = with_cache(&world.directory.path().join("cache"));
     let summary = backup_tree(&session, &[from.to_owned()], &cache, &(), &AtomicBool::new(false)).unwrap();
     let point = session.commit(summary.draft(Timestamp::now())).unwrap();
-    world.vault.points(None).unwrap().points.into_iter().find(|shown| shown.id == point.id).unwrap()
+    let shown = world.vault.points(None).unwrap().points.into_iter().find(|shown| shown.id == point.id).unwrap();
+    assert_eq!(world.vault.doubts_about(&point).unwrap(), shown.doubts, "what the host remembers says the same");
+    shown
 }
 
 /// What a person does in a day.
@@ -119,6 +122,32 @@ fn a_tree_that_was_encrypted_in_place_is_suspect_and_an_upgrade_is_not() {
     world.vault.accept(Hand::Owner(&world.unlock()), &encrypted, "we encrypted it ourselves").unwrap();
     let points = world.vault.points(None).unwrap().points;
     assert!(points.iter().all(|point| point.badge == Badge::Unverified), "{points:?}");
+    assert_eq!(take(&world, &tree).badge, Badge::Unverified);
+}
+
+#[test]
+fn the_newest_point_is_judged_without_reading_the_older_ones() {
+    let world = World::new();
+    for seed in 0..12 {
+        let point = back_up(&world.vault, "app", seed, 20).unwrap();
+        world.vault.doubts_about(&point).unwrap();
+    }
+    let faulty = Faulty::new(world.storage.clone());
+    let again = world.reopen(faulty.clone()).unwrap();
+    let point = back_up(&again, "app", 12, 20).unwrap();
+    let reads = || {
+        let seen = faulty.seen();
+        seen.iter().filter(|(operation, key)| !operation.writes() && key.starts_with("snap/alpha/app/0")).count()
+    };
+    let before = reads();
+    assert!(again.doubts_about(&point).unwrap().is_empty());
+    assert_eq!(reads(), before);
+    // Lost, it is read again, and known from then on.
+    let kept = world.state.vault_directory(&world.vault.id()).unwrap().join("app.shapes");
+    fs::write(&kept, b"something else").unwrap();
+    assert!(again.doubts_about(&point).unwrap().is_empty());
+    assert!(reads() > before + 10);
+    assert_ne!(fs::read(&kept).unwrap(), b"something else");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use lifeboat_vault::storage::{MemoryStorage, Storage};
+use lifeboat_vault::storage::{LockMode, Locking, MemoryStorage, Storage};
 use lifeboat_vault::{
     BackupSession, ChunkId, ChunkSink, ChunkSource, HostVault, Identity, InitOptions, PointInfo, Result,
     SessionOptions, SnapshotDraft, State, Unlocked, Vault,
@@ -29,8 +29,22 @@ impl World {
     }
 
     pub(crate) fn with_holders(holders: Vec<lifeboat_vault::Holder>) -> World {
+        World::in_storage(MemoryStorage::new(), holders)
+    }
+
+    /// In a storage with classes, one of which must be thawed.
+    pub(crate) fn with_classes() -> World {
+        World::in_storage(MemoryStorage::new().with_classes(), Vec::new())
+    }
+
+    /// In a storage that locks.
+    pub(crate) fn with_locks(by_itself: Option<(u32, LockMode)>) -> World {
+        World::in_storage(MemoryStorage::new().with_locks(Locking { by_itself }), Vec::new())
+    }
+
+    fn in_storage(storage: MemoryStorage, holders: Vec<lifeboat_vault::Holder>) -> World {
         let directory = tempfile::tempdir().unwrap();
-        let storage = Arc::new(MemoryStorage::new());
+        let storage = Arc::new(storage);
         let (owner, paper) = (Identity::generate(), Identity::generate());
         let state = host_state(&directory, "alpha");
         let options =

@@ -2,6 +2,7 @@
 //!
 //! Invariant: when it answers `Ok`, the file has the snapshot's bytes and size, whatever lay in it before.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
@@ -61,33 +62,50 @@ fn take_on(file: &File, metadata: &Metadata) -> io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(metadata.mode & 0o777))
 }
 
-type Run = Vec<(u64, Span)>;
-
-/// Neighbours that lie in one frame are one thread's work, so that nothing is unpacked twice. Frames are told by the upper
-/// half of a place.
-fn runs(source: &Source, spans: &[Span]) -> Vec<Run> {
-    let frame = |span: &Span| match span {
-        Span::Data { id, .. } => source.place(id).map(|(pack, place)| (pack, place >> 32)),
-        Span::Hole { .. } => None,
-    };
-    let (mut runs, mut last, mut at) = (Vec::<Run>::new(), None, 0u64);
-    for span in spans {
-        let here = frame(span);
-        match runs.last_mut().filter(|_| here.is_some() && here == last) {
-            Some(run) => run.push((at, *span)),
-            None => runs.push(vec![(at, *span)]),
-        }
-        last = here;
-        at = at.saturating_add(span.length());
-    }
-    runs
+/// A part of a chunk that belongs into the file.
+struct Piece {
+    at: u64,
+    offset: u32,
+    length: u32,
 }
 
-fn chunk_of(span: &Span) -> Option<ChunkId> {
-    match span {
-        Span::Data { id, .. } => Some(*id),
-        Span::Hole { .. } => None,
+/// Where a chunk lies (what it has no place in is read by itself), and which it is.
+type Lying = (Option<(u32, u64)>, ChunkId);
+
+/// One thread's work.
+enum Run {
+    /// What is needed of chunks that are unpacked together, in the order in which they lie.
+    Frame(Vec<(ChunkId, Vec<Piece>)>),
+    Hole {
+        at: u64,
+        length: u64,
+    },
+}
+
+/// The pieces of each frame, wherever they belong in the file, so that nothing is unpacked, or verified, twice. Frames are told by the
+/// upper half of a place.
+fn runs(source: &Source, spans: &[Span]) -> Vec<Run> {
+    let (mut runs, mut at) = (Vec::new(), 0u64);
+    let mut chunks: BTreeMap<Lying, Vec<Piece>> = BTreeMap::new();
+    for span in spans {
+        match *span {
+            Span::Data { id, offset, length } => {
+                chunks.entry((source.place(&id), id)).or_default().push(Piece { at, offset, length });
+            }
+            Span::Hole { length } => runs.push(Run::Hole { at, length }),
+        }
+        at = at.saturating_add(span.length());
     }
+    let mut last = None;
+    for ((place, id), pieces) in chunks {
+        let frame = place.map(|(pack, offset)| (pack, offset >> 32));
+        match runs.last_mut() {
+            Some(Run::Frame(chunks)) if frame.is_some() && frame == last => chunks.push((id, pieces)),
+            _ => runs.push(Run::Frame(vec![(id, pieces)])),
+        }
+        last = frame;
+    }
+    runs
 }
 
 struct Over<'a> {
@@ -104,7 +122,10 @@ impl Over<'_> {
     fn write_all(&self, runs: &[Run], cancel: &Cancel) -> Result<(), RestoreError> {
         let stop = AtomicBool::new(false);
         let failure = Mutex::new(None);
-        let first = |run: &Run| run.iter().find_map(|(_, span)| chunk_of(span));
+        let first = |run: &Run| match run {
+            Run::Frame(chunks) => chunks.first().map(|(id, _)| *id),
+            Run::Hole { .. } => None,
+        };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         for_each_frame(self.source, threads, runs, first, |run, scratch, before: &mut Vec<u8>| {
             if stop.load(Ordering::Relaxed) {
@@ -125,13 +146,14 @@ impl Over<'_> {
 
     /// Writes what lies in one frame, or a hole.
     fn write(&self, run: &Run, scratch: &mut Scratch, before: &mut Vec<u8>) -> Result<(), RestoreError> {
-        if let [(at, Span::Hole { length })] = run[..] {
-            return self.write_hole(at, length, before);
-        }
-        let ids: Vec<ChunkId> = run.iter().filter_map(|(_, span)| chunk_of(span)).collect();
+        let chunks = match run {
+            Run::Frame(chunks) => chunks,
+            Run::Hole { at, length } => return self.write_hole(*at, *length, before),
+        };
+        let ids: Vec<ChunkId> = chunks.iter().map(|(id, _)| *id).collect();
         let mut failure = None;
         let read = self.source.each(&ids, scratch, &mut |row, bytes| {
-            failure = self.write_row(run, row, bytes, before).err();
+            failure = self.write_row(chunks, row, bytes, before).err();
             failure.is_none()
         });
         match (failure, read) {
@@ -141,10 +163,10 @@ impl Over<'_> {
         }
     }
 
-    /// Writes chunks that lie one after another; what goes into the file in a row is written at once.
+    /// Writes what is needed of chunks that lie one after another; what goes into the file in a row is written at once.
     fn write_row(
         &self,
-        run: &Run,
+        chunks: &[(ChunkId, Vec<Piece>)],
         row: &[(usize, Range<usize>)],
         bytes: &[u8],
         before: &mut Vec<u8>,
@@ -152,27 +174,27 @@ impl Over<'_> {
         let failed = || RestoreError::file("write", self.path);
         let mut waiting: Option<(u64, Range<usize>)> = None;
         for (index, range) in row {
-            let Some((at, Span::Data { offset, length, .. })) = run.get(*index) else { continue };
-            let start = range.start + *offset as usize;
-            let data = start..start + *length as usize;
-            if data.end > range.end {
-                return Err(self.tree(TreeError::Damaged { what: "a piece that reaches beyond its chunk" }));
+            for piece in chunks.get(*index).map(|(_, pieces)| pieces.as_slice()).unwrap_or_default() {
+                let start = range.start + piece.offset as usize;
+                let data = start..start + piece.length as usize;
+                if data.end > range.end {
+                    return Err(self.tree(TreeError::Damaged { what: "a piece that reaches beyond its chunk" }));
+                }
+                waiting = match waiting.take() {
+                    Some((from, so_far)) if so_far.end == data.start && from + so_far.len() as u64 == piece.at => {
+                        Some((from, so_far.start..data.end))
+                    }
+                    Some((from, so_far)) => {
+                        let before_it = bytes.get(so_far).unwrap_or_default();
+                        self.write_where_it_differs(from, before_it, before).map_err(failed())?;
+                        Some((piece.at, data))
+                    }
+                    None => Some((piece.at, data)),
+                };
             }
-            waiting = match waiting.take() {
-                Some((from, so_far)) if so_far.end == data.start && from + so_far.len() as u64 == *at => {
-                    Some((from, so_far.start..data.end))
-                }
-                Some((from, so_far)) => {
-                    let piece = bytes.get(so_far).unwrap_or_default();
-                    self.write_where_it_differs(from, piece, before).map_err(failed())?;
-                    Some((*at, data))
-                }
-                None => Some((*at, data)),
-            };
         }
         let Some((from, so_far)) = waiting else { return Ok(()) };
-        let piece = bytes.get(so_far).unwrap_or_default();
-        self.write_where_it_differs(from, piece, before).map_err(failed())
+        self.write_where_it_differs(from, bytes.get(so_far).unwrap_or_default(), before).map_err(failed())
     }
 
     /// What was cut or never there reads as zeros already.

@@ -306,6 +306,7 @@ mod tests {
             schema: None,
             release: None,
             final_mark: false,
+            archived: None,
             key: String::new(),
             hash: String::new(),
         };

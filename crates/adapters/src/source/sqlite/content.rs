@@ -18,6 +18,8 @@ const MAGIC: &[u8; 8] = b"LBSQLOG1";
 const HEAD_BYTES: usize = 8 + 7 * 4 + 8 + 4;
 /// Fast: what ships every moment must not cost the host its processor.
 const COMPRESSION_LEVEL: i32 = 1;
+/// What is unpacked may look back by 8 MiB and no more, whatever it says: that much memory it may take.
+const WINDOW_LOG_MAX: u32 = 23;
 /// The most that one piece may hold, unpacked, so that what cannot be compressed still fits into a log object; what
 /// changes more at once is better served by a new snapshot.
 pub(super) const PIECE_BYTES_MAX: u64 = 60 << 20;
@@ -111,7 +113,8 @@ impl Piece {
     pub(super) fn decode(payload: &[u8]) -> Result<Piece, ContentError> {
         let head = Head::decode(payload)?;
         let packed = payload.get(HEAD_BYTES..).unwrap_or_default();
-        let unpacker = zstd::stream::read::Decoder::new(packed).map_err(ContentError::Packing)?;
+        let mut unpacker = zstd::stream::read::Decoder::new(packed).map_err(ContentError::Packing)?;
+        unpacker.window_log_max(WINDOW_LOG_MAX).map_err(ContentError::Packing)?;
         let mut body = Vec::new();
         unpacker.take(head.body_bytes() + 1).read_to_end(&mut body).map_err(ContentError::Packing)?;
         if body.len() as u64 != head.body_bytes() {

@@ -3,12 +3,12 @@
 //! Invariant: a chain goes on only after what the vault itself says is its end.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use jiff::Timestamp;
 use lifeboat_engine::port::{Cancel, NamedVault, PointRequest, PointTaken, StreamRequest};
-use lifeboat_vault::files::{BackupError, Cut, Event, Progress, backup_bytes};
+use lifeboat_vault::files::{BackupError, Cut, Event, Progress, Stream, backup_bytes};
 use lifeboat_vault::{LogEntry, LogPiece, LogWriter, Position, SessionOptions, Severity, SnapshotDraft, VaultError};
 
 use super::board::{Base, Chain};
@@ -140,6 +140,13 @@ impl Ledger {
     }
 }
 
+/// Where this host remembers the pages of the data set's database, as this vault has them.
+fn pages_directory(vault: &NamedVault, dataset: &str) -> Result<PathBuf, VaultError> {
+    let directory = vault.vault.state().vault_directory(&vault.vault.id())?;
+    let name = dataset.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+    Ok(directory.join(format!("sqlite-{name}.pages")))
+}
+
 /// Stores a full snapshot.
 pub(super) fn store_base(
     vault: &NamedVault,
@@ -153,7 +160,10 @@ pub(super) fn store_base(
     let session = vault.vault.begin(&request.dataset, SessionOptions::default())?;
     progress.report(&Event::Expected { files: 1, bytes: base.bytes });
     let (name, metadata) = (file_name(database), metadata_of(database));
-    let summary = backup_bytes(&session, &name, &mut base.content, Cut::PAGES, metadata, progress, cancel.flag())?;
+    let pages = pages_directory(vault, &request.dataset)?;
+    let (cut, bytes, pages) = (Cut::PAGES, base.bytes, Some(pages.as_path()));
+    let stream = Stream { name: &name, cut, bytes, metadata, pages };
+    let summary = backup_bytes(&session, &stream, &mut base.content, progress, cancel.flag())?;
     // The read transaction is not needed any more.
     drop(base.content);
     let point = session.commit(SnapshotDraft {

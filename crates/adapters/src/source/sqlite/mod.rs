@@ -18,6 +18,8 @@ mod capture;
 mod chain;
 mod content;
 mod copy;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod doors;
 mod hold;
 mod ledger;
 mod pieces;

@@ -408,12 +408,13 @@ impl Shipping {
         let record_path = resume::record_path(&self.request.state, &self.request.dataset, &self.vault.name);
         let mut ledger: Option<Ledger> = None;
         let mut backoff = BACKOFF_FIRST;
-        let mut sent_at = Instant::now();
+        let (mut sent_at, mut changed_at) = (Instant::now(), Instant::now());
         let mut stopping_since = None;
         loop {
             let open = ledger.as_ref().map(|ledger| ledger.lineage().to_owned());
-            let mark_due = sent_at.elapsed() >= self.request.mark;
-            let patience = self.request.mark.saturating_sub(sent_at.elapsed()).max(Duration::from_millis(20));
+            let pause = self.request.pause_between_marks(changed_at.elapsed());
+            let mark_due = sent_at.elapsed() >= pause;
+            let patience = pause.saturating_sub(sent_at.elapsed()).max(Duration::from_millis(20));
             let Some(work) = self.board.wait(patience, |state| self.next(state, open.as_deref(), mark_due)) else {
                 continue;
             };
@@ -427,7 +428,10 @@ impl Shipping {
                     ledger = Some(opened);
                 }),
                 Work::Append(item) => match &mut ledger {
-                    Some(ledger) => self.append(ledger, &item, &record_path).inspect(|()| sent_at = Instant::now()),
+                    Some(ledger) => self.append(ledger, &item, &record_path).inspect(|()| {
+                        sent_at = Instant::now();
+                        changed_at = sent_at;
+                    }),
                     None => Ok(()),
                 },
                 Work::Mark { transactions, at, is_final } => match &mut ledger {

@@ -243,6 +243,27 @@ fn checksum(big_endian: bool, from: Sum, bytes: &[u8]) -> Sum {
     sum
 }
 
+/// The pages of `with_right_sums`.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) const PLAIN_PAGE: usize = 512;
+
+/// A log whose frames say what `data` says (page, size, image, one after the other) and whose checksums are right.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn with_right_sums(data: &[u8]) -> Vec<u8> {
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
+    let mut log = words(&[MAGIC | 1, FORMAT_VERSION, PLAIN_PAGE as u32, 0, 7, 8]);
+    let mut sum = checksum(true, Sum(0, 0), &log);
+    log.extend(words(&[sum.0, sum.1]));
+    for frame in data.chunks_exact(8 + PLAIN_PAGE) {
+        let Some((head, image)) = frame.split_first_chunk::<8>() else { continue };
+        sum = checksum(true, checksum(true, sum, head), image);
+        log.extend_from_slice(head);
+        log.extend(words(&[7, 8, sum.0, sum.1]));
+        log.extend_from_slice(image);
+    }
+    log
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

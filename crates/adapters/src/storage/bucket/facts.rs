@@ -4,20 +4,17 @@
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use lifeboat_vault::storage::Fact;
-use object_store::path::Path;
-use object_store::signer::{SignedUrlOptions, Signer};
+use lifeboat_vault::storage::{Fact, Locking, StorageError};
 
+use super::failure::Failure;
+use super::locks::{self, Question};
 use super::verbs::Shared;
 
 /// The storage tells its time in whole seconds.
 const CLOCKS_AGREE_SECONDS: i64 = 3;
 /// Times that differ by more make retention and leases wrong by as much; S3 itself refuses at fifteen minutes.
 const CLOCKS_DIFFER_SECONDS: i64 = 60;
-const ANSWER_BYTES_MAX: usize = 64 << 10;
-const ANSWER_SECONDS_MAX: u64 = 30;
 
 pub(super) async fn facts(shared: &Shared) -> Vec<Fact> {
     let mut facts = vec![clock(shared)];
@@ -55,28 +52,20 @@ fn versions(shared: &Shared, answer: Answer) -> Fact {
 }
 
 fn lock(answer: Answer) -> Fact {
-    let between = |text: &str, name: &str| -> Option<String> {
-        let (_, rest) = text.split_once(&format!("<{name}>"))?;
-        let value = rest.split_once('<')?.0;
-        value.chars().all(|letter| letter.is_ascii_alphanumeric()).then(|| value.to_owned())
+    let text = match answer {
+        Answer::Text(text) => text,
+        Answer::Nothing => String::new(),
+        Answer::Denied => return Fact::unknown("object-lock", "these credentials may not ask about Object Lock"),
     };
-    match answer {
-        Answer::Text(text) if text.contains("<ObjectLockEnabled>Enabled") => {
-            let days = between(&text, "Days").map(|days| format!("{days} days"));
-            let period = days.or_else(|| between(&text, "Years").map(|years| format!("{years} years")));
-            match (between(&text, "Mode"), period) {
-                (Some(mode), Some(period)) => Fact::good(
-                    "object-lock",
-                    format!("Object Lock keeps every new object for {period} ({})", mode.to_lowercase()),
-                ),
-                _ => Fact::note(
-                    "object-lock",
-                    "Object Lock is on, without a default retention: it protects nothing by itself",
-                ),
-            }
+    match locks::read_locking(&text) {
+        None => Fact::note("object-lock", "no Object Lock"),
+        Some(Locking { by_itself: None }) => {
+            let says = "Object Lock is on, without a default retention: only what `vault lock` locked is protected";
+            Fact::note("object-lock", says)
         }
-        Answer::Text(_) | Answer::Nothing => Fact::note("object-lock", "no Object Lock"),
-        Answer::Denied => Fact::unknown("object-lock", "these credentials may not ask about Object Lock"),
+        Some(Locking { by_itself: Some((days, mode)) }) => {
+            Fact::good("object-lock", format!("Object Lock keeps every new object for {days} days ({mode})"))
+        }
     }
 }
 
@@ -86,33 +75,12 @@ enum Answer {
     Nothing,
 }
 
-/// Asks for one setting of the bucket, which the library has no verb for.
-async fn ask(shared: &Shared, setting: &str) -> Answer {
-    let Some(signer) = shared.asks() else { return Answer::Nothing };
-    let options = SignedUrlOptions::default().with_query([(setting, "")]);
-    let within = Duration::from_secs(ANSWER_SECONDS_MAX);
-    let Ok(url) = signer.signed_url_opts(reqwest::Method::GET, &Path::default(), within, &options).await else {
-        return Answer::Nothing;
-    };
-    let Ok(client) = reqwest::Client::builder().timeout(within).build() else { return Answer::Nothing };
-    let Ok(response) = client.get(url).send().await else { return Answer::Nothing };
-    match response.status().as_u16() {
-        403 => Answer::Denied,
-        200 => match read(response).await {
-            Some(text) => Answer::Text(text),
-            None => Answer::Nothing,
-        },
-        _ => Answer::Nothing,
+/// Asks for one setting of the bucket.
+async fn ask(shared: &Shared, setting: &'static str) -> Answer {
+    let Some(asks) = shared.asks() else { return Answer::Nothing };
+    match locks::ask(shared, asks, &Question::read("", setting)).await {
+        Ok(text) => Answer::Text(text),
+        Err(Failure::Final(StorageError::Denied { .. })) => Answer::Denied,
+        Err(_) => Answer::Nothing,
     }
-}
-
-async fn read(mut response: reqwest::Response) -> Option<String> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.ok()? {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() > ANSWER_BYTES_MAX {
-            return None;
-        }
-    }
-    String::from_utf8(bytes).ok()
 }

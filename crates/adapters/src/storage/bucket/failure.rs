@@ -34,6 +34,8 @@ pub(super) enum Failure {
     Exists,
     /// The range lies beyond the object's end.
     BeyondEnd,
+    /// The bucket locks what comes, and takes it with its MD5 only.
+    WantsDigest,
 }
 
 impl Doing {
@@ -62,7 +64,7 @@ impl Doing {
             return self.broken(*kind, text, answer.about_credentials);
         }
         let Some(status) = answer.status else { return Failure::Final(self.not_sent(error)) };
-        if (200..300).contains(&status) {
+        if answer.is_success() {
             // The answer began well and was cut off, or said nonsense.
             let error = self.io(std::io::ErrorKind::UnexpectedEof, "the answer was cut off");
             return Failure::Passing { error, asked: None, reached: true };
@@ -84,9 +86,16 @@ impl Doing {
         let last = match (status, code) {
             (_, "BlobAlreadyExists") | (304 | 412, _) => return Failure::Exists,
             (416, _) => return Failure::BeyondEnd,
+            (400, "MissingUploadObjectWithObjectLockHeaders") => return Failure::WantsDigest,
+            (400, _) if answer.message.as_deref().is_some_and(|message| message.contains("Content-MD5")) => {
+                return Failure::WantsDigest;
+            }
             (_, "NoSuchBucket" | "ContainerNotFound") => StorageError::NoBucket { location },
             // It was completed or given up: whoever completes looks whose object lies there.
             (_, "NoSuchUpload") => return Failure::Exists,
+            (404, "ObjectLockConfigurationNotFoundError" | "NoSuchObjectLockConfiguration") => {
+                StorageError::NotFound { key: self.key.clone() }
+            }
             (404, _) if self.key.is_empty() => StorageError::NoBucket { location },
             (404, _) => StorageError::NotFound { key: self.key.clone() },
             (_, "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull") | (507, _) => {
@@ -109,6 +118,8 @@ impl Doing {
                 | "AuthorizationHeaderMalformed",
             )
             | (401, _) => self.credentials(said(status, answer)),
+            (_, "BlobImmutableDueToPolicy" | "RetentionPolicyNotMet") => self.locked(),
+            (403, _) if answer.message.as_deref().is_some_and(speaks_of_a_lock) => self.locked(),
             (403, _) => StorageError::Denied { location, verb: self.verb },
             (301 | 307 | 308, _) => StorageError::Unsuitable {
                 location,
@@ -158,6 +169,10 @@ impl Doing {
         }
     }
 
+    fn locked(&self) -> StorageError {
+        StorageError::Locked { key: self.key.clone(), location: self.location.clone(), until: None }
+    }
+
     fn credentials(&self, why: String) -> StorageError {
         StorageError::Credentials { location: self.location.clone(), why }
     }
@@ -170,6 +185,12 @@ impl Doing {
         };
         self.credentials(why)
     }
+}
+
+/// Amazon's and Google's words for it; their code is that of any refusal.
+fn speaks_of_a_lock(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    ["object lock", "retention policy", "worm"].iter().any(|word| message.contains(word))
 }
 
 fn kind_of(status: u16) -> std::io::ErrorKind {
@@ -202,15 +223,31 @@ mod tests {
             Failure::Passing { error, .. } => format!("again: {error}"),
             Failure::Exists => "exists".to_owned(),
             Failure::BeyondEnd => "beyond".to_owned(),
+            Failure::WantsDigest => "with MD5".to_owned(),
         }
+    }
+
+    #[test]
+    fn what_is_refused_because_it_is_locked_is_told_apart_from_a_missing_right() {
+        let doing = Doing { verb: "delete", key: "pack/x".to_owned(), location: "s3://b".to_owned() };
+        let refused = |message: &str| {
+            let (code, message) = (Some("AccessDenied".to_owned()), Some(message.to_owned()));
+            let answer = Answer { status: Some(403), code, message, ..Answer::default() };
+            matches!(doing.refused(403, &answer), Failure::Final(StorageError::Locked { .. }))
+        };
+        assert!(refused("Access Denied because object protected by object lock."));
+        assert!(refused(
+            "Object 'b/x' is subject to bucket's retention policy or object retention and cannot be deleted"
+        ));
+        assert!(!refused("Access Denied"));
     }
 
     #[test]
     fn each_answer_is_one_thing_to_do() {
         insta::assert_snapshot!(
             [(404, "NoSuchKey"), (404, "NoSuchBucket"), (403, "AccessDenied"), (403, "InvalidAccessKeyId"),
-             (403, "RequestTimeTooSkewed"), (403, "QuotaExceeded"), (412, ""), (409, "BlobAlreadyExists"), (403, "InvalidObjectState"), (409, "BlobArchived"),
-             (409, "ConditionalRequestConflict"), (503, "SlowDown"), (500, ""), (501, "NotImplemented"), (400, "BadDigest"),
+             (403, "RequestTimeTooSkewed"), (403, "QuotaExceeded"), (409, "BlobImmutableDueToPolicy"), (412, ""), (409, "BlobAlreadyExists"), (403, "InvalidObjectState"), (409, "BlobArchived"),
+             (409, "ConditionalRequestConflict"), (503, "SlowDown"), (500, ""), (501, "NotImplemented"), (400, "BadDigest"), (400, "MissingUploadObjectWithObjectLockHeaders"),
              (400, "InvalidArgument"), (301, "")]
             .map(|(status, code)| format!("{status} {code}: {}", judged(status, code)))
             .join("\n"), @r"
@@ -220,6 +257,7 @@ mod tests {
             403 InvalidAccessKeyId: the storage at s3://b does not accept this machine's credentials: 403 InvalidAccessKeyId
             403 RequestTimeTooSkewed: the storage at s3://b does not accept this machine's credentials: this machine's clock and the storage's are too far apart; set this machine's clock
             403 QuotaExceeded: the storage at s3://b is full; free some space, nothing that was stored is lost
+            409 BlobImmutableDueToPolicy: pack/x at s3://b is locked by the storage's own rule, and stays until then
             412 : exists
             409 BlobAlreadyExists: exists
             403 InvalidObjectState: pack/x at s3://b lies in a class that must be thawed before it can be read: `aws s3api restore-object --bucket b --key pack/x --restore-request Days=7`, wait (from minutes to 12 hours, 48 for Deep Archive, by class and tier), then do this again
@@ -229,6 +267,7 @@ mod tests {
             500 : again: cannot write pack/x at s3://b
             501 NotImplemented: the storage at s3://b cannot be used: it cannot write as a vault needs it (501 NotImplemented)
             400 BadDigest: again: cannot write pack/x at s3://b
+            400 MissingUploadObjectWithObjectLockHeaders: with MD5
             400 InvalidArgument: cannot write pack/x at s3://b
             301 : the storage at s3://b cannot be used: the bucket is in another region; set AWS_REGION, or region in the profile
             "

@@ -7,9 +7,11 @@ mod address;
 mod facts;
 mod failure;
 mod listing;
+mod locks;
 mod parts;
 mod patience;
 mod policy;
+mod port;
 mod profile;
 mod setup;
 mod verbs;
@@ -44,6 +46,13 @@ pub fn register() {
     }
 }
 
+/// Lets nothing in this process wait longer than a second for a bucket: it was asked to stop.
+pub fn hurry() {
+    for bucket in OPENED.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        bucket.hurry();
+    }
+}
+
 fn open(url: &str, make: bool) -> Result<Arc<dyn Storage>, StorageError> {
     let address = Address::parse(url)?;
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,9 +81,8 @@ pub fn open_with(url: &str, environment: &Environment, patience: Patience) -> Re
 }
 
 fn at(address: &Address, environment: &Environment, patience: Patience) -> Result<BucketStorage, StorageError> {
-    let location = address.to_string();
     let client = setup::client(address, environment)?;
-    Ok(BucketStorage::new(client, address.prefix.clone(), location.clone(), patience, threads(&location)?))
+    Ok(BucketStorage::new(client, address, patience, threads(&address.to_string())?))
 }
 
 fn threads(location: &str) -> Result<Handle, StorageError> {

@@ -12,7 +12,7 @@ use object_store::{PutMultipartOptions, PutPayload};
 
 use super::failure::Failure;
 use super::verbs::{PROOF, PROOF_TEXT, Shared, signed_with};
-use super::wire;
+use super::wire::{self, Answer};
 
 /// S3 takes no smaller part but the last.
 const PART_BYTES: usize = 8 << 20;
@@ -23,7 +23,7 @@ const PARALLEL_PARTS: usize = 2;
 impl Shared {
     /// Who takes this in parts, if that is worth it and known to be safe.
     pub(super) async fn takes_parts(&self, payload: &PutPayload) -> Option<&AmazonS3> {
-        let s3 = self.asks().filter(|_| payload.content_length() >= IN_PARTS_FROM)?;
+        let s3 = &*self.asks().filter(|_| payload.content_length() >= IN_PARTS_FROM)?.s3;
         let proven = self.parts_proven.get_or_init(|| self.prove_parts(s3)).await;
         proven.then_some(s3)
     }
@@ -47,7 +47,7 @@ impl Shared {
         key: &str,
         payload: &PutPayload,
         token: &str,
-    ) -> Result<(), Failure> {
+    ) -> Result<Answer, Failure> {
         let path = self.path(key).map_err(Failure::Final)?;
         let id = self.begin_parts(s3, key, &path, token).await?;
         let done = self.send_parts(s3, key, &path, &id, payload).await;
@@ -65,7 +65,7 @@ impl Shared {
         path: &Path,
         id: &String,
         payload: &PutPayload,
-    ) -> Result<(), Failure> {
+    ) -> Result<Answer, Failure> {
         let mut sending = Vec::new();
         for (index, piece) in cut(payload).into_iter().enumerate() {
             sending.push(self.put_part(s3, key, path, id, index, piece));
@@ -92,7 +92,8 @@ impl Shared {
     ) -> Result<PartId, Failure> {
         let limit = self.patience().for_upload(piece.content_length());
         let put = || s3.put_part(path, id, index, piece.clone());
-        match self.persist(&self.doing("write", key), limit, put).await {
+        let doing = self.doing("write", key);
+        match wire::with_digest(self.digest_of(&piece), self.persist(&doing, limit, put)).await {
             Ok((part, _)) => Ok(part),
             // Ended under us: only completing an upload may take that for "it is there".
             Err(Failure::Exists) => Err(Failure::Final(self.ended_under_us(key))),
@@ -107,11 +108,11 @@ impl Shared {
         path: &Path,
         id: &String,
         parts: Vec<PartId>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Answer, Failure> {
         // The storage puts the parts together before it answers.
         let limit = self.patience().stall * 4;
         let complete = || wire::create_only(s3.complete_multipart(path, id, parts.clone()));
-        self.persist(&self.doing("write", key), limit, complete).await.map(|_| ())
+        self.persist(&self.doing("write", key), limit, complete).await.map(|(_, answer)| answer)
     }
 
     fn ended_under_us(&self, key: &str) -> StorageError {

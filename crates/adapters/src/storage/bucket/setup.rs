@@ -9,6 +9,7 @@ use std::time::Duration;
 use lifeboat_vault::storage::StorageError;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::client::{HttpClient, HttpConnector};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig};
 
@@ -31,7 +32,14 @@ const OTHER_CREDENTIALS: [&str; 5] = [
 /// The library's client; for S3 also as what can be asked how the bucket is set up.
 pub(super) struct Client {
     pub(super) store: Arc<dyn ObjectStore>,
-    pub(super) asks: Option<Arc<AmazonS3>>,
+    pub(super) asks: Option<Asks>,
+}
+
+/// Who asks what the library has no verb for: it signs the address, and the connections are the library's own.
+#[derive(Debug, Clone)]
+pub(super) struct Asks {
+    pub(super) s3: Arc<AmazonS3>,
+    pub(super) http: HttpClient,
 }
 
 pub(super) fn client(address: &Address, environment: &Environment) -> Result<Client, StorageError> {
@@ -41,8 +49,10 @@ pub(super) fn client(address: &Address, environment: &Environment) -> Result<Cli
     };
     let store: Arc<dyn ObjectStore> = match address.keeper {
         Keeper::S3 => {
-            let s3 = Arc::new(s3(address, environment)?.build().map_err(failed)?);
-            return Ok(Client { store: s3.clone(), asks: Some(s3) });
+            let (builder, options) = s3(address, environment)?;
+            let s3 = Arc::new(builder.build().map_err(failed)?);
+            let http = Watching.connect(&options).map_err(failed)?;
+            return Ok(Client { store: s3.clone(), asks: Some(Asks { s3, http }) });
         }
         Keeper::Google => Arc::new(google(address, environment)?.build().map_err(failed)?),
         Keeper::Azure => Arc::new(azure(address, environment)?.build().map_err(failed)?),
@@ -90,7 +100,7 @@ fn options(
     Ok(options)
 }
 
-fn s3(address: &Address, environment: &Environment) -> Result<AmazonS3Builder, StorageError> {
+fn s3(address: &Address, environment: &Environment) -> Result<(AmazonS3Builder, ClientOptions), StorageError> {
     let wrong = |error: super::profile::ProfileError| StorageError::Credentials {
         location: address.to_string(),
         why: match std::error::Error::source(&error) {
@@ -133,15 +143,17 @@ fn s3(address: &Address, environment: &Environment) -> Result<AmazonS3Builder, S
     if named || (!elsewhere && profile.credential().map_err(wrong)?.is_some()) {
         builder = builder.with_credentials(Arc::new(ProfileCredentials::new(profile)));
     }
-    Ok(builder
+    let options = options(endpoint.as_deref(), address, environment)?;
+    let builder = builder
         .with_bucket_name(&address.bucket)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         // A bucket with Object Lock takes no object without a checksum, and a torn one never counts.
         .with_checksum_algorithm(Checksum::SHA256)
         .with_disable_bulk_delete(true)
         .with_retry(once())
-        .with_client_options(options(endpoint.as_deref(), address, environment)?)
-        .with_http_connector(Watching))
+        .with_client_options(options.clone())
+        .with_http_connector(Watching);
+    Ok((builder, options))
 }
 
 fn google(address: &Address, environment: &Environment) -> Result<GoogleCloudStorageBuilder, StorageError> {

@@ -1,45 +1,46 @@
-//! A bucket as storage: the six verbs, each tried until it is done, refused, or patience ends.
+//! What is done in a bucket, each thing tried until it is done, refused, or patience ends.
 //!
 //! Invariants: nothing is created on the condition that it is absent before this storage has shown that it refuses a second
 //! creation; `Created` is answered by exactly one of many, also where an answer was lost: each creation carries a token
-//! of its own, and who is told "it exists" looks whose token lies there.
+//! of its own, and who is told "it exists" looks whose token lies there. Where versions are kept it has to be shown with versions:
+//! some storages honour the condition only without them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
-use lifeboat_vault::storage::{Fact, Listed, OBJECT_BYTES_MAX, Put, Storage, StorageError, check_key};
-use object_store::aws::AmazonS3;
+use lifeboat_vault::storage::{OBJECT_BYTES_MAX, Put, StorageError, bytes_max, check_key};
+use md5::{Digest, Md5};
 use object_store::path::Path;
 use object_store::{
-    Attribute, Attributes, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
-    PutPayload,
+    Attribute, Attributes, GetOptions, GetRange, GetResult, HeaderValue, ObjectStore, ObjectStoreExt, PutMode,
+    PutOptions, PutPayload,
 };
 use tokio::runtime::Handle;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, watch};
 
+use super::address::Address;
 use super::failure::{Doing, Failure};
+use super::listing;
 use super::patience::{Patience, Tries};
-use super::setup::Client;
+use super::setup::{Asks, Client};
 use super::wire::{self, Answer};
-use super::{facts, listing};
 
 /// The object by which a storage shows that it refuses a second creation. No listing shows it.
 pub(super) const PROOF: &str = ".lifeboat/create-if-absent";
 pub(super) const PROOF_TEXT: &[u8] =
     b"lifeboat looks by this object whether the storage refuses to create what is there already.\n";
 /// Where what is permitted is tried out. No listing shows it either.
-const REHEARSAL: &str = ".lifeboat/doctor";
+pub(super) const REHEARSAL: &str = ".lifeboat/doctor";
+/// The same within a directory: nothing takes what lies there for one of the directory's objects.
+pub(super) const REHEARSAL_IN: &str = ".lifeboat-doctor";
 /// Letters only: not every storage takes more in a name of metadata.
 const TOKEN: &str = "lifeboatwriter";
 /// Requests at once; more only queue up at the storage.
 const REQUESTS_MAX: usize = 32;
-/// Uploads at once that fill most lines.
-const PARALLEL_WRITES: usize = 4;
-/// Reads at once: so many frames hide a line on which each answer takes a twentieth of a second.
-const PARALLEL_READS: usize = 8;
+/// So long is waited for an answer by who was asked to stop.
+const HURRIED: std::time::Duration = std::time::Duration::from_secs(1);
 /// How often a name may be taken and free again under us.
 const CREATIONS_MAX: u32 = 5;
 
@@ -53,17 +54,23 @@ pub struct BucketStorage {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) store: Arc<dyn ObjectStore>,
-    prefix: String,
+    pub(super) prefix: String,
     pub(super) location: String,
+    /// What all who reach this place call it.
+    pub(super) place: String,
     patience: Patience,
     requests: Semaphore,
     reached: AtomicBool,
     proven: OnceCell<()>,
+    /// The same since the storage was seen to keep versions.
+    proven_with_versions: OnceCell<()>,
     pub(super) split_after: usize,
     pub(super) heard: Arc<Heard>,
-    asks: Option<Arc<AmazonS3>>,
+    asks: Option<Asks>,
     /// Whether an upload in parts can be completed on the condition that nothing is there.
     pub(super) parts_proven: OnceCell<bool>,
+    /// Whoever waits here wants to stop.
+    hurried: Arc<watch::Sender<bool>>,
 }
 
 /// What the storage said about itself, in passing.
@@ -73,28 +80,32 @@ pub(super) struct Heard {
     pub(super) clock: Mutex<Option<(Timestamp, Timestamp)>>,
     /// It named a version of something.
     pub(super) versions: AtomicBool,
+    /// It takes no object without its MD5.
+    wants_digest: AtomicBool,
 }
 
 impl BucketStorage {
     pub(super) fn new(
         Client { store, asks }: Client,
-        prefix: String,
-        location: String,
+        address: &Address,
         patience: Patience,
         runtime: Handle,
     ) -> BucketStorage {
         let shared = Shared {
             store,
-            prefix,
-            location,
+            prefix: address.prefix.clone(),
+            location: address.to_string(),
+            place: Address { profile: None, ..address.clone() }.to_string(),
             patience,
             requests: Semaphore::new(REQUESTS_MAX),
             reached: AtomicBool::new(false),
             proven: OnceCell::new(),
+            proven_with_versions: OnceCell::new(),
             split_after: listing::SPLIT_AFTER,
             heard: Arc::default(),
             asks,
             parts_proven: OnceCell::new(),
+            hurried: Arc::new(watch::Sender::new(false)),
         };
         BucketStorage { shared: Arc::new(shared), runtime }
     }
@@ -105,13 +116,47 @@ impl BucketStorage {
         task: impl Future<Output = Result<T, StorageError>> + Send + 'static,
     ) -> Result<T, StorageError> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let shared = self.shared.clone();
         self.runtime.spawn(async move {
-            let _ = sender.send(task.await);
+            let done = tokio::select! {
+                done = task => done,
+                () = shared.in_a_hurry() => {
+                    Err(shared.doing("reach", "").io(std::io::ErrorKind::Interrupted, "asked to stop, not waited for any longer"))
+                }
+            };
+            let _ = sender.send(done);
         });
         receiver.recv().unwrap_or_else(|_| {
             let doing = self.shared.doing("reach", "");
             Err(doing.io(std::io::ErrorKind::Other, "the storage's own thread has ended"))
         })
+    }
+
+    /// A hidden place in the same bucket.
+    pub(super) fn beside(&self, place: &str, proven: OnceCell<()>) -> Result<Arc<BucketStorage>, StorageError> {
+        let shared = &self.shared;
+        let beside = Shared {
+            store: shared.store.clone(),
+            prefix: shared.path(place)?.to_string(),
+            location: format!("{}/{place}", shared.location),
+            place: format!("{}/{place}", shared.place),
+            patience: shared.patience,
+            requests: Semaphore::new(REQUESTS_MAX),
+            reached: AtomicBool::new(true),
+            proven_with_versions: OnceCell::new_with(proven.get().copied()),
+            proven,
+            split_after: listing::SPLIT_AFTER,
+            heard: shared.heard.clone(),
+            asks: shared.asks.clone(),
+            parts_proven: OnceCell::new_with(Some(false)),
+            hurried: shared.hurried.clone(),
+        };
+        Ok(Arc::new(BucketStorage { shared: Arc::new(beside), runtime: self.runtime.clone() }))
+    }
+
+    /// From now on nothing waits longer than a second for an answer: whoever works here was asked to stop.
+    pub fn hurry(&self) {
+        self.shared.hurried.send_replace(true);
     }
 
     /// Finds out whether the storage refuses a second creation, and says so if it does not.
@@ -128,6 +173,15 @@ impl Shared {
 
     pub(super) fn patience(&self) -> Patience {
         self.patience
+    }
+
+    /// Ends a moment after whoever waits wants to stop: what a healthy line brings in that time still counts.
+    async fn in_a_hurry(&self) {
+        let mut hurried = self.hurried.subscribe();
+        if hurried.wait_for(|hurried| *hurried).await.is_err() {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(HURRIED).await;
     }
 
     /// The library's path of a key of ours, or of a hidden one.
@@ -167,8 +221,8 @@ impl Shared {
     }
 
     /// Who can be asked what the library does not ask: how the bucket is set up.
-    pub(super) fn asks(&self) -> Option<&AmazonS3> {
-        self.asks.as_deref()
+    pub(super) fn asks(&self) -> Option<&Asks> {
+        self.asks.as_ref()
     }
 
     /// Waits before the next try of what failed; gives the error back when it is final, or patience has ended.
@@ -226,42 +280,94 @@ impl Shared {
     }
 
     async fn prove(&self) -> Result<(), StorageError> {
-        self.proven.get_or_try_init(|| self.find_out()).await.copied()
+        self.proven.get_or_try_init(|| self.find_out()).await?;
+        if self.heard.versions.load(Ordering::Relaxed) {
+            self.proven_with_versions.get_or_try_init(|| self.find_out()).await?;
+        }
+        Ok(())
     }
 
     async fn find_out(&self) -> Result<(), StorageError> {
+        let mut versions = false;
         // One refusal is the proof; the first ever creation needs a second one to be refused.
         for _ in 0..2 {
             match self.try_create(PROOF, PROOF_TEXT.to_vec().into(), &token()).await {
                 Err(Failure::Exists) => return Ok(()),
-                Ok(_) => {}
+                Ok(answer) => versions |= answer.versioned,
                 Err(failure) => return Err(self.settle(failure, "write", PROOF)),
             }
         }
-        Err(StorageError::Unsuitable {
-            location: self.location.clone(),
-            why: "it replaces an object although it was told to create it only where there is none (If-None-Match), so two \
-                  writers would both win; use a storage that honours this (see docs/object-storage.md)"
-                .to_owned(),
-        })
+        Err(self.unsuitable(versions))
+    }
+
+    fn unsuitable(&self, versions: bool) -> StorageError {
+        let why = match versions {
+            true => {
+                "it keeps versions, and so puts a new version over an object although it was told to create it only where there is none \
+                 (If-None-Match): two writers would both win; suspend the bucket's versions, or use a storage that honours this \
+                 with versions, as Amazon does (see docs/object-storage.md)"
+            }
+            false => {
+                "it replaces an object although it was told to create it only where there is none (If-None-Match), so two \
+                 writers would both win; use a storage that honours this (see docs/object-storage.md)"
+            }
+        };
+        StorageError::Unsuitable { location: self.location.clone(), why: why.to_owned() }
+    }
+
+    /// Versions may have been turned on since the proof, which then has to be made again before a creation is believed.
+    async fn believe(&self, answer: &Answer) -> Result<(), Failure> {
+        if !answer.versioned {
+            return Ok(());
+        }
+        self.proven_with_versions.get_or_try_init(|| self.find_out()).await.copied().map_err(Failure::Final)
     }
 
     pub(super) async fn try_create(&self, key: &str, payload: PutPayload, token: &str) -> Result<Answer, Failure> {
+        let options = || PutOptions { mode: PutMode::Create, attributes: signed_with(token), ..PutOptions::default() };
+        self.send(key, payload, options).await
+    }
+
+    /// Puts an object, with its MD5 where the bucket takes none without.
+    async fn send(&self, key: &str, payload: PutPayload, options: impl Fn() -> PutOptions) -> Result<Answer, Failure> {
         let path = self.path(key).map_err(Failure::Final)?;
         let doing = self.doing("write", key);
         let limit = self.patience.for_upload(payload.content_length());
-        let options = || PutOptions { mode: PutMode::Create, attributes: signed_with(token), ..PutOptions::default() };
-        let put = || self.store.put_opts(&path, payload.clone(), options());
-        self.persist(&doing, limit, put).await.map(|(_, answer)| answer)
+        let digested = || {
+            let md5 = self.digest_of(&payload);
+            wire::with_digest(
+                md5,
+                self.persist(&doing, limit, || self.store.put_opts(&path, payload.clone(), options())),
+            )
+        };
+        let mut done = digested().await;
+        if matches!(done, Err(Failure::WantsDigest)) {
+            self.heard.wants_digest.store(true, Ordering::Relaxed);
+            done = digested().await;
+        }
+        done.map(|(_, answer)| answer)
     }
 
-    async fn create(&self, key: &str, payload: PutPayload) -> Result<Put, StorageError> {
+    pub(super) fn digest_of(&self, payload: &PutPayload) -> Option<HeaderValue> {
+        if !self.heard.wants_digest.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut md5 = Md5::new();
+        payload.iter().for_each(|part| md5.update(part));
+        HeaderValue::from_str(&base64(&md5.finalize())).ok()
+    }
+
+    pub(super) async fn create(&self, key: &str, payload: PutPayload) -> Result<Put, StorageError> {
         self.prove().await?;
         let token = token();
         for _ in 0..CREATIONS_MAX {
             let tried = match self.takes_parts(&payload).await {
                 Some(s3) => self.create_in_parts(s3, key, &payload, &token).await,
-                None => self.try_create(key, payload.clone(), &token).await.map(|_| ()),
+                None => self.try_create(key, payload.clone(), &token).await,
+            };
+            let tried = match tried {
+                Ok(answer) => self.believe(&answer).await,
+                Err(failure) => Err(failure),
             };
             match tried {
                 Ok(()) => return Ok(Put::Created),
@@ -292,15 +398,12 @@ impl Shared {
         Ok(found.attributes.get(&Attribute::Metadata(TOKEN.into())).map(|token| token.to_string()))
     }
 
-    async fn replace(&self, key: &str, payload: PutPayload) -> Result<(), StorageError> {
-        let path = self.path(key)?;
-        let limit = self.patience.for_upload(payload.content_length());
-        let put = || self.store.put_opts(&path, payload.clone(), PutOptions::default());
-        let done = self.persist(&self.doing("write", key), limit, put).await;
+    pub(super) async fn replace(&self, key: &str, payload: PutPayload) -> Result<(), StorageError> {
+        let done = self.send(key, payload, PutOptions::default).await;
         done.map(|_| ()).map_err(|failure| self.settle(failure, "write", key))
     }
 
-    async fn read(&self, key: &str, range: Option<GetRange>) -> Result<Vec<u8>, StorageError> {
+    pub(super) async fn read(&self, key: &str, range: Option<GetRange>) -> Result<Vec<u8>, StorageError> {
         let path = self.path(key)?;
         let doing = self.doing("read", key);
         let mut tries = Tries::new(self.patience);
@@ -310,6 +413,10 @@ impl Shared {
             self.saw(&answer);
             let failure = match result {
                 Ok(bytes) => return Ok(bytes),
+                // Not every storage refuses a range beyond the end: some answer with another one.
+                Err(Unread::Failed(_)) if answer.is_success() && self.is_beyond(key, range.as_ref()).await => {
+                    return Ok(Vec::new());
+                }
                 Err(Unread::Failed(error)) => doing.failure(&error, &answer),
                 Err(Unread::Stalled) => doing.timed_out(&answer),
                 Err(Unread::Torn(came, announced)) => doing.torn(came, announced),
@@ -323,14 +430,22 @@ impl Shared {
         }
     }
 
+    async fn is_beyond(&self, key: &str, range: Option<&GetRange>) -> bool {
+        match range {
+            Some(GetRange::Bounded(range)) => self.size_of(key).await.is_ok_and(|size| range.start >= size),
+            _ => false,
+        }
+    }
+
     /// Reads an object or a part of it: never more than was asked for or allowed, never less than was announced.
     async fn fetch(&self, path: &Path, options: GetOptions, doing: &Doing) -> Result<Vec<u8>, Unread> {
         let stall = self.patience.stall;
+        let limit = if options.range.is_none() { bytes_max(&doing.key) } else { OBJECT_BYTES_MAX };
         let _permit = self.requests.acquire().await;
         let found: GetResult = tokio::time::timeout(stall, self.store.get_opts(path, options)).await??;
         let size = found.range.end.saturating_sub(found.range.start);
-        if size > OBJECT_BYTES_MAX {
-            let (key, limit) = (doing.key.clone(), OBJECT_BYTES_MAX);
+        if size > limit {
+            let key = doing.key.clone();
             return Err(Unread::Unusable(StorageError::TooLarge { key, size, limit }));
         }
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
@@ -347,7 +462,31 @@ impl Shared {
         Ok(bytes)
     }
 
-    async fn size_of(&self, key: &str) -> Result<u64, StorageError> {
+    /// The same bytes in another class of storage.
+    pub(super) async fn replace_in_class(
+        &self,
+        key: &str,
+        payload: PutPayload,
+        class: &str,
+    ) -> Result<(), StorageError> {
+        let path = self.path(key)?;
+        let limit = self.patience.for_upload(payload.content_length());
+        let attributes: Attributes = [(Attribute::StorageClass, class.to_owned())].into_iter().collect();
+        let options = || PutOptions { attributes: attributes.clone(), ..PutOptions::default() };
+        let put = || self.store.put_opts(&path, payload.clone(), options());
+        let done = self.persist(&self.doing("write", key), limit, put).await;
+        done.map(|_| ()).map_err(|failure| self.settle(failure, "write", key))
+    }
+
+    /// What the storage says about an object without giving it.
+    pub(super) async fn look_at(&self, key: &str) -> Result<Answer, StorageError> {
+        let path = self.path(key)?;
+        let head = || self.store.get_opts(&path, GetOptions { head: true, ..GetOptions::default() });
+        let found = self.persist(&self.doing("look at", key), self.patience.stall, head).await;
+        found.map(|(_, answer)| answer).map_err(|failure| self.settle(failure, "look at", key))
+    }
+
+    pub(super) async fn size_of(&self, key: &str) -> Result<u64, StorageError> {
         let path = self.path(key)?;
         let found = self.persist(&self.doing("look at", key), self.patience.stall, || self.store.head(&path)).await;
         found.map(|(meta, _)| meta.size).map_err(|failure| self.settle(failure, "look at", key))
@@ -370,6 +509,9 @@ impl Shared {
                 self.doing(verb, key).io(std::io::ErrorKind::AlreadyExists, "something is there already")
             }
             Failure::BeyondEnd => self.doing(verb, key).io(std::io::ErrorKind::InvalidInput, "it is shorter than that"),
+            Failure::WantsDigest => {
+                self.doing(verb, key).io(std::io::ErrorKind::InvalidData, "the bucket wants an MD5 of it, and has it")
+            }
         }
     }
 }
@@ -400,6 +542,20 @@ pub(super) fn signed_with(token: &str) -> Attributes {
     attributes
 }
 
+pub(super) fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let bits =
+            three.iter().enumerate().fold(0u32, |bits, (place, byte)| bits | u32::from(*byte) << (16 - 8 * place));
+        for place in 0..4 {
+            let letter = LETTERS.get((bits >> (18 - 6 * place) & 63) as usize).copied().unwrap_or(b'=');
+            text.push(char::from(if place > three.len() { b'=' } else { letter }));
+        }
+    }
+    text
+}
+
 fn token() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
@@ -414,99 +570,5 @@ fn counted(error: StorageError, count: u32) -> StorageError {
             source: std::io::Error::new(source.kind(), format!("{source} (tried {count} times)")),
         },
         other => other,
-    }
-}
-
-impl Storage for BucketStorage {
-    fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<Put, StorageError> {
-        check_key(key)?;
-        let (shared, key, payload) = (self.shared.clone(), key.to_owned(), PutPayload::from(bytes.to_vec()));
-        self.wait(async move { shared.create(&key, payload).await })
-    }
-
-    fn put_if_absent_from(&self, key: &str, bytes: &mut Vec<u8>) -> Result<Put, StorageError> {
-        check_key(key)?;
-        let held = Bytes::from(std::mem::take(bytes));
-        let (shared, key, payload) = (self.shared.clone(), key.to_owned(), PutPayload::from(held.clone()));
-        let put = self.wait(async move { shared.create(&key, payload).await });
-        // What a connection that broke off still holds is let go of by itself.
-        if held.is_unique() {
-            *bytes = held.into();
-        }
-        put
-    }
-
-    fn put(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        check_key(key)?;
-        let (shared, key, payload) = (self.shared.clone(), key.to_owned(), PutPayload::from(bytes.to_vec()));
-        self.wait(async move { shared.replace(&key, payload).await })
-    }
-
-    fn get(&self, key: &str) -> Result<Vec<u8>, StorageError> {
-        check_key(key)?;
-        let (shared, key) = (self.shared.clone(), key.to_owned());
-        self.wait(async move { shared.read(&key, None).await })
-    }
-
-    fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Vec<u8>, StorageError> {
-        check_key(key)?;
-        let (shared, key) = (self.shared.clone(), key.to_owned());
-        self.wait(async move {
-            if length == 0 {
-                return shared.size_of(&key).await.map(|_| Vec::new());
-            }
-            let range = GetRange::Bounded(offset..offset.saturating_add(length));
-            shared.read(&key, Some(range)).await
-        })
-    }
-
-    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StorageError> {
-        let (shared, prefix) = (self.shared.clone(), prefix.to_owned());
-        self.wait(async move { listing::list(shared, prefix).await })
-    }
-
-    fn delete(&self, key: &str) -> Result<(), StorageError> {
-        check_key(key)?;
-        let (shared, key) = (self.shared.clone(), key.to_owned());
-        self.wait(async move { shared.remove(&key).await.map(|_| ()) })
-    }
-
-    fn location(&self) -> String {
-        self.shared.location.clone()
-    }
-
-    fn parallel_writes(&self) -> usize {
-        PARALLEL_WRITES
-    }
-
-    fn parallel_reads(&self) -> usize {
-        PARALLEL_READS
-    }
-
-    fn rehearsal(&self) -> Result<Option<Arc<dyn Storage>>, StorageError> {
-        let shared = &self.shared;
-        let beside = Shared {
-            store: shared.store.clone(),
-            prefix: shared.path(REHEARSAL)?.to_string(),
-            location: format!("{}/{REHEARSAL}", shared.location),
-            patience: shared.patience,
-            requests: Semaphore::new(REQUESTS_MAX),
-            reached: AtomicBool::new(true),
-            proven: OnceCell::new(),
-            split_after: listing::SPLIT_AFTER,
-            heard: shared.heard.clone(),
-            asks: None,
-            parts_proven: OnceCell::new_with(Some(false)),
-        };
-        Ok(Some(Arc::new(BucketStorage { shared: Arc::new(beside), runtime: self.runtime.clone() })))
-    }
-
-    fn facts(&self) -> Vec<Fact> {
-        let shared = self.shared.clone();
-        self.wait(async move { Ok(facts::facts(&shared).await) }).unwrap_or_default()
-    }
-
-    fn is_append_only_by_policy(&self) -> bool {
-        true
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
+use lifeboat_vault::storage::Lock;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
     ReqwestConnector,
@@ -21,6 +22,15 @@ const TEXT_CHARS_MAX: usize = 200;
 tokio::task_local! {
     static SEEN: Arc<Mutex<Answer>>;
     static CREATE_ONLY: ();
+    static DIGEST: HeaderValue;
+}
+
+/// Sends the body's MD5 along, which need not be signed: some buckets with Object Lock take no object without it.
+pub(super) async fn with_digest<T>(md5: Option<HeaderValue>, task: impl Future<Output = T>) -> T {
+    match md5 {
+        Some(md5) => DIGEST.scope(md5, task).await,
+        None => task.await,
+    }
 }
 
 /// Completes an upload only where nothing is: the library leaves the condition out, and it need not be signed.
@@ -44,6 +54,18 @@ pub(super) struct Answer {
     pub(super) about_credentials: bool,
     /// The storage keeps versions: it named one.
     pub(super) versioned: bool,
+    /// The object's class, where it is not the ordinary one.
+    pub(super) class: Option<String>,
+    /// How long the object is locked, as far as whoever asked may know.
+    pub(super) lock: Option<Lock>,
+    /// Somebody asked that it be made readable, and it is not yet.
+    pub(super) is_thawing: bool,
+}
+
+impl Answer {
+    pub(super) fn is_success(&self) -> bool {
+        self.status.is_some_and(|status| (200..300).contains(&status))
+    }
 }
 
 /// Runs one try, and gives what was seen on the wire besides.
@@ -75,13 +97,18 @@ impl HttpService for Watched {
         if completes && CREATE_ONLY.try_with(|()| ()).is_ok() {
             request.headers_mut().insert("if-none-match", HeaderValue::from_static("*"));
         }
+        if let (true, Ok(md5)) = (request.method().as_str() == "PUT", DIGEST.try_with(HeaderValue::clone)) {
+            request.headers_mut().insert("content-md5", md5);
+        }
         let about_credentials = request.uri().host().is_some_and(gives_credentials);
+        let is_batch = request.uri().query().is_some_and(|query| query.contains("comp=batch"));
         let answered = self.0.execute(request).await;
         let (mut answer, result) = match answered {
             Err(error) => {
                 let broken = Some((error.kind(), innermost(&error)));
                 (Answer { broken, ..Answer::default() }, Err(error))
             }
+            Ok(response) if is_batch && response.status().is_success() => read_batch(response).await,
             Ok(response) => read(response).await,
         };
         answer.about_credentials = about_credentials;
@@ -96,6 +123,41 @@ fn gives_credentials(host: &str) -> bool {
         || matches!(host, "login.microsoftonline.com" | "oauth2.googleapis.com" | "accounts.google.com")
 }
 
+/// The library has Azure delete in batches, of one here: what became of it stands within an answer that says that all went well.
+async fn read_batch(response: HttpResponse) -> (Answer, std::result::Result<HttpResponse, HttpError>) {
+    let (mut answer, response) = match read(response).await {
+        (answer, Ok(response)) => (answer, response),
+        failed => return failed,
+    };
+    let (parts, body) = response.into_parts();
+    let text = first_of(body).await;
+    (answer.status, answer.code) = within(&text, answer.status);
+    (answer, Ok(HttpResponse::from_parts(parts, HttpResponseBody::from(text))))
+}
+
+/// Status and code of the first answer within an answer.
+fn within(text: &str, outer: Option<u16>) -> (Option<u16>, Option<String>) {
+    let header = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("x-ms-error-code").then(|| plain(value.trim()))
+    };
+    let status = text.lines().find_map(|line| line.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok());
+    (status.or(outer), text.lines().find_map(header))
+}
+
+async fn first_of(body: HttpResponseBody) -> String {
+    let mut text = Vec::new();
+    let mut chunks = body.bytes_stream();
+    while let Some(Ok(chunk)) = chunks.next().await {
+        text.extend_from_slice(&chunk);
+        if text.len() >= ERROR_BYTES_MAX {
+            text.truncate(ERROR_BYTES_MAX);
+            break;
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 async fn read(response: HttpResponse) -> (Answer, std::result::Result<HttpResponse, HttpError>) {
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
     let versioned = header("x-amz-version-id").is_some_and(|version| version != "null")
@@ -108,25 +170,25 @@ async fn read(response: HttpResponse) -> (Answer, std::result::Result<HttpRespon
         code: header("x-ms-error-code").map(plain),
         date: date.map(|date| (date.timestamp(), Timestamp::now())),
         versioned,
+        class: ["x-amz-storage-class", "x-goog-storage-class", "x-ms-access-tier"]
+            .into_iter()
+            .find_map(header)
+            .map(plain),
+        lock: header("x-amz-object-lock-retain-until-date")
+            .zip(header("x-amz-object-lock-mode"))
+            .and_then(|(until, mode)| Some(Lock { until: until.parse().ok()?, mode: mode.parse().ok()? })),
+        is_thawing: header("x-amz-restore").is_some_and(|text| text.contains("ongoing-request=\"true\""))
+            || header("x-ms-archive-status").is_some_and(|text| text.starts_with("rehydrate-pending")),
         ..Answer::default()
     };
     if response.status().is_success() {
         return (answer, Ok(response));
     }
     let (parts, body) = response.into_parts();
-    let mut text = Vec::new();
-    let mut chunks = body.bytes_stream();
-    while let Some(Ok(chunk)) = chunks.next().await {
-        text.extend_from_slice(&chunk);
-        if text.len() >= ERROR_BYTES_MAX {
-            text.truncate(ERROR_BYTES_MAX);
-            break;
-        }
-    }
-    let shown = String::from_utf8_lossy(&text);
+    let shown = first_of(body).await;
     answer.code = answer.code.or_else(|| element(&shown, "Code"));
     answer.message = element(&shown, "Message");
-    let body = HttpResponseBody::from(shown.into_owned());
+    let body = HttpResponseBody::from(shown);
     (answer, Ok(HttpResponse::from_parts(parts, body)))
 }
 
@@ -154,6 +216,15 @@ fn innermost(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_became_of_a_deletion_is_read_within_a_batch() {
+        let text = "--batch_1\r\nContent-Type: application/http\r\nContent-ID: 0\r\n\r\nHTTP/1.1 409 This operation is not permitted\r\n\
+                    x-ms-error-code: BlobImmutableDueToPolicy\r\n\r\n--batch_1--";
+        assert_eq!(within(text, Some(202)), (Some(409), Some("BlobImmutableDueToPolicy".to_owned())));
+        assert_eq!(within("--batch_1\r\nHTTP/1.1 202 Accepted\r\n", Some(202)), (Some(202), None));
+        assert_eq!(within("HTTP/1.1 4", Some(202)), (Some(202), None));
+    }
 
     #[test]
     fn a_stranger_s_error_is_read_bounded_and_plain() {

@@ -1,11 +1,11 @@
 //! The serving ends: this process's own pipes (for SSH), and a Unix socket.
 //!
-//! Invariant: a socket of a server that is gone is replaced, one of a server that lives is not; so many connections are served and no
+//! Invariant: a socket of a server that is gone is replaced, one of a server that lives is not, nor anything that is no socket; so many connections are served and no
 //! more.
 
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,6 +52,13 @@ impl Listener {
         if let Err(error) = UnixStream::connect(path)
             && error.kind() == io::ErrorKind::ConnectionRefused
         {
+            // A file that is no socket refuses connections, too.
+            if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    "there is something else, which is no socket",
+                ));
+            }
             std::fs::remove_file(path)?;
         }
         let listener = UnixListener::bind(path)?;

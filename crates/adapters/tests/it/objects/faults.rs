@@ -1,7 +1,7 @@
 //! One verb at a time, with the network or the server failing at the worst moment: right or loud, never wrong.
 
 use std::sync::{Arc, Barrier};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lifeboat_adapters::storage::{Patience, open_with};
 use lifeboat_vault::storage::{Put, Storage, StorageError};
@@ -194,4 +194,29 @@ fn where_an_upload_in_parts_would_replace_what_is_there_objects_go_whole() {
         bad.proxy.requests().into_iter().filter(|line| line.starts_with("POST ") && line.contains("uploads")).collect();
     assert_eq!(uploads.len(), 1, "the one that found it out: {uploads:?}");
     assert!(bad.truth.get("pack/2").unwrap() == bytes);
+}
+
+#[test]
+fn who_was_asked_to_stop_waits_a_second_for_a_storage_that_hangs() {
+    let bad = bad_line();
+    let url = format!("s3://{}", bad.bucket);
+    let storage = open_with(&url, &environment(&bad.proxy.endpoint(), User::Owner), Patience::default()).unwrap();
+    storage.put("there", b"1").unwrap();
+    bad.proxy.spoil("PUT ", Spoil::Hang, usize::MAX);
+    let (error, waited) = std::thread::scope(|scope| {
+        let waits = scope.spawn(|| storage.put_if_absent("never", b"1").unwrap_err());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while bad.proxy.spoiled().is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(!waits.is_finished(), "it waits for an answer");
+        let asked = Instant::now();
+        storage.hurry();
+        (waits.join().unwrap(), asked.elapsed())
+    });
+    // Else it gives an answer half a minute.
+    assert!(waited < Duration::from_secs(20), "{waited:?}");
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert_eq!(cause, "asked to stop, not waited for any longer");
+    assert_eq!(storage.get("there").unwrap(), b"1", "what answers is still heard");
 }

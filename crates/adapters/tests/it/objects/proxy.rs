@@ -29,7 +29,7 @@ pub(crate) enum Spoil {
     TornRequest,
     /// Half of the answer comes.
     TornAnswer,
-    /// What was refused because something is there (412) is said to be done, as by a server that knows no conditions.
+    /// What was refused because something is there (412, Azure: 409) is said to be done, as by a server that knows no conditions.
     Unconditional,
     /// The first answer that a list request ever got, again.
     StaleList,
@@ -185,7 +185,8 @@ fn serve(mut client: TcpStream, server: u16, script: &Mutex<Script>) -> std::io:
         }
         Some(Spoil::Unconditional) => {
             let answer = forward(&head, &body)?;
-            if answer.starts_with(b"HTTP/1.1 412") {
+            let is_azures = || String::from_utf8_lossy(&answer).contains("BlobAlreadyExists");
+            if answer.starts_with(b"HTTP/1.1 412") || is_azures() {
                 return write!(
                     client,
                     "HTTP/1.1 200 OK\r\nETag: \"0\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"

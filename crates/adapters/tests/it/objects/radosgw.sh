@@ -58,9 +58,13 @@ OSD=$(cat /proc/sys/kernel/random/uuid)
 timeout 60 ceph osd new "$OSD" > /dev/null
 ceph-osd --no-mon-config -i 0 --mkfs --osd-uuid "$OSD" > "$D/osd.out" 2>&1
 ceph-osd --no-mon-config -f -i 0 >> "$D/osd.out" 2>&1 < /dev/null &
-radosgw --no-mon-config -f -n client.admin > "$D/rgw.out" 2>&1 < /dev/null &
 user() { radosgw-admin --no-mon-config user create --uid="$1" --display-name="$1" --access-key="$2" --secret="$3" > /dev/null; }
 user owner OWNERKEY owner-secret
+# A second class of storage.
+radosgw-admin --no-mon-config zonegroup placement add --rgw-zonegroup default --placement-id default-placement --storage-class COLD > /dev/null
+radosgw-admin --no-mon-config zone placement add --rgw-zone default --placement-id default-placement --storage-class COLD \
+    --data-pool default.rgw.cold.data > /dev/null
+radosgw --no-mon-config -f -n client.admin > "$D/rgw.out" 2>&1 < /dev/null &
 user host HOSTKEY host-secret
 user small SMALLKEY small-secret
 radosgw-admin --no-mon-config quota set --quota-scope=user --uid=small --max-size=262144 > /dev/null

@@ -51,7 +51,7 @@ pub(crate) fn emulated() -> &'static Server {
     &EMULATED
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -67,7 +67,7 @@ fn start_radosgw() -> Server {
 }
 
 /// Starts what says `ready`, and ends when its stdin does.
-fn started(mut command: Command) -> Child {
+pub(crate) fn started(mut command: Command) -> Child {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -75,10 +75,19 @@ fn started(mut command: Command) -> Child {
     child
 }
 
+/// A program of another registry.
+pub(crate) fn tools(path: &str, chore: &str) -> PathBuf {
+    let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join(path);
+    assert!(
+        program.exists(),
+        "{} is missing: `cargo xtask test` installs it, or `cargo xtask {chore}`",
+        program.display()
+    );
+    program
+}
+
 fn start_moto() -> Server {
-    let tools = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("pypi/bin");
-    let server = tools.join("moto_server");
-    assert!(server.exists(), "{} is missing: `cargo xtask test` installs it, or `cargo xtask pypi`", server.display());
+    let server = tools("pypi/bin/moto_server", "pypi");
     let port = free_port();
     let script = "\"$0\" -H 127.0.0.1 -p \"$1\" > /dev/null 2>&1 < /dev/null & trap 'kill $!' EXIT; \
                   until curl --silent --output /dev/null \"http://127.0.0.1:$1/\"; do sleep 0.05; done; echo ready; cat > /dev/null";
@@ -88,6 +97,10 @@ fn start_moto() -> Server {
 }
 
 impl Server {
+    pub(crate) fn of(port: u16, child: Child) -> Server {
+        Server { port, _child: child }
+    }
+
     pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
@@ -103,8 +116,47 @@ impl Server {
         name
     }
 
+    /// A bucket with Object Lock, which locks for a day what comes.
+    pub(crate) fn locked_bucket(&self) -> String {
+        let name = format!("bucket-{}", BUCKETS.fetch_add(1, Ordering::Relaxed));
+        self.ask_with(User::Owner, "PUT", &name, None, &["x-amz-bucket-object-lock-enabled: true"]);
+        let rule = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>\
+                    <Mode>GOVERNANCE</Mode><Days>1</Days></DefaultRetention></Rule></ObjectLockConfiguration>";
+        self.ask(User::Owner, "PUT", &format!("{name}?object-lock="), Some(rule));
+        name
+    }
+
+    pub(crate) fn set_versions(&self, bucket: &str, status: &str) {
+        let text = format!("<VersioningConfiguration><Status>{status}</Status></VersioningConfiguration>");
+        self.ask(User::Owner, "PUT", &format!("{bucket}?versioning="), Some(&text));
+    }
+
     /// A signed request by `curl`: what no storage of ours does, such as making buckets.
     pub(crate) fn ask(&self, user: User, method: &str, path: &str, body: Option<&str>) -> String {
+        self.ask_with(user, method, path, body, &[])
+    }
+
+    /// What the server says when it does not do it.
+    pub(crate) fn refused(&self, user: User, method: &str, path: &str) -> String {
+        let (done, text) = self.try_with(user, method, path, None, &[]);
+        assert!(!done, "{method} {path} was done: {text}");
+        text
+    }
+
+    pub(crate) fn ask_with(
+        &self,
+        user: User,
+        method: &str,
+        path: &str,
+        body: Option<&str>,
+        headers: &[&str],
+    ) -> String {
+        let (done, text) = self.try_with(user, method, path, body, headers);
+        assert!(done, "{method} {path}: {text}");
+        text
+    }
+
+    fn try_with(&self, user: User, method: &str, path: &str, body: Option<&str>, headers: &[&str]) -> (bool, String) {
         let (key, secret) = user.keys();
         let mut command = Command::new("curl");
         command.args(["--silent", "--show-error", "--fail-with-body", "--aws-sigv4", "aws:amz:us-east-1:s3"]);
@@ -112,10 +164,10 @@ impl Server {
         // This curl signs the hash of the body, and leaves it to us to send it.
         command.args(["--header", &format!("x-amz-content-sha256: {}", sha256_of(body.unwrap_or_default()))]);
         command.args(body.iter().flat_map(|body| ["--data", body, "--header", "Content-Type: application/xml"]));
+        command.args(headers.iter().flat_map(|header| ["--header", *header]));
         let output = command.arg(format!("{}/{path}", self.endpoint())).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{method} {path}: {text} {}", String::from_utf8_lossy(&output.stderr));
-        text
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.success(), text)
     }
 
     /// Moves an object to another storage class, as a lifecycle rule would.
@@ -132,6 +184,19 @@ impl Server {
         command.args(headers.iter().flat_map(|header| ["--header", header.as_str()]));
         let output = command.arg(format!("{}/{bucket}/{key}", self.endpoint())).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    /// A script that does with `curl` what `aws s3api restore-object` does, for each name on its stdin.
+    pub(crate) fn thaw_script(&self, bucket: &str) -> String {
+        let (key, secret) = User::Owner.keys();
+        let body = "<RestoreRequest xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Days>7</Days></RestoreRequest>";
+        format!(
+            "while read -r name; do curl --silent --show-error --fail-with-body --aws-sigv4 aws:amz:us-east-1:s3 --user {key}:{secret} \
+             --header \"x-amz-content-sha256: {}\" --header 'Content-Type: application/xml' \
+             --request POST --data '{body}' \"{}/{bucket}/$name?restore=\" || exit 1; done",
+            sha256_of(body),
+            self.endpoint()
+        )
     }
 
     /// The bucket as a storage, with little patience.

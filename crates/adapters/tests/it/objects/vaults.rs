@@ -16,16 +16,16 @@ use lifeboat_vault::{
 use super::proxy::{Proxy, Spoil};
 use super::servers::{self, User, open_at};
 
-struct World {
-    directory: tempfile::TempDir,
-    key: Identity,
-    owner: String,
-    host: HostVault,
-    storage: Arc<dyn Storage>,
+pub(super) struct World {
+    pub(super) directory: tempfile::TempDir,
+    pub(super) key: Identity,
+    pub(super) owner: String,
+    pub(super) host: HostVault,
+    pub(super) storage: Arc<dyn Storage>,
 }
 
 impl World {
-    fn in_bucket(storage: Arc<dyn Storage>) -> World {
+    pub(super) fn in_bucket(storage: Arc<dyn Storage>) -> World {
         let directory = tempfile::tempdir().unwrap();
         let (key, paper) = (Identity::generate(), Identity::generate());
         let state = State::open(&directory.path().join("alpha"), Some("alpha")).unwrap();
@@ -35,16 +35,16 @@ impl World {
     }
 
     /// As a machine that has nothing but the key.
-    fn unlock(&self) -> Unlocked {
+    pub(super) fn unlock(&self) -> Unlocked {
         let vault = Vault::open(self.storage.clone(), None, Some(&self.owner)).unwrap();
         vault.unlock(std::slice::from_ref(&self.key)).unwrap()
     }
 
-    fn reopened(&self, storage: Arc<dyn Storage>) -> HostVault {
+    pub(super) fn reopened(&self, storage: Arc<dyn Storage>) -> HostVault {
         HostVault::open(storage, self.host.state().clone(), Some(&self.owner)).unwrap()
     }
 
-    fn tree(&self, files: u32, bytes: usize) -> PathBuf {
+    pub(super) fn tree(&self, files: u32, bytes: usize) -> PathBuf {
         let root = self.directory.path().join("from");
         for n in 0..files {
             let path = root.join(format!("{}/{n}", n % 7));
@@ -54,38 +54,38 @@ impl World {
         root
     }
 
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let report = self.unlock().check(CheckOptions { read_data: true }).unwrap();
         assert!(report.is_sound(), "{:#?}", report.findings);
         assert!(report.chunks_read > 0);
     }
 }
 
-fn noise(seed: u32, bytes: usize) -> Vec<u8> {
+pub(super) fn noise(seed: u32, bytes: usize) -> Vec<u8> {
     let mut noise = vec![0; bytes];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut noise);
     noise
 }
 
-fn back_up(host: &HostVault, root: &Path) -> Result<PointInfo, String> {
+pub(super) fn back_up(host: &HostVault, root: &Path) -> Result<PointInfo, String> {
     let session = host.begin("docs", SessionOptions::default()).map_err(|error| error.to_string())?;
     let summary = backup_tree(&session, &[root.to_owned()], &BackupOptions::default(), &(), &AtomicBool::new(false))
         .map_err(|error| error.to_string())?;
     session.commit(summary.draft(Timestamp::now())).map_err(|error| error.to_string())
 }
 
-fn bring_back(unlocked: &Unlocked, point: &PointInfo, to: &Path) {
+pub(super) fn bring_back(unlocked: &Unlocked, point: &PointInfo, to: &Path) {
     let source = unlocked.source(&point.dataset).unwrap();
     let root = tree_root(unlocked, point).unwrap();
     restore_tree(&source, &root, to, &RestoreOptions::default(), &(), &AtomicBool::new(false)).unwrap();
 }
 
-fn assert_same(one: &Path, other: &Path) {
+pub(super) fn assert_same(one: &Path, other: &Path) {
     let output = std::process::Command::new("diff").arg("-r").args([one, other]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-fn point_comes_back(world: &World, point: &PointInfo, from: &Path) {
+pub(super) fn point_comes_back(world: &World, point: &PointInfo, from: &Path) {
     let to = world.directory.path().join(format!("to-{}", point.sequence));
     bring_back(&world.unlock(), point, &to);
     assert_same(from, &to);

@@ -20,12 +20,13 @@ use crate::error::{CommandError, Exit, Explain, Kind};
 use crate::files_progress::OnScreen;
 use crate::interrupt;
 use crate::report::counted;
+use crate::thaw;
 use crate::ui::Ui;
 
 /// Write a recovery point as a portable archive, for whoever has no lifeboat
 ///
 /// A tar archive, compressed with zstd, sealed with age or OpenPGP, in parts of a size, with SHA256SUMS and a README that says by which commands it
-/// is restored. An export that was interrupted begins anew when it is run again. A streamed database is exported as its point holds it.
+/// is restored. What lies in an archive of the storage is thawed first, as for a restore. An export that was interrupted begins anew when it is run again. A streamed database is exported as its point holds it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The point: its id, the end of it or its number; DATASET for its newest, DATASET@TIME for the newest by then
@@ -75,10 +76,11 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let opened = args.open.open(ui)?;
     let point = opened.point(&args.point)?;
     let recipients = recipients(&args, &opened.vault.roster().recipients)?;
+    let cancel = interrupt::listen(ui)?;
+    thaw::make_readable(&opened.vault, point, &[], opened.archive.as_ref(), "exported", &cancel, ui)?;
     let tree = opened.tree(point)?;
     let stem = format!("{}-{}.tar.zst.{}", stem(&point.dataset), point.sequence, ending(args.format));
     let parts = Parts::begin(&args.output, &stem, bytes_max.0).map_err(of_portable)?;
-    let cancel = interrupt::listen(ui)?;
     let progress = OnScreen::new(ui, "exporting");
     let work = Work { tree: &tree, progress: &progress, cancel: cancel.flag() };
     let (parts, archived) = match &recipients {

@@ -13,7 +13,7 @@ use crate::error::{CommandError, Kind};
 fn of_portable(error: PortableError) -> CommandError {
     let kind = match &error {
         PortableError::NotEmpty { .. } => Kind::Refused,
-        PortableError::NoSums { .. } | PortableError::WrongKey => Kind::Usage,
+        PortableError::NoSums { .. } => Kind::Usage,
         PortableError::Cancelled => Kind::Interrupted,
         _ => Kind::Failed,
     };

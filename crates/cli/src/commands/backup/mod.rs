@@ -97,6 +97,12 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
             }
             tell(&vault.name, taken, ui)?;
         }
+        let mut since = host.findings();
+        since.retain(|finding| !findings.contains(finding));
+        door::show(&since, ui);
+        if door::ends(&since) != Exit::Done {
+            exit = Exit::Finding;
+        }
         written.push((vault.name, host));
     }
     // How far each has come is said in the others, so that none can be rolled back unnoticed.

@@ -71,8 +71,7 @@ pub(super) fn take(
         }
     };
     let before = host.point_before(&taken.point).map_err(CommandError::of_vault)?;
-    let shown = host.points_of_host(host.host_name(), &item.dataset).map_err(CommandError::of_vault)?.points;
-    taken.doubts = shown.into_iter().find(|p| p.id == taken.point.id).map(|p| p.doubts).unwrap_or_default();
+    taken.doubts = host.doubts_about(&taken.point).map_err(CommandError::of_vault)?;
     taken.clock_back_seconds = before.and_then(|before| taken.point.clock_back_seconds(&before));
     Ok(taken)
 }

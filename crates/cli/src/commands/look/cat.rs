@@ -5,10 +5,11 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use lifeboat_vault::PointInfo;
 use lifeboat_vault::files::{FileReader, Kind};
 use serde::Serialize;
 
-use super::{Described, OpenArgs, described, node_at, of_tree, shown, within};
+use super::{Described, OpenArgs, Opened, described, node_at, of_tree, shown, within};
 use crate::door;
 use crate::error::{CommandError, Exit};
 use crate::ui::Ui;
@@ -53,6 +54,10 @@ struct Report {
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let opened = args.open.open(ui)?;
     let point = opened.point(&args.point)?;
+    write(&args, &opened, point, ui).map_err(|error| opened.to_thaw(error, &[point], ui))
+}
+
+fn write(args: &Args, opened: &Opened, point: &PointInfo, ui: &Ui) -> Result<Exit, CommandError> {
     let tree = opened.tree(point)?;
     let browser = tree.browser()?;
     let path = within(&args.path, &point.dataset);

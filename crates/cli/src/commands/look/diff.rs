@@ -95,8 +95,11 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let one = opened.point(&args.before)?;
     let cancel = interrupt::listen(ui)?;
     match after(&args, &opened, ui)? {
-        After::Point(two) => with_point(&args, &opened, (one, two), &cancel, ui),
-        After::Directory(directory) => with_directory(&args, &opened, (one, &directory), &cancel, ui),
+        After::Point(two) => {
+            with_point(&args, &opened, (one, two), &cancel, ui).map_err(|error| opened.to_thaw(error, &[one, two], ui))
+        }
+        After::Directory(directory) => with_directory(&args, &opened, (one, &directory), &cancel, ui)
+            .map_err(|error| opened.to_thaw(error, &[one], ui)),
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod mount;
 
 use std::path::PathBuf;
 
+use lifeboat_core::plan::Archive;
 use lifeboat_core::units::Size;
 use lifeboat_vault::files::{Browser, Kind, Node, TreeError, tree_root};
 use lifeboat_vault::{Badge, Finding, PointInfo, Points, Source, Unlocked, Vault};
@@ -36,18 +37,21 @@ pub(crate) struct Opened {
     pub(crate) vault: Unlocked,
     pub(crate) points: Vec<PointInfo>,
     pub(crate) findings: Vec<Finding>,
+    /// How what is archived is thawed, by the plan.
+    pub(crate) archive: Option<Archive>,
 }
 
 impl OpenArgs {
     pub(crate) fn open(&self, ui: &Ui) -> Result<Opened, CommandError> {
-        let vault = self.vault.find(ui)?.unlock(&self.key, ui)?;
+        let named = self.vault.find(ui)?;
+        let vault = named.unlock(&self.key, ui)?;
         let Points { points, mut findings } = vault.points(None).map_err(CommandError::of_vault)?;
         for finding in vault.unlock_findings() {
             if !findings.contains(&finding) {
                 findings.push(finding);
             }
         }
-        Ok(Opened { vault, points, findings })
+        Ok(Opened { vault, points, findings, archive: named.archive })
     }
 }
 
@@ -99,6 +103,11 @@ impl Opened {
             CommandError::failed(format!("there is no sound recovery point of `{dataset}`{when}"))
                 .hint("`lifeboat points` lists what there is")
         })
+    }
+
+    /// What these points need first, where an error was about what is archived.
+    pub(crate) fn to_thaw(&self, error: CommandError, points: &[&PointInfo], ui: &Ui) -> CommandError {
+        crate::thaw::explained(error, &self.vault, points, self.archive.as_ref(), ui)
     }
 
     /// What is needed to look into a point.

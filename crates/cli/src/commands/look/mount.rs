@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lifeboat_adapters::mount::{self, MountError, MountOptions, Shown};
+use lifeboat_core::units::Span;
 use lifeboat_vault::PointInfo;
 use serde::Serialize;
 
@@ -21,8 +22,8 @@ use crate::ui::Ui;
 /// Show recovery points as a read-only directory, until Ctrl-C
 ///
 /// WHAT is a data set (all its points, by time, and `latest`), or a point (its id, the end of it or its number); without it every data set.
-/// Every byte that is read is verified; what does not verify is an I/O error, and a line here that names the object. Points taken after
-/// the mount are not in it. Needs /dev/fuse, and for who is not root `fusermount3`.
+/// Every byte that is read is verified; what does not verify is an I/O error, what must be thawed first the error `No data
+/// available`, and both a line here that names the object. Points taken after the mount are not in it. Needs /dev/fuse, and for who is not root `fusermount3`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// What to show, and the empty directory to show it in
@@ -64,12 +65,32 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let directory = at.to_string_lossy().into_owned();
     ui.event(&Event { event: "mounted", directory: directory.clone(), points })?;
     ui.line(format_args!("{} in {directory}; Ctrl-C ends it", counted(points as u64, "recovery point")));
+    warn_of_archived(&shown, ui);
     while !cancel.is_cancelled() && !mounted.is_over() {
         std::thread::sleep(LOOK_EVERY);
     }
     mounted.unmount().map_err(of_mount)?;
     ui.event(&Event { event: "unmounted", directory, points })?;
     Ok(door::ends(&opened.findings))
+}
+
+/// What lies in an archive is shown, and cannot be read.
+fn warn_of_archived(shown: &Shown, ui: &Ui) {
+    let points: Vec<&PointInfo> = match shown {
+        Shown::All(points) | Shown::DataSet(points) => points.iter().collect(),
+        Shown::Point(point) => vec![&**point],
+    };
+    let archived = points.iter().filter_map(|point| Some((*point, point.archived.as_ref()?)));
+    let archived: Vec<_> = archived.filter(|(_, archived)| archived.thaw_seconds > 0).collect();
+    let Some((point, slowest)) = archived.iter().max_by_key(|(_, archived)| archived.thaw_seconds) else { return };
+    ui.warn(format_args!(
+        "{} cannot be read whole: part of it lies in the class {} and must be thawed (up to {}); reading that is the error `No data \
+         available`, and a line here; `lifeboat restore --point {} --key FILE --to DIR` has it thawed as the plan says",
+        counted(archived.len() as u64, "recovery point"),
+        slowest.class,
+        Span::seconds(slowest.thaw_seconds),
+        point.id
+    ));
 }
 
 fn shown(opened: &Opened, what: Option<&str>) -> Result<Shown, CommandError> {
@@ -88,7 +109,7 @@ fn shown(opened: &Opened, what: Option<&str>) -> Result<Shown, CommandError> {
 
 fn of_mount(error: MountError) -> CommandError {
     let kind = match &error {
-        MountError::NotEmptyDirectory { .. } => Kind::Usage,
+        MountError::NotThere { .. } | MountError::NotEmptyDirectory { .. } => Kind::Usage,
         _ => Kind::Failed,
     };
     CommandError::from(error).kind(kind)

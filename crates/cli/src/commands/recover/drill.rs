@@ -56,6 +56,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         disaster_assumed: false,
         how_known: "a rehearsal: the disaster is taken to be the drill's start".into(),
         simulated: vec!["the outage".into(), "detection".into()],
+        first_day: None,
     };
     execute(ui, &wiring, order, &common)
 }

@@ -27,6 +27,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         disaster_assumed: false,
         how_known: "planned: there was no outage".into(),
         simulated: Vec::new(),
+        first_day: None,
     };
     execute(ui, &wiring, order, &args.common)
 }

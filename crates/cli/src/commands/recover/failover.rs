@@ -83,5 +83,5 @@ fn order(args: &Args, now: Timestamp) -> Order {
         None => (Some(now), "nobody said when the outage began".to_owned()),
     };
     let disaster_assumed = !args.planned && args.disaster_at.is_none();
-    Order { request, disaster_at, disaster_assumed, how_known, simulated: Vec::new() }
+    Order { request, disaster_at, disaster_assumed, how_known, simulated: Vec::new(), first_day: None }
 }

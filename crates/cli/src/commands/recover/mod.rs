@@ -7,18 +7,20 @@ pub(crate) mod failback;
 pub(crate) mod failover;
 pub(crate) mod keys;
 pub(crate) mod runbook;
+pub(crate) mod scheduled;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use lifeboat_core::runbook::compile::{Request, compile};
+use lifeboat_core::runbook::compile::{Inventory, Request, compile};
 use lifeboat_core::runbook::render::render;
 use lifeboat_core::runbook::{Purpose, Runbook, Target};
 use lifeboat_engine::evidence::{Evidence, Judgement, Measure, page, seal};
 use lifeboat_engine::execute::{Ended, ExecuteError, Executor, Start};
 use lifeboat_engine::journal::Journal;
 use lifeboat_engine::port::Cancel;
+use lifeboat_engine::protect::FirstDay;
 use lifeboat_vault::Identity;
 use serde::Serialize;
 
@@ -71,11 +73,24 @@ pub(crate) struct Order {
     pub(crate) disaster_assumed: bool,
     pub(crate) how_known: String,
     pub(crate) simulated: Vec<String>,
+    /// Nobody was ever named as the writer: this is published once it is confirmed.
+    pub(crate) first_day: Option<FirstDay>,
 }
 
-pub(crate) fn compiled(wiring: &Wiring, request: &Request) -> Result<Runbook, CommandError> {
+/// `begins`: for what holds when the first day was published.
+pub(crate) fn compiled(wiring: &Wiring, request: &Request, begins: bool) -> Result<Runbook, CommandError> {
     let service = wiring.service(&request.service)?;
-    compile(wiring.plan(), &wiring.inventory(service)?, request).kind(Kind::Usage)
+    let mut inventory = wiring.inventory(service)?;
+    if begins {
+        inventory.epoch = inventory.epoch.max(FirstDay::EPOCH);
+        inventory.writer_epoch = FirstDay::EPOCH;
+    }
+    let runbook = compile(wiring.plan(), &inventory, request).kind(Kind::Usage)?;
+    let archived = wiring.archived(&runbook);
+    if archived.is_empty() {
+        return Ok(runbook);
+    }
+    compile(wiring.plan(), &Inventory { archived, ..inventory }, request).kind(Kind::Usage)
 }
 
 /// Prints, asks, runs.
@@ -85,7 +100,7 @@ pub(crate) fn execute(ui: &Ui, wiring: &Wiring, order: Order, common: &Common) -
         // Before compiling: half way through a run the plan's sites look as if there were nothing to do.
         refuse_second(&journal, &order.request.service)?;
     }
-    let runbook = compiled(wiring, &order.request)?;
+    let runbook = compiled(wiring, &order.request, order.first_day.is_some())?;
     if common.dry_run {
         return print(ui, &runbook);
     }
@@ -93,6 +108,9 @@ pub(crate) fn execute(ui: &Ui, wiring: &Wiring, order: Order, common: &Common) -
     keys::require(wiring, keys::restores(&runbook), &identities)?;
     ui.note(render(&runbook));
     ui.confirm(&format!("Run these {} steps now?", runbook.steps.len()), common.yes)?;
+    if let Some(first_day) = &order.first_day {
+        first_day.begin(&wiring.arbiter, &*wiring.clock, "up")?;
+    }
     let world = wiring.world(&order.request.service, identities, order.disaster_at)?;
     let run = new_run_id(wiring)?;
     let start = Start {

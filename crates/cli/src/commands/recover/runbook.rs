@@ -46,5 +46,5 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     };
     let request =
         Request { to: args.to, target: target(args.at, None), ..request(&args.service, purpose, &args.scenario) };
-    print(ui, &compiled(&wiring, &request)?)
+    print(ui, &compiled(&wiring, &request, false)?)
 }

@@ -58,7 +58,7 @@ fn bring_files(
     let began = Instant::now();
     let point = &task.point;
     let options = RestoreOptions {
-        paths: args.path.iter().map(|path| within(path, &point.dataset)).collect(),
+        paths: wanted(task, args)?,
         in_place: args.in_place,
         delete_extra: args.delete_extra,
         ..RestoreOptions::default()
@@ -81,6 +81,15 @@ fn bring_files(
     })
 }
 
+/// The paths that are wanted of a point; none where all of it is.
+pub(super) fn wanted(task: &Task, args: &Args) -> Result<Vec<PathBuf>, CommandError> {
+    if matches!(task.how, How::Sqlite(_)) && !args.path.is_empty() {
+        return Err(CommandError::usage(format!("`{}` is one database: it is restored whole", task.point.dataset))
+            .hint("leave out --path"));
+    }
+    Ok(args.path.iter().map(|path| within(path, &task.point.dataset)).collect())
+}
+
 /// A path below what was backed up; the path that it had on its host works as well.
 fn within(path: &Path, dataset: &str) -> PathBuf {
     path.strip_prefix(dataset).unwrap_or(path).to_owned()
@@ -95,10 +104,6 @@ fn bring_database(
     cancel: &Cancel,
     ui: &Ui,
 ) -> Result<Brought, CommandError> {
-    if !args.path.is_empty() {
-        return Err(CommandError::usage(format!("`{}` is one database: it is restored whole", task.point.dataset))
-            .hint("leave out --path"));
-    }
     let to = task.to.join(database_name(source, root, &task.point)?);
     if !args.in_place && !is_free(&task.to, &to) {
         return Err(CommandError::of_restore(RestoreError::NotEmpty { path: task.to.clone() }));

@@ -13,12 +13,14 @@ use serde::Serialize;
 use crate::door::{self, VaultArgs, WitnessArgs};
 use crate::error::{CommandError, Exit};
 use crate::interrupt;
+use crate::thaw;
 use crate::ui::Ui;
 
 /// Restore a data set, or a service at one consistent moment, to a directory
 ///
 /// Without --at or --point the newest recovery point. The directory must be new or empty, unless --in-place. An interrupted
-/// restore goes on when it is run again. Works on any machine that has a key and reaches the vault.
+/// restore goes on when it is run again. What lies in an archive of the storage is thawed first, as the plan says; without a plan
+/// this ends with 5 and says what to thaw. Works on any machine that has a key and reaches the vault.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// A data set (its name, or the end of it) or a service of the plan; not needed where the vault has only one data set
@@ -80,6 +82,9 @@ struct Report {
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let tasks = which::find(&args, ui)?;
+    for task in &tasks {
+        door::check_outside(&task.to, &task.vault.storage().location())?;
+    }
     if args.in_place {
         let what = if args.delete_extra { "and what is extra is removed" } else { "and what is extra stays" };
         let to = args.to.display();
@@ -97,6 +102,8 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         if !task.vault.witnesses().is_empty() {
             ui.note(&freshness);
         }
+        let paths = bring::wanted(&task, &args)?;
+        thaw::make_readable(&task.vault, &task.point, &paths, task.archive.as_ref(), "restored", &cancel, ui)?;
         let brought = bring::bring(&task, &args, &cancel, ui)?;
         if door::ends_for(&task.findings, Some(&brought.point)) != Exit::Done || !brought.verified {
             exit = Exit::Finding;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use lifeboat_core::plan::model::Archive;
 use lifeboat_core::plan::{DataSet, Service, Source};
 use lifeboat_core::runbook::Target;
 use lifeboat_vault::{Badge, Finding, PointInfo, Points, Severity, Unlocked};
@@ -23,6 +24,8 @@ pub(super) struct Task {
     pub(super) to: PathBuf,
     pub(super) how: How,
     pub(super) findings: Vec<Finding>,
+    /// How what is archived is thawed, by the plan.
+    pub(super) archive: Option<Archive>,
 }
 
 /// What a recovery point is of, and how its data set comes back.
@@ -64,7 +67,8 @@ pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
         false => How::Files,
     };
     points.findings.extend(passed_by);
-    Ok(vec![task(vault, point, args.to.clone(), how, points.findings)])
+    let found = task(vault, point, args.to.clone(), how, points.findings);
+    Ok(vec![Task { archive: named.archive, ..found }])
 }
 
 /// The point that was asked for may have been pruned.
@@ -122,7 +126,7 @@ fn task(vault: Unlocked, point: PointInfo, to: PathBuf, how: How, mut findings: 
             findings.push(finding);
         }
     }
-    Task { vault, point, to, how, findings }
+    Task { vault, point, to, how, findings, archive: None }
 }
 
 /// Without a name: the data set of the point that is named, or the vault's only one.
@@ -242,7 +246,8 @@ fn of_plan(args: &Args, loaded: &Loaded, at: Option<Timestamp>, ui: &Ui) -> Resu
     };
     let found = best_vault(args, dataset, at, ui)?;
     let how = how(args, dataset, &found.point, at);
-    Ok(vec![task(found.vault, found.point, args.to.clone(), how, found.findings)])
+    let made = task(found.vault, found.point, args.to.clone(), how, found.findings);
+    Ok(vec![Task { archive: found.archive, ..made }])
 }
 
 /// All data sets of a service, as they were at the last moment that every one of them reaches.
@@ -272,7 +277,8 @@ fn service_at_one_moment(
             Ok(point) => (point.clone(), how(args, dataset, point, Some(latest))),
             Err(_) => oldest(dataset, found.point, &of_it, latest, ui),
         };
-        tasks.push(task(found.vault, point, args.to.join(&dataset.name), how, found.findings));
+        let made = task(found.vault, point, args.to.join(&dataset.name), how, found.findings);
+        tasks.push(Task { archive: found.archive, ..made });
     }
     ui.note(format_args!("{} as of {}", service.name, time(latest)));
     Ok(tasks)
@@ -302,6 +308,15 @@ struct Found {
     point: PointInfo,
     reach: Timestamp,
     findings: Vec<Finding>,
+    archive: Option<Archive>,
+}
+
+impl Found {
+    /// What reaches further is better; of the same, what is at hand.
+    fn is_better_than(&self, other: &Found) -> bool {
+        let waits = |found: &Found| found.point.archived.as_ref().map_or(0, |archived| archived.thaw_seconds);
+        (self.reach, std::cmp::Reverse(waits(self))) > (other.reach, std::cmp::Reverse(waits(other)))
+    }
 }
 
 /// Of the vaults that the plan sends a data set to, the one that reaches furthest, among those that the key opens.
@@ -314,7 +329,7 @@ fn best_vault(args: &Args, dataset: &DataSet, at: Option<Timestamp>, ui: &Ui) ->
     let mut trouble: Option<CommandError> = None;
     for name in &vaults {
         match look(args, name, dataset, at, ui) {
-            Ok(found) if best.as_ref().is_none_or(|best| best.reach < found.reach) => best = Some(found),
+            Ok(found) if best.as_ref().is_none_or(|best| found.is_better_than(best)) => best = Some(found),
             Ok(_) => {}
             Err(error) if error.kind == Kind::Failed && vaults.len() > 1 => {
                 ui.warn(format_args!("vault `{name}`: {}", error.message));
@@ -336,5 +351,5 @@ fn look(args: &Args, name: &str, dataset: &DataSet, at: Option<Timestamp>, ui: &
     let point = choose(args, &dataset.name, &of_it, at, false).inspect_err(|_| door::show(&findings, ui))?.clone();
     findings.extend(passed_by(args, &of_it, &point, at));
     let reach = reach(&vault, &point, &mut findings)?;
-    Ok(Found { vault, points, point, reach, findings })
+    Ok(Found { vault, points, point, reach, findings, archive: named.archive })
 }

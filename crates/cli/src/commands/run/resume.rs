@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use lifeboat_core::run::{RunState, RunView};
+use lifeboat_core::runbook::Action;
 use lifeboat_engine::execute::{Decision, Ended, ExecuteError, Executor};
 use lifeboat_engine::journal::JournalError;
 use lifeboat_vault::Identity;
@@ -96,10 +97,15 @@ pub(crate) fn cancel(args: Cancel, ui: &Ui) -> Result<Exit, CommandError> {
     if !cancelled {
         return ended;
     }
-    if !view.committed && view.steps.iter().any(|step| step.started_at.is_some()) {
+    // What was stopped by plan was started again; what a fence killed was not.
+    let fenced = view.runbook.steps.iter().zip(&view.steps).find_map(|(step, seen)| match &step.action {
+        Action::Fence { site, planned: false, .. } if seen.started_at.is_some() => Some(site),
+        _ => None,
+    });
+    if let Some(site) = fenced.filter(|_| !view.committed) {
         let service = &view.runbook.service;
         ui.note(format_args!(
-            "what a fence or a stop ended does not start by itself: `lifeboat up {service}` starts it again"
+            "what the fence ended at {site} does not start by itself: `lifeboat up {service}` starts it again"
         ));
     }
     Ok(Exit::Done)

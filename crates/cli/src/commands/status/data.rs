@@ -8,12 +8,15 @@ use lifeboat_core::plan::{DataSet, Name, Service};
 use lifeboat_engine::port::PortError;
 use lifeboat_engine::recovery::{Held, held};
 use lifeboat_vault::copy::KnownCopy;
+use lifeboat_vault::prune::{LockRecord, LockStanding};
 use lifeboat_vault::{Severity, Vault, Witness, storage};
 use serde::Serialize;
 
 use super::standing::Looker;
+use crate::commands::points::time;
 use crate::door;
 use crate::error::CommandError;
+use crate::report::counted;
 
 /// Clocks of well kept machines differ by less.
 const SKEW_SECONDS: f64 = 5.0;
@@ -38,6 +41,9 @@ pub(crate) struct VaultStatus {
     pub(crate) is_outside: bool,
     pub(crate) point: Option<String>,
     pub(crate) taken_at: Option<Timestamp>,
+    /// Recovery points of which something must be thawed before they can be restored, and how long the slowest takes.
+    pub(crate) points_archived: u64,
+    pub(crate) thaw_seconds: Option<u64>,
     /// Everything up to this moment of the source can be restored from there.
     pub(crate) durable_to: Option<Timestamp>,
     pub(crate) age_seconds: Option<f64>,
@@ -46,8 +52,63 @@ pub(crate) struct VaultStatus {
     pub(crate) witnesses: Vec<Witness>,
     /// Copies of it that this machine made.
     pub(crate) copies: Vec<CopyStatus>,
+    /// How long what points need is locked there, where the plan wants it locked or this machine has locked it.
+    pub(crate) locks: Option<LockStatus>,
     /// What makes this less certain than it looks.
     pub(crate) findings: Vec<String>,
+}
+
+/// What the last run on this machine that made locks longer has left behind. The storage is not asked.
+#[derive(Debug, Serialize)]
+pub(crate) struct LockStatus {
+    /// When that was; absent: there was none on this machine.
+    pub(crate) seen_at: Option<Timestamp>,
+    /// Everything that points needed then is locked until then, or longer.
+    pub(crate) until: Option<Timestamp>,
+    pub(crate) objects_unlocked: u64,
+    pub(crate) locks_left: u64,
+    /// Absent: unknown.
+    pub(crate) standing: Option<LockStanding>,
+}
+
+impl LockStatus {
+    fn of(record: Option<LockRecord>, now: Timestamp) -> LockStatus {
+        LockStatus {
+            seen_at: record.as_ref().map(|record| record.at),
+            until: record.as_ref().and_then(|record| record.until),
+            objects_unlocked: record.as_ref().map_or(0, |record| record.unlocked),
+            locks_left: record.as_ref().map_or(0, |record| record.left),
+            standing: record.map(|record| record.standing(now)),
+        }
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        let (Some(seen), Some(standing)) = (self.seen_at.map(time), self.standing) else {
+            return "unknown: neither `lifeboat vault prune` nor `vault lock` has locked anything from this machine"
+                .to_owned();
+        };
+        let until = self.until.map_or_else(|| "unknown".to_owned(), time);
+        let again = "run `lifeboat vault lock`, or `vault prune`";
+        match standing {
+            LockStanding::InTime => format!("what points needed at {seen} is locked until {until} or longer"),
+            LockStanding::Late => {
+                format!(
+                    "what points needed at {seen} is locked until {until}, and was not made longer in time: {again}"
+                )
+            }
+            LockStanding::NotLocked => {
+                format!("{} not locked at {seen}: {again}", counted(self.objects_unlocked, "object"))
+            }
+            LockStanding::Ended => {
+                format!("the first locks ended at {until}, and none was made longer since {seen}: {again}")
+            }
+        }
+    }
+
+    /// Whether somebody should look at it.
+    fn is_trouble(&self) -> bool {
+        self.standing.is_some_and(|standing| standing != LockStanding::InTime)
+    }
 }
 
 /// A copy that this machine made, as far as one data set goes.
@@ -113,19 +174,42 @@ impl Looker<'_> {
             .findings
             .iter()
             .filter(|finding| finding.severity == Severity::Alarm || DOUBTS.contains(&finding.code));
+        let locks = self.locks(name);
+        let unlocked = locks.as_ref().filter(|locks| locks.is_trouble());
+        let archived = self.archived(name, dataset);
         let witnesses = self.vaults.get(name).map(Vault::witnesses).unwrap_or_default();
         VaultStatus {
             vault: name.to_owned(),
             is_outside,
             witnesses,
             copies: self.copies(name, dataset).unwrap_or_default(),
-            findings: doubts.map(|finding| finding.message.clone()).collect(),
+            findings: doubts.map(|finding| finding.message.clone()).chain(unlocked.map(LockStatus::describe)).collect(),
+            locks,
+            points_archived: archived.len() as u64,
+            thaw_seconds: archived.into_iter().max(),
             taken_at: held.newest.as_ref().map(|point| point.taken_at),
             point: held.newest.map(|point| point.id),
             durable_to: held.durable,
             age_seconds: held.durable.and_then(|at| age_seconds(at, self.wiring.clock.now())),
             problem,
         }
+    }
+
+    /// How locks stand where the plan wants them, by what is recorded here.
+    fn locks(&self, name: &str) -> Option<LockStatus> {
+        let wanted = self.wiring.plan().vaults.get(name).is_some_and(|vault| vault.lock.is_some());
+        let vault = self.vaults.get(name)?;
+        let directory = self.wiring.state.vault_directory(&vault.id()).ok()?;
+        let record = LockRecord::read(&directory, &vault.storage().location());
+        (wanted || record.is_some()).then(|| LockStatus::of(record, self.wiring.clock.now()))
+    }
+
+    /// How long each point takes to thaw that must be.
+    fn archived(&self, name: &str, dataset: &str) -> Vec<u64> {
+        let points = self.vaults.get(name).and_then(|vault| vault.points(Some(dataset)).ok());
+        let points = points.map(|points| points.points).unwrap_or_default();
+        let seconds = points.iter().filter_map(|point| Some(point.archived.as_ref()?.thaw_seconds));
+        seconds.filter(|seconds| *seconds > 0).collect()
     }
 
     /// The copies of a vault that hold this data set, and how much of it they lack.

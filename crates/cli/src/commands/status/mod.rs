@@ -11,6 +11,9 @@ mod standing;
 
 use std::time::{Duration, Instant};
 
+use jiff::SignedDuration;
+use lifeboat_core::plan::{Name, Service};
+
 use crate::error::{CommandError, Exit};
 use crate::interrupt;
 use crate::ui::Ui;
@@ -59,6 +62,26 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// A service's drills that are due: name and scenario. None while a run has not ended, or where one was tried lately.
+pub(crate) fn due_drills(
+    wiring: &Wiring,
+    service: &Service,
+    again_after: SignedDuration,
+) -> Result<Vec<(Name, Name)>, CommandError> {
+    let mut looker = Looker::new(wiring)?;
+    let records = looker.records(&service.name)?;
+    if records.has_open() {
+        return Ok(Vec::new());
+    }
+    let now = wiring.clock.now();
+    let due = looker.drills(service, &records).into_iter().filter(|drill| drill.is_overdue);
+    let ready = due.filter(|drill| {
+        let tried = records.last_drill_of(&drill.scenario);
+        tried.is_none_or(|at| now.duration_since(at) >= again_after)
+    });
+    Ok(ready.map(|drill| (drill.drill, drill.scenario)).collect())
 }
 
 /// In the place of the last one on a terminal; one after the other elsewhere.

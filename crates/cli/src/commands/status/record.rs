@@ -97,6 +97,15 @@ impl Records {
             .map(|(proof, plan_hash)| Proof { is_of_this_plan: plan_hash == plan_hash_now, ..proof.clone() })
     }
 
+    pub(super) fn has_open(&self) -> bool {
+        self.runs.iter().any(|record| matches!(record, Record::Open(_)))
+    }
+
+    /// When the newest drill of a scenario ended, however it did.
+    pub(super) fn last_drill_of(&self, scenario: &str) -> Option<Timestamp> {
+        self.ended(true).filter(|(proof, _)| proof.scenario == scenario).map(|(proof, _)| proof.ended_at).max()
+    }
+
     fn ended(&self, drill: bool) -> impl Iterator<Item = (&Proof, &str)> {
         self.runs.iter().filter_map(move |record| match record {
             Record::Ended { proof, plan_hash, purpose, .. } if proves(*purpose, drill) => {

@@ -3,6 +3,7 @@
 //! Invariant: what is unknown is written as `unknown`.
 
 use jiff::Timestamp;
+use lifeboat_core::units::Span;
 use lifeboat_engine::evidence::Measure;
 
 use super::data::{CopyStatus, VaultStatus};
@@ -51,6 +52,17 @@ fn of_service(status: &ServiceStatus) -> Vec<String> {
         for vault in &dataset.vaults {
             if let Some(text) = freshness(vault) {
                 row("fresh", format!("{} in {}: {text}", dataset.dataset, vault.vault));
+            }
+            if let (points @ 1.., Some(thaw)) = (vault.points_archived, vault.thaw_seconds) {
+                let points = counted(points, "older point");
+                let takes = Span::seconds(thaw);
+                row(
+                    "archived",
+                    format!("{} of {}, in {}: up to {takes} to thaw", points, dataset.dataset, vault.vault),
+                );
+            }
+            if let Some(locks) = &vault.locks {
+                row("locks", format!("{} in {}: {}", dataset.dataset, vault.vault, locks.describe()));
             }
             for copy in &vault.copies {
                 row("copy", format!("{} of {} in {}: {}", dataset.dataset, vault.vault, copy.to, standing(copy)));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use lifeboat_vault::prune::Hand;
 use serde::Serialize;
 
+use crate::commands::points::point_named;
 use crate::door::{self, VaultArgs};
 use crate::error::{CommandError, Exit};
 use crate::ui::Ui;
@@ -14,7 +15,7 @@ use crate::ui::Ui;
 /// A point is suspect when its data looks as if it had been encrypted, replaced or taken away (see docs/ransomware.md).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The point: HOST/DATASET/NUMBER, as `points --json` shows it
+    /// The point: as `lifeboat points` shows it, or its whole id
     #[arg(value_name = "ID")]
     point: String,
     #[command(flatten)]
@@ -36,10 +37,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let named = args.vault.find(ui)?;
     let vault = named.open(ui)?;
     let points = vault.points(None).map_err(CommandError::of_vault)?.points;
-    let Some(point) = points.iter().find(|point| point.id == args.point) else {
-        return Err(CommandError::usage(format!("the vault has no recovery point {}", args.point))
-            .hint("`lifeboat points --json` lists their ids"));
-    };
+    let point = point_named(&points, &args.point)?;
     match args.key.is_empty() {
         true => vault.accept(Hand::Member(&door::state(ui, None)?), point, &args.why),
         false => vault.accept(Hand::Owner(&named.unlock(&args.key, ui)?), point, &args.why),

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use lifeboat_core::units::Size;
 use lifeboat_vault::{
-    Badge, CheckOptions, CheckReport, DatasetStat, Sample, SampleWish, Severity, Unlocked, Vault, VaultError, Witness,
+    Badge, CheckOptions, CheckReport, DatasetStat, PointInfo, Sample, SampleWish, Severity, Unlocked, Vault,
+    VaultError, Witness,
 };
 use serde::Serialize;
 
 use crate::commands::points::time;
 use crate::door::{self, Named, VaultArgs, WitnessArgs};
 use crate::error::{CommandError, Exit};
+use crate::interrupt;
 use crate::report;
 use crate::ui::Ui;
 
@@ -94,6 +96,7 @@ fn row(dataset: &DatasetStat) -> Vec<String> {
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let named = args.vault.find(ui)?.against(&args.witness);
     let options = CheckOptions { read_data: args.read_data };
+    let cancel = interrupt::listen(ui)?;
     let waiting = ui.waiting("checking");
     let with_key = !args.key.is_empty();
     let mut marked = 0;
@@ -104,6 +107,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
             let vault = named.open(ui)?;
             named.ask_others(&vault, ui)?;
             opened = vault.clone();
+            opened.stop_on(cancel.shared());
             look(&vault, args.sample, &|part| match part {
                 Some(part) => vault.check_sample(part),
                 None => vault.check(options),
@@ -113,12 +117,13 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
             let unlocked = unlocked.insert(named.unlock(&args.key, ui)?);
             named.ask_others(unlocked, ui)?;
             opened = Vault::clone(unlocked);
+            opened.stop_on(cancel.shared());
             let report = look(unlocked, args.sample, &|part| match part {
                 Some(part) => unlocked.check_sample(part),
                 None => unlocked.check(options),
             })?;
             if args.read_data && report.is_sound() {
-                marked = mark_verified(&named, unlocked, ui)?;
+                marked = mark_verified(&named, unlocked, &report, ui)?;
             }
             report
         }
@@ -178,12 +183,15 @@ fn look(
 
 /// Everything of the data sets that the keys open was read and is right: says so in the vault, where this host may write to
 /// it. Where it may not, the check itself is no less worth.
-fn mark_verified(named: &Named, unlocked: &Unlocked, ui: &Ui) -> Result<u64, CommandError> {
+fn mark_verified(named: &Named, unlocked: &Unlocked, report: &CheckReport, ui: &Ui) -> Result<u64, CommandError> {
     let Ok(host) = named.open_as_host(ui) else { return Ok(0) };
+    let unread = unlocked.unread_points(report).map_err(CommandError::of_vault)?;
     let opened = unlocked.datasets();
     let points = unlocked.points(None).map_err(CommandError::of_vault)?.points;
     let mut marked = 0;
-    for point in points.iter().filter(|point| point.badge != Badge::Verified && opened.contains(&point.dataset)) {
+    let was_read =
+        |point: &&PointInfo| opened.contains(&point.dataset) && unread.iter().all(|other| other.id != point.id);
+    for point in points.iter().filter(|point| point.badge != Badge::Verified).filter(was_read) {
         if let Err(error) = host.record_verification(point, Badge::Verified, "every chunk read") {
             ui.note(format_args!("the points cannot be marked as verified: {}", CommandError::of_vault(error).message));
             return Ok(marked);

@@ -63,10 +63,11 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let end = |url: &str| VaultArgs::of(url, &args.owner).find(ui);
     let (from, to) = (end(&args.from)?, end(&args.to)?);
     let source = from.storage()?;
-    let target = storage::create(&to.url).map_err(CommandError::of_storage)?;
-    if source.location() == target.location() {
-        return Err(CommandError::usage("--from and --to are the same place"));
+    if storage::open(&to.url).is_ok_and(|target| target.location() == source.location()) {
+        return Err(CommandError::usage("--from and --to are the same place").hint("name another place with --to"));
     }
+    door::check_outside(to.url.as_ref(), &source.location())?;
+    let target = storage::create(&to.url).map_err(CommandError::of_storage)?;
     let since = args.since.as_deref().map(moment).transpose()?;
     let opened = if args.key.is_empty() { None } else { Some(from.unlock(&args.key, ui)?) };
     if since.is_some() && opened.is_none() {
@@ -116,7 +117,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
 fn explain(error: VaultError) -> CommandError {
     let refused = matches!(error, VaultError::Diverged { .. } | VaultError::ForeignVault { .. });
     let broken = matches!(error, VaultError::Storage { .. });
-    let made = CommandError::of_vault(error);
+    let made = CommandError::of_wish(error);
     match (refused, broken) {
         (true, _) => made.kind(Kind::Refused),
         (_, true) => made.hint("what was copied so far stays; run the same command to go on"),

@@ -6,6 +6,7 @@ use lifeboat_vault::doctor::{Examination, Wanted, examine};
 use lifeboat_vault::storage::{Fact, Verdict};
 use serde::Serialize;
 
+use super::prune::span;
 use crate::door::VaultArgs;
 use crate::error::{CommandError, Exit};
 use crate::report;
@@ -22,6 +23,12 @@ pub(crate) struct Args {
     /// Whose credentials these are
     #[arg(long, value_name = "ROLE", value_enum, default_value_t = Party::Host)]
     role: Party,
+    /// The host that the policy is for, by its name on the roster [default: this machine's, else any host]
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    /// How long a pruner may lock what points need, for its policy [default: the plan's `lock`]
+    #[arg(long, value_name = "TIME")]
+    lock: Option<String>,
     /// Print the policy and try nothing
     #[arg(long)]
     policy: bool,
@@ -54,7 +61,13 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Party::Pruner => Wanted::Pruner,
         Party::Reader => Wanted::Reader,
     };
-    let policy = policy(&named.url, wanted);
+    let state = ui.state_directory()?;
+    // Only looked at: this makes nobody a host.
+    let known = state.join("host.name").exists().then(|| State::open(&state, None).ok()).flatten();
+    let host = args.host.or_else(|| known.map(|state| state.host_name().to_owned()));
+    let lock = args.lock.as_deref().map(|text| span("--lock", text)).transpose()?.or(named.lock);
+    let lock_days = lock.map(|lock| u32::try_from(lock.as_hours() / 24).unwrap_or(0));
+    let policy = policy(&named.url, wanted, host.as_deref(), lock_days);
     if args.policy {
         let Some(policy) = policy else {
             return Err(CommandError::usage(format!("{} is no bucket: it takes no policy", named.url))
@@ -65,12 +78,23 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         return Ok(Exit::Done);
     }
     let storage = named.storage()?;
-    let state = ui.state_directory()?;
-    // Only looked at: this makes nobody a host.
-    let known = state.join("host.name").exists().then(|| State::open(&state, None).ok()).flatten();
-    let host = known.map(|state| state.host_name().to_owned());
     let waiting = ui.waiting("trying out");
-    let examined = examine(&*storage, wanted, host.as_deref());
+    let mut examined = examine(&*storage, wanted, host.as_deref());
+    if named.archive.is_some() && storage.class_place().is_none() {
+        let says = format!("the plan archives in {}, which has no storage classes", named.name);
+        examined.facts.push(Fact::finding("archive", says, "take `archive` out, or keep this vault in a bucket"));
+    }
+    if lock.is_some()
+        && wanted == Wanted::Pruner
+        && !examined.facts.iter().any(|fact| fact.code == "lock" && fact.verdict == Verdict::Good)
+    {
+        let says = format!(
+            "what points need in {} is to be kept locked, which is not possible with these credentials here",
+            named.name
+        );
+        let next = "a bucket with Object Lock, and the statement Lock of the policy below; or no `lock`";
+        examined.facts.push(Fact::finding("lock-wanted", says, next));
+    }
     drop(waiting);
     let well = examined.is_well();
     ui.document(&Report {

@@ -167,7 +167,7 @@ fn waiting(request: &Request) -> Waiting<'_> {
 fn approve(args: &Args, fingerprint: &str, ui: &Ui) -> Result<Exit, CommandError> {
     let vault = args.vault.find(ui)?.unlock(&args.key, ui)?;
     let wanted = if args.role.is_empty() { vec![Role::Host] } else { roles(&args.role) };
-    let member = vault.approve_as(fingerprint, &wanted).map_err(CommandError::of_vault)?;
+    let member = vault.approve_as(fingerprint, &wanted).map_err(CommandError::of_wish)?;
     ui.line(format_args!("host {} may {} from now on", member.name, does(&member.roles)));
     ui.document(&Asked { host: &member.name, fingerprint, roles: &member.roles, enrolled: true })?;
     let findings = vault.findings();

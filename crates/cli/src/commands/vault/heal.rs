@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::door::{self, VaultArgs};
 use crate::error::{CommandError, Exit};
+use crate::interrupt;
 use crate::report;
 use crate::ui::Ui;
 
@@ -59,6 +60,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         None => None,
         Some(url) => Some(VaultArgs::of(url, &args.vault.owner).find(ui)?.storage()?),
     };
+    let cancel = interrupt::listen(ui)?;
     // With keys every chunk is looked at, and who they are for is known.
     let unlocked = match args.key.is_empty() {
         true => None,
@@ -68,6 +70,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Some(unlocked) => Vault::clone(unlocked),
         None => named.open(ui)?,
     };
+    vault.stop_on(cancel.shared());
     let mut result = Outcome::default();
     if let Some(copy) = &copy {
         // A wrong place is refused before the vault is read.

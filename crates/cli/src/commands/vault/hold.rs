@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use lifeboat_vault::prune::{Hand, Held, Hold};
+use lifeboat_vault::prune::{Hand, Held, Hold, Placed};
+use lifeboat_vault::{PointInfo, Vault};
 use serde::Serialize;
 
-use crate::commands::points::{dataset_named, time};
+use crate::commands::points::{dataset_named, point_named, time};
 use crate::door::{self, Named, VaultArgs};
 use crate::error::{CommandError, Exit, Explain, Kind};
 use crate::report;
@@ -65,30 +66,30 @@ enum Verb {
 #[derive(Serialize)]
 struct Shown<'a> {
     holds: &'a [Hold],
+    /// Of the hold that was just put: its number, and for what it may have come too late.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    placed: Option<&'a Placed>,
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     match args.verb {
-        Verb::List { vault } => list(&vault.find(ui)?, ui),
+        Verb::List { vault } => list(&vault.find(ui)?, None, ui),
         Verb::Add { vault, dataset, point, until, why, key } => {
             let named = vault.find(ui)?;
             let until = until.as_deref().map(moment).transpose()?;
             let opened = named.open(ui)?;
             let points = opened.points(None).map_err(CommandError::of_vault)?.points;
             let what = match (dataset, point) {
-                (_, Some(id)) if points.iter().any(|point| point.id == id) => Held::Point(id),
-                (_, Some(id)) => {
-                    return Err(CommandError::usage(format!("the vault has no recovery point {id}"))
-                        .hint("`lifeboat points --json` lists their ids"));
-                }
+                (_, Some(id)) => Held::Point(point_or_pruned(&opened, &points, &id)?),
                 (dataset, None) => Held::Dataset(dataset_named(&points, &dataset.unwrap_or_default())?),
             };
-            match key.is_empty() {
+            let placed = match key.is_empty() {
                 true => opened.hold(Hand::Member(&door::state(ui, None)?), &what, until, &why),
                 false => opened.hold(Hand::Owner(&named.unlock(&key, ui)?), &what, until, &why),
             }
             .map_err(CommandError::of_vault)?;
-            list(&named, ui)
+            let exit = list(&named, Some(&placed), ui)?;
+            Ok(if say_what_is_late(&placed, ui) { Exit::Finding } else { exit })
         }
         Verb::Release { vault, number, why, key } => {
             let named = vault.find(ui)?;
@@ -98,15 +99,43 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
                 false => opened.release_hold(Hand::Owner(&named.unlock(&key, ui)?), number, &why),
             }
             .map_err(CommandError::of_wish)?;
-            list(&named, ui)
+            list(&named, None, ui)
         }
     }
 }
 
-fn list(named: &Named, ui: &Ui) -> Result<Exit, CommandError> {
+/// A point that is there, or one that was pruned: until it is deleted, a hold brings it back.
+fn point_or_pruned(vault: &Vault, points: &[PointInfo], word: &str) -> Result<String, CommandError> {
+    let missing = match point_named(points, word) {
+        Ok(point) => return Ok(point.id.clone()),
+        Err(error) => error,
+    };
+    let pruned = vault.pruned_points().map_err(CommandError::of_vault)?.into_iter().map(|point| point.id);
+    let mut meant = pruned.filter(|id| id == word || id.ends_with(&format!("/{word}")));
+    match (meant.next(), meant.next()) {
+        (Some(only), None) => Ok(only),
+        _ => Err(missing),
+    }
+}
+
+/// A hold that came when deleting had begun is no promise.
+fn say_what_is_late(placed: &Placed, ui: &Ui) -> bool {
+    for id in &placed.going {
+        ui.alarm(format_args!(
+            "deleting {id} had begun when the hold came: it stays if all that it needs is still there, and that shows when the prune is \
+             done (`lifeboat vault prune` goes on with it, `lifeboat points` shows what stayed)"
+        ));
+    }
+    for id in &placed.gone {
+        ui.alarm(format_args!("{id} was deleted before the hold came; it is in no hold's power to bring it back"));
+    }
+    !placed.going.is_empty() || !placed.gone.is_empty()
+}
+
+fn list(named: &Named, placed: Option<&Placed>, ui: &Ui) -> Result<Exit, CommandError> {
     let vault = named.open(ui)?;
     let (holds, mut findings) = vault.holds().map_err(CommandError::of_vault)?;
-    ui.document(&Shown { holds: &holds })?;
+    ui.document(&Shown { holds: &holds, placed })?;
     if holds.is_empty() {
         ui.note("nothing is held");
     } else {

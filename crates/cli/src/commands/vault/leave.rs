@@ -105,6 +105,13 @@ fn show(member: &Member) -> Shown<'_> {
 pub(crate) fn revoke(args: &RevokeArgs, ui: &Ui) -> Result<Exit, CommandError> {
     let named = args.vault.find(ui)?;
     let vault = named.unlock(&args.key, ui)?;
+    let roster = vault.roster();
+    let names: Vec<&str> =
+        roster.members.iter().filter(|member| member.revoked.is_none()).map(|member| member.name.as_str()).collect();
+    if !names.contains(&args.name.as_str()) {
+        let hint = if names.is_empty() { "nobody is".to_owned() } else { format!("on it are: {}", names.join(", ")) };
+        return Err(CommandError::usage(format!("`{}` is not on the roster, or revoked already", args.name)).hint(hint));
+    }
     let what = match args.from {
         Some(from) => format!("{} is taken off the roster; nothing counts that came from it since {from}.", args.name),
         None => format!("{} is taken off the roster; what it wrote so far counts.", args.name),

@@ -12,6 +12,7 @@ mod heal;
 mod hold;
 mod init;
 mod leave;
+mod lock;
 mod prune;
 mod recipients;
 mod serve;
@@ -39,7 +40,8 @@ enum Verb {
     Recipients(recipients::Args),
     Serve(serve::Args),
     Copy(copy::Args),
-    Prune(prune::Args),
+    Prune(Box<prune::Args>),
+    Lock(lock::Args),
     Freeze(freeze::Args),
     Hold(hold::Args),
     Heal(heal::Args),
@@ -59,7 +61,8 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         Verb::Recipients(args) => recipients::run(args, ui),
         Verb::Serve(args) => serve::run(args, ui),
         Verb::Copy(args) => copy::run(args, ui),
-        Verb::Prune(args) => prune::run(args, ui),
+        Verb::Prune(args) => prune::run(*args, ui),
+        Verb::Lock(args) => lock::run(&args, ui),
         Verb::Freeze(args) => freeze::run(args, ui),
         Verb::Hold(args) => hold::run(args, ui),
         Verb::Heal(args) => heal::run(args, ui),

@@ -9,16 +9,24 @@ use std::path::PathBuf;
 use jiff::SignedDuration;
 use lifeboat_core::plan::model::Keep;
 use lifeboat_core::units::{Size, Span};
-use lifeboat_vault::prune::{MoveRules, OpenPrune, PointVerdict, Proposed, SweepReport, Swept};
-use lifeboat_vault::{Finding, KeepRules, PruneOptions, Pruner, Severity};
+use lifeboat_vault::prune::{
+    ArchiveRules, LockReport, MoveRules, OpenPrune, PointVerdict, Proposed, SweepReport, Swept,
+};
+use lifeboat_vault::{Finding, KeepRules, PruneOptions, Pruner, Severity, Vault};
 use serde::Serialize;
 
-use crate::commands::points::time;
+use super::lock;
+use crate::commands::points::{dataset_named, point_named, time};
+use crate::commands::restore::which::is_meant;
 use crate::door::{self, Named, VaultArgs};
 use crate::error::{CommandError, Exit, Explain, Kind};
+use crate::interrupt;
 use crate::plan_file;
 use crate::report::{counted, table};
 use crate::ui::Ui;
+
+/// More of what is locked are counted only.
+const LOCKED_SHOWN_MAX: usize = 5;
 
 /// Prune recovery points that no rule wants, and free what only they needed
 ///
@@ -52,7 +60,22 @@ pub(crate) struct Args {
     /// Read no more than this for it in one run
     #[arg(long, value_name = "SIZE", default_value = "32GiB")]
     move_max: String,
-    /// Prune this point (HOST/DATASET/NUMBER, as `points --json` shows it), whatever the rules say; may be given several times
+    /// Put what only points need that came in longer ago than this into another class of the storage; the newest points stay at hand
+    #[arg(long, value_name = "TIME", requires = "archive_class")]
+    archive_after: Option<String>,
+    /// That class, by the storage's own word: DEEP_ARCHIVE [default: the plan's]
+    #[arg(long, value_name = "CLASS", requires = "archive_thaw")]
+    archive_class: Option<String>,
+    /// How long it takes until what lies there can be read; 0s: at once [default: the plan's]
+    #[arg(long, value_name = "TIME")]
+    archive_thaw: Option<String>,
+    /// Put no more than this there in one run
+    #[arg(long, value_name = "SIZE", default_value = "256GiB")]
+    archive_max: String,
+    /// At most so much a second, for example 50MB
+    #[arg(long, value_name = "SIZE")]
+    archive_rate: Option<Size>,
+    /// Prune this point (its id as `lifeboat points` shows it, or whole), whatever the rules say; may be given several times
     #[arg(long, value_name = "ID")]
     point: Vec<String>,
     /// Prune nothing that came into the vault less than this ago
@@ -112,17 +135,28 @@ struct Report<'a> {
     abandoned: Option<u64>,
     proposed: Option<&'a Proposed>,
     performed: Option<&'a OpenPrune>,
+    /// What the storage has locked, where the plan says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locks: Option<&'a LockReport>,
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let named = args.vault.find(ui)?;
-    let options = options(&args, &named, ui)?;
+    let mut options = options(&args, &named, ui)?;
+    let cancel = interrupt::listen(ui)?;
     let pruner = open(&named, &args.key, ui)?;
+    pruner.vault().stop_on(cancel.shared());
     if args.abandon {
         return abandon(&pruner, args.yes, ui);
     }
+    call_by_name(&mut options, &args, pruner.vault())?;
     let mut findings = pruner.vault().findings();
     let mut report = Report::default();
+    // Before anything that may be refused: locks must not run out while an incident is looked into.
+    let locks = named.lock.map(|length| lock::pass(&pruner, &lock::wish(length, args.dry_run), ui)).transpose()?;
+    let alarms = locks.iter().flat_map(|locks| &locks.findings).filter(|finding| finding.severity == Severity::Alarm);
+    findings.extend(alarms.cloned());
+    report.locks = locks.as_ref();
     let begun = match args.dry_run {
         true => match pruner.open_prune(&options).map_err(CommandError::of_wish)? {
             Some(open) => Swept::Waits(open),
@@ -133,6 +167,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
             pruner.go_on(&options).map_err(CommandError::of_wish)?
         }
     };
+    if let Swept::Done(swept) = &begun {
+        findings.extend(swept.findings.iter().cloned());
+    }
     report.begun_before = Some(&begun);
     tell_begun(&begun, ui);
     if matches!(begun, Swept::Waits(_)) {
@@ -150,10 +187,12 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         true => None,
         false => {
             let question = match proposed.pruned().count() as u64 {
+                0 if proposed.frees_nothing() => "Put it there?".to_owned(),
                 0 => "Delete what is not needed, once the rest was moved?".to_owned(),
                 count => format!("Prune {}?", counted(count, "recovery point")),
             };
             ui.confirm(&question, args.yes)?;
+            let _waiting = ui.waiting("pruning");
             Some(pruner.perform(&proposed, &options).map_err(CommandError::of_vault)?)
         }
     };
@@ -177,7 +216,7 @@ fn end(findings: &[Finding], ui: &Ui) -> Exit {
 }
 
 /// With a key as the owner, without one as a pruner on the roster.
-fn open(named: &Named, keys: &[PathBuf], ui: &Ui) -> Result<Pruner, CommandError> {
+pub(super) fn open(named: &Named, keys: &[PathBuf], ui: &Ui) -> Result<Pruner, CommandError> {
     let opened = match keys {
         [] => named.open(ui)?.pruner(&door::state(ui, None)?),
         keys => named.unlock(keys, ui)?.pruner(),
@@ -188,7 +227,7 @@ fn open(named: &Named, keys: &[PathBuf], ui: &Ui) -> Result<Pruner, CommandError
 fn options(args: &Args, named: &Named, ui: &Ui) -> Result<PruneOptions, CommandError> {
     let given = args.keep.rules();
     let (mut datasets, mut log_windows) = (BTreeMap::new(), BTreeMap::new());
-    let mut rules = None;
+    let (mut rules, mut archive_after) = (None, BTreeMap::new());
     if let Some(given) = given {
         match args.dataset.is_empty() {
             true => rules = Some(given),
@@ -201,13 +240,18 @@ fn options(args: &Args, named: &Named, ui: &Ui) -> Result<PruneOptions, CommandE
                 let into = dataset.protect.iter().find(|protect| protect.to == named.name);
                 if let Some(protect) = into.filter(|_| wanted) {
                     datasets.insert(dataset.name.clone(), rules_of(protect.keep));
+                    if let Some(after) =
+                        protect.keep.archive_after.and_then(|after| SignedDuration::try_from(after.0).ok())
+                    {
+                        archive_after.insert(dataset.name.clone(), after);
+                    }
                     if let Some(window) = protect.keep.log.and_then(|window| SignedDuration::try_from(window.0).ok()) {
                         log_windows.insert(dataset.name.clone(), window);
                     }
                 }
             }
         }
-    } else if args.point.is_empty() && !args.abandon {
+    } else if args.point.is_empty() && !args.abandon && args.archive_after.is_none() {
         return Err(CommandError::usage(
             "nothing says what is to be kept: there is no plan, and no --keep-… was given",
         )
@@ -226,6 +270,7 @@ fn options(args: &Args, named: &Named, ui: &Ui) -> Result<PruneOptions, CommandE
     };
     Ok(PruneOptions {
         moves,
+        archive: archive(args, named, archive_after)?,
         rules,
         datasets,
         log_windows,
@@ -238,12 +283,75 @@ fn options(args: &Args, named: &Named, ui: &Ui) -> Result<PruneOptions, CommandE
     })
 }
 
+/// From the plan's `archive` and `archive-after`, or from the options.
+fn archive(
+    args: &Args,
+    named: &Named,
+    mut after: BTreeMap<String, SignedDuration>,
+) -> Result<Option<ArchiveRules>, CommandError> {
+    let mut after_all = None;
+    if let Some(text) = &args.archive_after {
+        let given = span("--archive-after", text)?;
+        match args.dataset.is_empty() {
+            true => after_all = Some(given),
+            false => after.extend(args.dataset.iter().map(|dataset| (dataset.clone(), given))),
+        }
+    }
+    if after.is_empty() && after_all.is_none() {
+        return Ok(None);
+    }
+    let (class, thaw) = match (&args.archive_class, &args.archive_thaw, &named.archive) {
+        (Some(class), Some(thaw), _) => (class.clone(), span("--archive-thaw", thaw)?),
+        (_, _, Some(archive)) => (archive.class.clone(), SignedDuration::try_from(archive.thaw.0).unwrap_or_default()),
+        _ => {
+            return Err(CommandError::usage("nothing says in which class old points are to be archived")
+                .hint("give the vault `archive` in the plan, or --archive-class and --archive-thaw"));
+        }
+    };
+    let bytes_max = args.archive_max.parse::<Size>().map_err(|_| {
+        CommandError::usage(format!("--archive-max {}: this is not a size", args.archive_max)).hint("for example 1TiB")
+    })?;
+    let bytes_per_second = args.archive_rate.map(|rate| rate.0);
+    Ok(Some(ArchiveRules { class, thaw, after, after_all, bytes_per_second, bytes_max: bytes_max.0 }))
+}
+
+/// Gives what was asked for the names that it has in the vault: a name that nothing goes by would keep everything for ever.
+fn call_by_name(options: &mut PruneOptions, args: &Args, vault: &Vault) -> Result<(), CommandError> {
+    if args.dataset.is_empty() && args.point.is_empty() {
+        return Ok(());
+    }
+    let points = vault.points(None).map_err(CommandError::of_vault)?.points;
+    let planned = args.keep.rules().is_none();
+    for name in &args.dataset {
+        if planned && options.datasets.contains_key(name) {
+            continue;
+        }
+        let found = dataset_named(&points, name)?;
+        let archived = options.archive.as_mut().and_then(|archive| {
+            let after = archive.after.remove(name)?;
+            archive.after.insert(found.clone(), after);
+            Some(())
+        });
+        let kept = options.datasets.remove(name).map(|rules| options.datasets.insert(found.clone(), rules));
+        if kept.is_none() && archived.is_none() {
+            return Err(CommandError::usage(format!("no rule says what is to be kept of `{found}` in this vault"))
+                .hint("give one with --keep-…, or `keep` in the plan"));
+        }
+    }
+    let full = |id: &String| match points.iter().any(|point| is_meant(point, id)) {
+        true => Ok(point_named(&points, id)?.id.clone()),
+        false => Ok(id.clone()),
+    };
+    options.points = options.points.iter().map(full).collect::<Result<_, CommandError>>()?;
+    Ok(())
+}
+
 fn rules_of(keep: Keep) -> KeepRules {
-    let Keep { last, hourly, daily, weekly, monthly, yearly, log: _ } = keep;
+    let Keep { last, hourly, daily, weekly, monthly, yearly, .. } = keep;
     KeepRules { last, hourly, daily, weekly, monthly, yearly }
 }
 
-fn span(option: &str, text: &str) -> Result<SignedDuration, CommandError> {
+pub(super) fn span(option: &str, text: &str) -> Result<SignedDuration, CommandError> {
     let wrong = || CommandError::usage(format!("{option} {text}: this is not a length of time"));
     let span: Span = text.parse().map_err(|_| wrong().hint("for example 12h, 3d or 2w"))?;
     SignedDuration::try_from(span.0).map_err(|_| wrong())
@@ -268,19 +376,39 @@ fn tell_begun(begun: &Swept, ui: &Ui) {
             ));
         }
         Swept::Waits(open) => ui.line(format_args!(
-            "prune {} waits: {} pruned on {}, what they held ({}) is deleted by a run after {}",
+            "prune {} waits: {} pruned on {}, what they held ({}) is deleted{} by a run after {}",
             open.generation,
             counted(open.points, "point"),
             time(open.proposed_at),
             Size(open.bytes).rounded(),
+            match open.archived_packs {
+                0 => String::new(),
+                _ => format!(", and {} archived,", Size(open.archived_bytes).rounded()),
+            },
             time(open.due)
         )),
-        Swept::Done(SweepReport { generation, objects, bytes, kept }) => {
+        Swept::Done(SweepReport {
+            generation, objects, bytes, archived_packs, archived_bytes, kept, locked, ..
+        }) => {
             ui.line(format_args!(
                 "prune {generation}: {} deleted, {} freed",
                 counted(*objects, "object"),
                 Size(*bytes).rounded()
             ));
+            if *archived_packs > 0 {
+                ui.line(format_args!(
+                    "  {} put where the plan's `archive` says: {}",
+                    counted(*archived_packs, "pack"),
+                    Size(*archived_bytes).rounded()
+                ));
+            }
+            for object in locked.iter().take(LOCKED_SHOWN_MAX) {
+                let until = object.until.map_or_else(|| "for now".to_owned(), |until| format!("until {}", time(until)));
+                ui.line(format_args!("  {} is locked {until}: a later prune deletes it", object.key));
+            }
+            if let more @ 1.. = locked.len().saturating_sub(LOCKED_SHOWN_MAX) {
+                ui.line(format_args!("  and {} more (--json names all)", counted(more as u64, "object")));
+            }
             if !kept.is_empty() {
                 ui.line(format_args!(
                     "  {} left alone: a point that came meanwhile needs them, or they were put on hold",
@@ -304,12 +432,26 @@ fn tell_proposed(proposed: &Proposed, args: &Args, ui: &Ui) {
         Size(proposed.bytes).rounded(),
         counted(proposed.packs, "pack")
     ));
+    if points > 0 && count == 0 && !args.dry_run {
+        ui.line("  --dry-run shows why each point stays");
+    }
     if proposed.moved_packs > 0 {
         ui.line(format_args!(
             "  {} of which little is needed, or that are small: {} moved into others, which frees {}",
             counted(proposed.moved_packs, "pack"),
             Size(proposed.moved_bytes).rounded(),
             Size(proposed.moved_frees).rounded()
+        ));
+    }
+    if let (packs @ 1.., Some(class)) = (proposed.archived_packs, &proposed.archive_class) {
+        let thaw = match proposed.archive_thaw_seconds.unwrap_or(0) {
+            0 => "read at once".to_owned(),
+            seconds => format!("{} to thaw", Span::seconds(seconds)),
+        };
+        ui.line(format_args!(
+            "  {} that only older points need: put into the class {class} ({thaw}), {}",
+            counted(packs, "pack"),
+            Size(proposed.archived_bytes).rounded()
         ));
     }
     if proposed.log_objects > 0 {

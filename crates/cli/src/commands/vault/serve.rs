@@ -10,7 +10,7 @@ use lifeboat_vault::storage;
 use serde::Serialize;
 
 use crate::door;
-use crate::error::{CommandError, Exit};
+use crate::error::{CommandError, Exit, Kind};
 use crate::interrupt;
 use crate::ui::Ui;
 
@@ -118,7 +118,8 @@ fn listen(args: &Args, path: &Path, server: &Arc<Server>, who: &Who, ui: &Ui) ->
     let listener = Listener::bind(path, mode).map_err(|error| {
         CommandError::failed(format!("the socket {} cannot be taken", path.display()))
             .because(&error)
-            .hint("another server may live there; or its directory is missing")
+            .hint("another server may live there; or its directory is missing; or name another path")
+            .kind(if error.kind() == std::io::ErrorKind::AlreadyExists { Kind::Usage } else { Kind::Failed })
     })?;
     ui.note(format_args!("serving {} at unix://{}", args.directory, path.display()));
     if server.is_keeper() == Some(false) {

@@ -2,4 +2,4 @@
 
 mod archive;
 mod finding;
-mod mount;
+pub(crate) mod mount;

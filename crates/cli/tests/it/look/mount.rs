@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::machine::{Machine, assert_alike, files_below, noise};
 
 /// A mount that ends with the test.
-struct Mounted {
+pub(crate) struct Mounted {
     child: Child,
     at: PathBuf,
 }
@@ -23,7 +23,7 @@ impl Mounted {
         Mounted::of(machine.command(&line.split_whitespace().collect::<Vec<_>>()), at)
     }
 
-    fn of(mut command: Command, at: PathBuf) -> Mounted {
+    pub(crate) fn of(mut command: Command, at: PathBuf) -> Mounted {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
@@ -35,7 +35,7 @@ impl Mounted {
     }
 
     /// Ends it as Ctrl-C does; what it had said on stderr.
-    fn end(mut self) -> (i32, String) {
+    pub(crate) fn end(mut self) -> (i32, String) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
         let mut said = String::new();
@@ -138,6 +138,59 @@ fn a_mount_shows_points_as_they_were() {
     mounted.end();
     let busy = machine.line(&format!("mount --vault {} --key owner.key {}", machine.at("backup"), home)).ends(2);
     assert!(busy.err.contains("is not an empty directory"), "{}", busy.err);
+    let nowhere = machine
+        .line(&format!("mount --vault {} --key owner.key {}", machine.at("backup"), machine.at("nowhere")))
+        .ends(2);
+    assert!(nowhere.err.contains("is not there; make the directory"), "{}", nowhere.err);
+}
+
+/// What a tree can hold besides files, as the kernel shows it; and what it cannot hold is left out, not made into something else.
+#[test]
+fn what_is_no_plain_file_is_shown_as_what_it_is() {
+    let machine = Machine::new();
+    machine.make_vault();
+    machine.write("home/documents/plain", "x");
+    let script = "cd $HOME/documents; mkfifo -m 640 queue; mknod -m 600 null c 1 3; mknod disk b 7 0; chown 12:34 plain; chmod 4755 plain
+        python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"talk\")'; ln -s /nowhere/at/all dangling; ln queue second-queue
+        mkdir -m 1777 shared; setfattr -n user.note -v $'two\\nlines' shared; setfattr -n user.empty plain
+        setfattr -h -n trusted.kept -v 'on the link' dangling; setfacl -m u:99:r plain";
+    machine.shell(script).ends(0);
+    let taken = machine.line(&format!("backup --vault {} {}", machine.at("backup"), machine.at("home/documents")));
+    let taken = taken.ends(0);
+    for name in ["null", "disk", "talk"] {
+        assert!(taken.err.contains(&format!("/{name}")), "{name} is not named: {}", taken.err);
+    }
+    let mounted = Mounted::new(&machine, "1");
+    let at = |name: &str| mounted.at.join(name);
+    let mut names: Vec<String> =
+        fs::read_dir(&mounted.at).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["dangling", "plain", "queue", "second-queue", "shared"]);
+    let queue = fs::symlink_metadata(at("queue")).unwrap();
+    assert_eq!((queue.file_type().is_fifo(), queue.mode() & 0o7777), (true, 0o640));
+    // Only files are kept as one under several names.
+    assert!(fs::symlink_metadata(at("second-queue")).unwrap().file_type().is_fifo());
+    let plain = fs::metadata(at("plain")).unwrap();
+    assert_eq!((plain.mode() & 0o7777, plain.uid(), plain.gid()), (0o4755, 12, 34));
+    assert_eq!(fs::metadata(at("shared")).unwrap().mode() & 0o7777, 0o1777);
+    assert_eq!(fs::read_link(at("dangling")).unwrap(), Path::new("/nowhere/at/all"));
+    let attribute = |name: &str, of: &str| {
+        let mut command = Command::new("getfattr");
+        command.args(["-h", "--only-values", "--absolute-names", "-n", name]).arg(at(of));
+        let read = command.output().unwrap();
+        assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+        read.stdout
+    };
+    assert_eq!(attribute("user.note", "shared"), b"two\nlines");
+    assert_eq!(attribute("user.empty", "plain"), b"");
+    assert_eq!(attribute("trusted.kept", "dangling"), b"on the link");
+    let acl = |path: &Path| {
+        let shown = Command::new("getfacl").args(["--omit-header", "--absolute-names", "--numeric"]).arg(path).output();
+        String::from_utf8(shown.unwrap().stdout).unwrap()
+    };
+    assert!(acl(&at("plain")).contains("user:99:r--"), "{}", acl(&at("plain")));
+    assert_eq!(acl(&at("plain")), acl(&machine.path("home/documents/plain")));
+    mounted.end();
 }
 
 #[test]

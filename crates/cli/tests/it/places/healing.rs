@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::machine::{Machine, assert_alike, files_below, noise};
+use crate::machine::{Machine, assert_alike, files_below, noise, stopped_while_it_reads_its_key};
 
 fn packs(machine: &Machine) -> Vec<PathBuf> {
     files_below(&machine.path("backup/pack"))
@@ -39,6 +39,10 @@ fn a_damaged_pack_is_found_marked_and_healed_by_the_host() {
     let healing = machine.line(&format!("vault heal --vault {vault} --key owner.key --yes")).ends(3);
     assert!(healing.err.contains("back up on those hosts"), "{}", healing.err);
     machine.line(&format!("backup --vault {vault} {data}")).ends(0);
+    let before = packs(&machine);
+    let asked = machine.line(&format!("vault heal --vault {vault} --key owner.key")).ends(2);
+    assert!(asked.err.contains("1 bad pack will be given up") && asked.err.contains("no terminal"), "{}", asked.err);
+    assert_eq!(packs(&machine), before);
     let healed = machine.line(&format!("vault heal --vault {vault} --key owner.key --yes")).ends(0);
     assert!(healed.out.contains("given up  pack/") && healed.out.contains("sound again"), "{}", healed.out);
     machine.line(&format!("{check} --read-data")).ends(0);
@@ -69,4 +73,22 @@ fn a_vault_is_healed_from_a_copy() {
     machine.line(&format!("vault check --vault {vault} --key owner.key --read-data")).ends(0);
     let wrong = machine.line(&format!("vault heal --vault {vault} --from {}", machine.at("work"))).ends(1);
     assert!(wrong.err.contains("there is no vault"), "{}", wrong.err);
+}
+
+#[test]
+fn ctrl_c_ends_a_healing_and_a_check_with_130_and_the_next_one_does_it() {
+    let machine = Machine::new();
+    machine.make_vault();
+    let (vault, copy) = (machine.at("backup"), machine.at("copy"));
+    machine.write("data/photo", noise(1, 1_500_000));
+    machine.line(&format!("backup --vault {vault} {}", machine.at("data"))).ends(0);
+    machine.line(&format!("vault copy --from {vault} --to {copy}")).ends(0);
+    flip(&packs(&machine)[0]);
+    let check = format!("vault check --vault {vault} --read-data");
+    stopped_while_it_reads_its_key(&machine, &check).ends(130);
+    let heal = format!("vault heal --vault {vault} --from {copy}");
+    let stopped = stopped_while_it_reads_its_key(&machine, &heal).ends(130);
+    assert!(stopped.err.contains("run the same command again to go on"), "{}", stopped.err);
+    machine.line(&format!("{heal} --key owner.key")).ends(0);
+    machine.line(&format!("{check} --key owner.key")).ends(0);
 }

@@ -2,4 +2,5 @@
 
 mod copies;
 mod healing;
+mod in_buckets;
 mod served;

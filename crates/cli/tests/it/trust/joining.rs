@@ -24,7 +24,7 @@ fn a_second_host_asks_is_approved_and_writes() {
     assert_eq!((&listed[0]["host"], &listed[0]["fingerprint"]), (&"beta".into(), &fingerprint.into()));
 
     let wrong = "0".repeat(32);
-    let ran = machine.line(&format!("vault enroll --vault {vault} --key owner.key --approve {wrong}")).ends(1);
+    let ran = machine.line(&format!("vault enroll --vault {vault} --key owner.key --approve {wrong}")).ends(2);
     assert!(ran.err.contains("no such request waits"), "{}", ran.err);
     machine.line(&format!("vault enroll --vault {vault} --key owner.key --approve {fingerprint}")).ends(0);
     assert!(
@@ -147,7 +147,7 @@ fn a_machine_that_was_broken_into_is_revoked_gets_new_keys_and_comes_back() {
     assert!(said.err.contains("counts below number 2"), "{}", said.err);
     let members = machine.line(&format!("--json vault members --vault {vault}")).ends(0).json();
     assert_eq!((&members[0]["name"], &members[0]["revoked"]), (&"alpha".into(), &true.into()));
-    assert!(machine.line(&format!("{revoke} --yes")).ends(1).err.contains("not on the roster, or revoked already"));
+    assert!(machine.line(&format!("{revoke} --yes")).ends(2).err.contains("not on the roster, or revoked already"));
     assert!(machine.line(&backup).ends(1).json()["error"]["message"].as_str().unwrap().contains("was revoked"));
     assert!(machine.line(&format!("vault enroll --vault {vault}")).ends(1).err.contains("vault rotate"));
 

@@ -22,9 +22,88 @@ pub(super) fn check(checker: &mut Checker<'_>) {
         }
         residency(checker, held);
         history(checker, held);
+        archived(checker, held);
         path(checker, held);
     }
     overlaps(checker);
+    classes(checker);
+    locks(checker);
+}
+
+/// What the vault's own pruner takes.
+const LOCK_DAYS_MIN: f64 = 2.0;
+const LOCK_DAYS_MAX: f64 = 3650.0;
+
+/// Only S3 locks objects one by one, and a lock that is too short runs out between two prunes.
+fn locks(checker: &mut Checker<'_>) {
+    for (name, vault) in &checker.plan.vaults {
+        let Some(lock) = vault.lock else { continue };
+        let path = ["vault", name, "lock"];
+        if !vault.url.starts_with("s3:") {
+            let message = format!("the vault `{name}` at {} cannot lock what points need", vault.url);
+            checker.error(
+                "P0324",
+                &path,
+                message,
+                "take `lock` out, or keep this vault in a bucket of S3 with Object Lock",
+            );
+        } else if !(LOCK_DAYS_MIN..=LOCK_DAYS_MAX).contains(&(lock.as_seconds() / 86_400.0)) {
+            let message = format!("`{lock}` is no time for which points can be kept locked");
+            let help =
+                format!("choose one between {LOCK_DAYS_MIN} days and {LOCK_DAYS_MAX}, for example lock = \"30d\"");
+            checker.error("P0324", &path, message, help);
+        }
+    }
+}
+
+/// A class of storage is a bucket's.
+fn classes(checker: &mut Checker<'_>) {
+    for (name, vault) in &checker.plan.vaults {
+        let Some(archive) = &vault.archive else { continue };
+        let is_bucket = ["s3:", "gs:", "az:"].iter().any(|scheme| vault.url.starts_with(scheme));
+        let fits = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-');
+        let path = ["vault", name, "archive"];
+        if !is_bucket {
+            let message = format!("the vault `{name}` at {} has no storage classes", vault.url);
+            checker.error("P0322", &path, message, "take `archive` out, or keep this vault in a bucket");
+        } else if archive.class.is_empty() || !archive.class.chars().all(fits) {
+            let message = format!("`{}` is no class of storage", archive.class);
+            let help = "write it as the storage does: class = \"DEEP_ARCHIVE\"";
+            checker.error("P0322", &["vault", name, "archive", "class"], message, help);
+        }
+    }
+}
+
+/// What is to be archived needs a class to be put into.
+fn archived(checker: &mut Checker<'_>, held: Held<'_>) {
+    for (number, protect) in held.dataset.protect.iter().enumerate() {
+        let Some(after) = protect.keep.archive_after else { continue };
+        let Some(vault) = checker.plan.vaults.get(&protect.to) else { continue };
+        let number = number.to_string();
+        let path = held.path_to(&["protect"]);
+        let path = [&path[..], &[number.as_str()]].concat();
+        let Some(archive) = &vault.archive else {
+            let message = format!(
+                "points of `{}` are to be archived after {after}, and nothing says in which class of `{}`",
+                held.dataset.name, protect.to
+            );
+            let help =
+                format!("add archive = {{ class = \"DEEP_ARCHIVE\", thaw = \"12h\" }} to [vault.{}]", protect.to);
+            checker.error("P0321", &path, message, help);
+            continue;
+        };
+        let rto = held.service.objective_in("data-corrupted").rto;
+        if archive.thaw > rto {
+            let message = format!(
+                "what only points of `{}` older than {after} need takes {} to thaw, and the RTO is {rto}: damage that is found later \
+                 than that is not undone in time from `{}`",
+                held.dataset.name, archive.thaw, protect.to
+            );
+            let help =
+                "archive later than damage may go unnoticed, or choose a class that is read at once (thaw = \"0s\")";
+            checker.note("P0323", &path, message, help);
+        }
+    }
 }
 
 fn primaries_without_a_vault_outside<'a>(checker: &mut Checker<'a>) -> Vec<&'a str> {
@@ -193,7 +272,7 @@ fn residency(checker: &mut Checker<'_>, held: Held<'_>) {
 /// What was deleted or spoiled an hour ago is only found in a point that is older than that.
 fn history(checker: &mut Checker<'_>, held: Held<'_>) {
     for (number, protect) in held.dataset.protect.iter().enumerate() {
-        let Keep { last, hourly, daily, weekly, monthly, yearly, log: _ } = protect.keep;
+        let Keep { last, hourly, daily, weekly, monthly, yearly, .. } = protect.keep;
         if last + hourly + daily + weekly + monthly + yearly == 1 && !protect.log {
             let number = number.to_string();
             let path = held.path_to(&["protect"]);

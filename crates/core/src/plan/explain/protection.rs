@@ -145,4 +145,32 @@ pub(super) const ALL: &[Explanation] = &[
         "sqlite = { path = \"shop.db\" }",
         "sqlite = { path = \"shop/shop.db\" }",
     ),
+    explanation(
+        "P0321",
+        "archiving without a class",
+        "`archive-after` says when what only old points need may go where it has to be thawed; where that is, and how long thawing takes, the vault says.",
+        "[vault.far]\nurl = \"s3://bucket/dr\"    # keep = { daily = 365, archive-after = \"90d\" }",
+        "[vault.far]\nurl = \"s3://bucket/dr\"\narchive = { class = \"DEEP_ARCHIVE\", thaw = \"12h\" }",
+    ),
+    explanation(
+        "P0322",
+        "a class that the storage has not",
+        "Directories and vault servers keep everything at hand; only buckets have classes, by the names that their keeper gave them.",
+        "[vault.far]\nurl = \"/srv/vault\"\narchive = { class = \"DEEP_ARCHIVE\", thaw = \"12h\" }",
+        "[vault.far]\nurl = \"s3://bucket/dr\"\narchive = { class = \"DEEP_ARCHIVE\", thaw = \"12h\" }",
+    ),
+    explanation(
+        "P0323",
+        "older points wait longer than the RTO",
+        "The newest points are always at hand, so that a lost site is recovered in time. Damage that is noticed only after `archive-after` is undone from an older point, and that one has to be thawed first.",
+        "keep = { daily = 365, archive-after = \"7d\" }    # rto = \"1h\", thaw = \"12h\"",
+        "keep = { daily = 365, archive-after = \"90d\" }",
+    ),
+    explanation(
+        "P0324",
+        "a lock that the storage has not",
+        "Buckets of S3 that were made with Object Lock keep single objects from being deleted for a time. Whoever prunes makes the locks of what points need longer when half of it is left: two days are the least that leaves room for a prune that did not run.",
+        "[vault.far]\nurl = \"/srv/vault\"\nlock = \"30d\"",
+        "[vault.far]\nurl = \"s3://bucket/dr\"\nlock = \"30d\"",
+    ),
 ];

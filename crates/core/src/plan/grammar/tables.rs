@@ -2,35 +2,36 @@
 //!
 //! Invariant: `doc` is one or two sentences that an operator understands without the rest.
 
+use super::protection::{ARCHIVE, PROTECT};
 use super::{Choice, Key, Table, Type};
 use crate::plan::text::Kind;
 
-const fn required(name: &'static str, is: Type, doc: &'static str) -> Key {
+pub(super) const fn required(name: &'static str, is: Type, doc: &'static str) -> Key {
     Key { name, is, required: true, default: None, doc }
 }
 
-const fn optional(name: &'static str, is: Type, doc: &'static str) -> Key {
+pub(super) const fn optional(name: &'static str, is: Type, doc: &'static str) -> Key {
     Key { name, is, required: false, default: None, doc }
 }
 
-const fn with_default(name: &'static str, is: Type, default: &'static str, doc: &'static str) -> Key {
+pub(super) const fn with_default(name: &'static str, is: Type, default: &'static str, doc: &'static str) -> Key {
     Key { name, is, required: false, default: Some(default), doc }
 }
 
-const PLAIN: Type = Type::Text(Kind::Plain);
-const NAME: Type = Type::Text(Kind::Name);
+pub(super) const PLAIN: Type = Type::Text(Kind::Plain);
+pub(super) const NAME: Type = Type::Text(Kind::Name);
 const PATH: Type = Type::Text(Kind::Path);
-const DURATION: Type = Type::Text(Kind::Duration);
-const CRON: Type = Type::Text(Kind::Cron);
+pub(super) const DURATION: Type = Type::Text(Kind::Duration);
+pub(super) const CRON: Type = Type::Text(Kind::Cron);
 const NAMES: Type = Type::List { of: &NAME, may_be_empty: true };
 const SOME_NAMES: Type = Type::List { of: &NAME, may_be_empty: false };
 /// A program and its arguments; no shell is involved.
-const COMMAND: Type = Type::List { of: &Type::Text(Kind::Template), may_be_empty: false };
+pub(super) const COMMAND: Type = Type::List { of: &Type::Text(Kind::Template), may_be_empty: false };
 const WEIGHT: Type = Type::Count { min: 0, max: 65_535 };
-const KEPT: Type = Type::Count { min: 0, max: 100_000 };
+pub(super) const KEPT: Type = Type::Count { min: 0, max: 100_000 };
 
 /// A few choices that several tables have.
-const WHEN: Choice = Choice { of: &["every", "cron"], may_be_none: false };
+pub(super) const WHEN: Choice = Choice { of: &["every", "cron"], may_be_none: false };
 
 macro_rules! named {
     ($what:literal, $table:ident) => {
@@ -196,6 +197,16 @@ static VAULT: Table = Table {
             "storage-cost",
             Type::Text(Kind::Money("GB/month")),
             "What storing costs, such as `\"0.021 EUR/GB/month\"`.",
+        ),
+        optional(
+            "archive",
+            Type::Table(&ARCHIVE),
+            "A cheaper class of storage, for what only points need that are older than `archive-after` says.",
+        ),
+        optional(
+            "lock",
+            DURATION,
+            "How long the storage locks what points need (S3 with Object Lock): whoever prunes makes it so long again when half of it is left.",
         ),
     ],
     choices: &[],
@@ -475,57 +486,6 @@ static DATA_COMMAND: Table = Table {
     keys: &[
         required("backup", COMMAND, "Writes the data to stdout."),
         required("restore", COMMAND, "Reads the data from stdin."),
-    ],
-    choices: &[],
-};
-
-static PROTECT: Table = Table {
-    what: "a protection",
-    doc: "When a full recovery point is due stands either here (`every` or `cron`, and `keep`) or in `base`.",
-    keys: &[
-        required("to", NAME, "The vault."),
-        optional("every", DURATION, "A full recovery point every so long."),
-        optional("cron", CRON, "A full recovery point at these times (UTC)."),
-        optional("base", Type::Table(&BASE), "The full recovery points that a log applies to."),
-        optional(
-            "log",
-            Type::Word(&[("stream", "as they happen")]),
-            "Whether changes are shipped between the full points.",
-        ),
-        optional("keep", Type::Table(&KEEP), "How many recovery points are kept; without it, all of them."),
-    ],
-    choices: &[
-        Choice { of: &["every", "cron", "base"], may_be_none: true },
-        Choice { of: &["keep", "base"], may_be_none: true },
-    ],
-};
-
-static BASE: Table = Table {
-    what: "the base of a log",
-    doc: "",
-    keys: &[
-        optional("every", DURATION, "A full recovery point every so long."),
-        optional("cron", CRON, "A full recovery point at these times (UTC)."),
-        optional("keep", Type::Table(&KEEP), "How many recovery points are kept; without it, all of them."),
-    ],
-    choices: &[WHEN],
-};
-
-static KEEP: Table = Table {
-    what: "what is kept",
-    doc: "A recovery point stays while any of these wants it. All zero, or no `keep` at all, means that nothing is pruned.",
-    keys: &[
-        with_default("last", KEPT, "0", "The newest so many."),
-        with_default("hourly", KEPT, "0", "One an hour, for so many hours."),
-        with_default("daily", KEPT, "0", "One a day, for so many days."),
-        with_default("weekly", KEPT, "0", "One a week, for so many weeks."),
-        with_default("monthly", KEPT, "0", "One a month, for so many months."),
-        with_default("yearly", KEPT, "0", "One a year, for so many years."),
-        optional(
-            "log",
-            DURATION,
-            "How far back any moment can be restored, where a log is streamed; older points stand for themselves. Without it, back to the oldest point.",
-        ),
     ],
     choices: &[],
 };

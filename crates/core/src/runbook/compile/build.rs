@@ -7,7 +7,9 @@ use crate::units::Span;
 
 use super::super::place::Place;
 use super::super::template::TemplateError;
-use super::super::{Action, Condition, InstanceSpec, OnFailure, Purpose, Runbook, Step, StepId, Target, VolumeSpec};
+use super::super::{
+    Action, Condition, InstanceSpec, OnFailure, Purpose, Runbook, Step, StepId, Target, VolumeSpec, thaw_patience,
+};
 use super::{CompileError, Inventory, Request, lost_with, names, title_of};
 
 pub(super) struct Builder<'a> {
@@ -159,6 +161,20 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Where nothing is lost yet, nothing is begun that could not be ended: traffic must be re-pointed while the service is away.
+    pub(super) fn ask_authority(&mut self) {
+        let Some(traffic) = &self.service.traffic else { return };
+        let (name, authority) = (traffic.name.clone(), traffic.authority().to_owned());
+        let step = self.then(
+            "ask-name-server",
+            format!("Look whether {authority} answers for {name}"),
+            Action::AskAuthority { name, authority },
+        );
+        step.timeout = Span::seconds(20);
+        step.retries = 0;
+        step.on_failure = OnFailure::Unwind;
+    }
+
     pub(super) fn fence(&mut self, site: &str, planned: bool) -> Result<(), CompileError> {
         let (write_domain, instances, volumes) = (self.domain(), self.all_instances(site)?, self.volumes(site)?);
         let site = site.to_owned();
@@ -227,18 +243,30 @@ impl<'a> Builder<'a> {
             step.when = in_branch.clone();
             step.undo = Some(Action::PutBack { site: site.clone(), volume: volume.clone() });
             let target = self.request.target.clone();
+            let (timeout, thaws_first) = (self.restore_time(&dataset), self.thaws_first(&dataset));
             let step = self.then(
                 format!("restore-{dataset}"),
-                format!("Restore `{dataset}` at {site} from the {}", said(&target)),
+                format!("Restore `{dataset}` at {site} from the {}{thaws_first}", said(&target)),
                 Action::Restore { site: site.clone(), volume, target, in_place: false, approved: self.may_give_way() },
             );
             step.when = in_branch.clone();
-            step.timeout = LONG;
+            step.timeout = timeout;
             step.retries = 3;
             ends.append(&mut self.last);
         }
         self.last = ends;
         Ok(())
+    }
+
+    /// The time that a restore may take, and before it what must be thawed.
+    pub(super) fn restore_time(&self, dataset: &str) -> Span {
+        let thaws = self.inventory.archived.get(dataset).map_or(0, |archived| thaw_patience(archived.thaw).0.as_secs());
+        Span::seconds(LONG.0.as_secs().saturating_add(thaws))
+    }
+
+    /// What is thawed before a restore, for its title.
+    pub(super) fn thaws_first(&self, dataset: &str) -> String {
+        self.inventory.archived.get(dataset).map_or_else(String::new, |archived| format!("; {}", archived.describe()))
     }
 
     /// How much older than the newest a restored state may be: where writers were stopped for it, not at all.

@@ -8,7 +8,10 @@ mod build;
 mod tests;
 mod ways;
 
+use std::collections::BTreeMap;
+
 use crate::plan::{Name, Plan, Service, Site, Strategy};
+use crate::units::{Size, Span};
 
 use super::place::Isolation;
 use super::template::TemplateError;
@@ -26,6 +29,32 @@ pub struct Inventory {
     /// RFC 3339.
     pub compiled_at: String,
     pub plan_hash: String,
+    /// Of data sets that are to be restored: what must be thawed for that, as far as the vaults say.
+    pub archived: BTreeMap<Name, Archived>,
+}
+
+/// What of a data set lies where it must be thawed before it can be restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archived {
+    /// The storage's own word for it.
+    pub class: String,
+    /// 0 where it is not known how many: the vault could not be read.
+    pub packs: u64,
+    pub bytes: u64,
+    /// Until it can be read.
+    pub thaw: Span,
+}
+
+impl Archived {
+    fn describe(&self) -> String {
+        if self.packs == 0 {
+            let (class, thaw) = (&self.class, self.thaw);
+            return format!("first what lies in the class {class} is thawed, by the plan up to {thaw}");
+        }
+        let packs = if self.packs == 1 { "pack" } else { "packs" };
+        let size = Size(self.bytes).rounded();
+        format!("thaws first {} {packs} ({size}) in the class {}, up to {}", self.packs, self.class, self.thaw)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

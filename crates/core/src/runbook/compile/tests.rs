@@ -83,6 +83,7 @@ fn at(writer: &str, epoch: u64) -> Inventory {
         writer_epoch: epoch,
         compiled_at: "2026-11-21T12:00:00Z".into(),
         plan_hash: "0".repeat(64),
+        archived: Default::default(),
     }
 }
 
@@ -245,4 +246,31 @@ fn lint_finds_a_promotion_without_its_fence() {
         }
     }
     assert_eq!(lint(&runbook), ["`promote-south` promotes without a fence of north before it"]);
+}
+
+#[test]
+fn what_must_be_thawed_stands_in_the_restore_s_title_and_in_its_time_limit() {
+    let archived =
+        Archived { class: "DEEP_ARCHIVE".into(), packs: 3, bytes: 40_000_000, thaw: Span::seconds(48 * 3600) };
+    let dataset = || compiled(PLAN, &at("north", 1), &request(Purpose::Failover, "site-lost"));
+    let restores = |book: &Runbook| -> Vec<(String, String, Span)> {
+        let restores = book.steps.iter().filter_map(|step| match &step.action {
+            Action::Restore { volume, .. } => Some((volume.dataset.clone(), step.title.clone(), step.timeout)),
+            _ => None,
+        });
+        restores.collect()
+    };
+    let before = restores(&dataset());
+    let (name, _, _) = before.first().unwrap().clone();
+    let inventory = Inventory { archived: [(name.clone(), archived)].into(), ..at("north", 1) };
+    let after = restores(&compiled(PLAN, &inventory, &request(Purpose::Failover, "site-lost")));
+    for ((dataset, plain, limit), (_, title, longer)) in before.iter().zip(&after) {
+        assert_eq!(*limit, Span::seconds(24 * 3600));
+        if *dataset == name {
+            assert_eq!(*title, format!("{plain}; thaws first 3 packs (40.0 MB) in the class DEEP_ARCHIVE, up to 2d"));
+            assert_eq!(*longer, Span::seconds(24 * 3600 + 2 * 48 * 3600 + 600));
+        } else {
+            assert_eq!((title, longer), (plain, limit));
+        }
+    }
 }

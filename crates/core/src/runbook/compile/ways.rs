@@ -46,6 +46,7 @@ impl Builder<'_> {
     pub(super) fn switchover(&mut self) -> Result<(), CompileError> {
         let (from, to) = (self.from.clone(), self.to.clone());
         self.approve_if_asked();
+        self.ask_authority();
         self.clear(&to)?;
         self.ensure_agent(&to);
         // Before the service is stopped: without the writer's own agent nothing could ship the last of it.
@@ -151,12 +152,13 @@ impl Builder<'_> {
             let dataset = volume.dataset.clone();
             self.last = isolated.clone();
             let target = self.request.target.clone();
+            let (timeout, thaws_first) = (self.restore_time(&dataset), self.thaws_first(&dataset));
             let step = self.then(
                 format!("restore-{dataset}"),
-                format!("Restore `{dataset}` in isolation from the {}", said(&target)),
+                format!("Restore `{dataset}` in isolation from the {}{thaws_first}", said(&target)),
                 Action::Restore { site: to.clone(), volume, target, in_place: false, approved: self.may_give_way() },
             );
-            step.timeout = LONG;
+            step.timeout = timeout;
             ends.append(&mut self.last);
         }
         self.last = isolated;

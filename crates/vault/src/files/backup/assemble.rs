@@ -11,10 +11,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{BackupError, LISTED_MAX, TreeSummary, report_skip, seal_root};
+use crate::crypt::MarkKey;
 use crate::files::Progress;
-use crate::files::cache::{CacheWriter, Memory, Remembered};
+use crate::files::cache::{CacheWriter, Digest, Memory, Remembered};
 use crate::files::chunk::Chunker;
 use crate::files::metadata::Metadata;
+use crate::files::pages::Maps;
 use crate::files::tree::{Kind, Link, Listing, Node, Span, begin_listing};
 use crate::files::walk::{Referenced, Skipped};
 use crate::port::OwnIds;
@@ -22,6 +24,7 @@ use crate::{ChunkId, ChunkSink};
 
 use std::os::unix::ffi::OsStrExt;
 
+const DIGESTS: &str = "lifeboat 1 digests of small files";
 /// A listing up to this size lies in its directory's node, so that small directories do not become small chunks.
 const INLINE_BYTES_MAX: usize = 16 << 10;
 
@@ -123,7 +126,11 @@ struct Counts {
 pub(super) struct Assembler<'a> {
     sink: &'a dyn ChunkSink,
     pub(super) chunker: Chunker,
+    /// What tells the contents of small files apart. Without it none is taken for what it was.
+    digests: Option<MarkKey>,
     cache: Option<&'a CacheWriter>,
+    /// What is known of files that are rewritten in place.
+    pub(super) maps: Option<&'a Maps>,
     pub(super) progress: &'a dyn Progress,
     counts: Counts,
     notes: Mutex<Notes>,
@@ -137,11 +144,18 @@ fn add(counter: &AtomicU64, amount: u64) {
 }
 
 impl<'a> Assembler<'a> {
-    pub(super) fn new(sink: &'a dyn ChunkSink, cache: Option<&'a CacheWriter>, progress: &'a dyn Progress) -> Self {
+    pub(super) fn new(
+        sink: &'a dyn ChunkSink,
+        cache: Option<&'a CacheWriter>,
+        maps: Option<&'a Maps>,
+        progress: &'a dyn Progress,
+    ) -> Self {
         Assembler {
             sink,
             chunker: Chunker::new(sink.chunker_seed()),
+            digests: MarkKey::new(&blake3::derive_key(DIGESTS, &sink.memory_key())).ok(),
             cache,
+            maps,
             progress,
             counts: Counts::default(),
             notes: Mutex::default(),
@@ -175,8 +189,18 @@ impl<'a> Assembler<'a> {
         Ok(stored.into_iter().map(|stored| stored.id).collect())
     }
 
+    /// What a small file's content is known again by.
+    pub(super) fn digest(&self, content: &[u8]) -> Option<Digest> {
+        self.digests.as_ref()?.mark(0, content)
+    }
+
+    /// Whether the vault holds a chunk.
+    pub(super) fn contains(&self, id: &ChunkId) -> bool {
+        self.sink.contains(id)
+    }
+
     /// Notes chunks as needed, where they are met first.
-    fn need(&self, chunks: impl IntoIterator<Item = (ChunkId, Order)>) {
+    pub(super) fn need(&self, chunks: impl IntoIterator<Item = (ChunkId, Order)>) {
         let mut references = lock(&self.references);
         for (id, order) in chunks {
             let first = references.entry(id).or_insert(order);
@@ -200,6 +224,10 @@ impl<'a> Assembler<'a> {
         for Skipped { path, reason } in skipped {
             self.skip(path, reason);
         }
+    }
+
+    pub(super) fn bytes_new(&self) -> u64 {
+        self.counts.bytes_new.load(Ordering::Relaxed)
     }
 
     pub(super) fn note_read(&self, bytes: u64) {
@@ -261,8 +289,7 @@ impl<'a> Assembler<'a> {
                 *lock(&self.top) = Some(node);
                 return;
             };
-            let mut encoded = Vec::new();
-            node.encode(&mut encoded);
+            let encoded = node.encoded();
             if let Some(place) = lock(&above.slots).get_mut(*index) {
                 *place = Slot::Node(Content { name: Vec::new(), encoded, size: None, memory: None });
             }
@@ -321,7 +348,7 @@ impl<'a> Assembler<'a> {
 
     /// Fills the slot of a file that was read (or could not be).
     pub(super) fn fill_file(&self, folder: &Arc<Folder>, index: usize, file: Option<Known>) {
-        let slot = file.map_or(Slot::Nothing, |(node, memory)| Slot::Node(content(&node, memory)));
+        let slot = file.map_or(Slot::Nothing, |(node, memory)| Slot::Node(content(node, memory)));
         self.fill(folder, index, slot);
     }
 
@@ -391,8 +418,6 @@ impl<'a> Assembler<'a> {
     }
 }
 
-fn content(node: &Node, memory: Option<Memory>) -> Content {
-    let mut encoded = Vec::new();
-    node.encode(&mut encoded);
-    Content { name: node.name.clone(), encoded, size: Some(node.size()), memory }
+fn content(node: Node, memory: Option<Memory>) -> Content {
+    Content { encoded: node.encoded(), size: Some(node.size()), name: node.name, memory }
 }

@@ -13,7 +13,11 @@
 
 mod assemble;
 mod large;
+mod opened;
+mod pages;
+mod segments;
 mod single;
+mod small;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
@@ -29,21 +33,23 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use self::assemble::{Assembler, Content, Folder, LinkGroup, Slot};
-use self::work::{Crew, Job, Task};
+use self::work::{Crew, Job, Task, is_sparse};
 use super::cache::{Cache, CacheWriter};
 use super::exclude::Excludes;
 use super::metadata::Seen;
+use super::pages::Maps;
 use super::tree::{Link, Node, Root};
 use super::walk::{Base, Entry, Found, Place, Scanner, Skipped};
 use super::{Event, Progress};
 use crate::{ChunkId, ChunkSink, SnapshotDraft, VaultError};
 
-pub use self::single::backup_bytes;
+pub(super) use self::single::store_stream;
+pub use self::single::{Stream, backup_bytes};
 
 /// Files below this are chunked together with their neighbours.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
-/// A group of neighbours is cut and stored once it has gathered this much.
-const GROUP_BYTES: u64 = 8 << 20;
+/// A group of neighbours is cut and stored once it has gathered this much: with one more they fill a buffer.
+const GROUP_BYTES: u64 = work::SEGMENT_BYTES as u64 - SMALL_BYTES_MAX;
 /// And this many files, so that a million empty files are no burden.
 const GROUP_FILES_MAX: usize = 4 << 10;
 /// What a summary lists by name; beyond it only the number grows.
@@ -55,7 +61,8 @@ pub struct BackupOptions {
     pub excludes: Excludes,
     /// Do not descend into other mounted file systems. File systems that only show the kernel are left out always.
     pub one_file_system: bool,
-    /// The file cache of this host for this vault and data set.
+    /// The file cache of this host for this vault and data set. Beside it, in a directory `….pages`, lies what is known of the pages
+    /// of files that are rewritten in place.
     pub cache: Option<PathBuf>,
     /// Threads for reading and storing; 0 for one per core.
     pub threads: usize,
@@ -148,8 +155,13 @@ pub fn backup_tree(
     let writer = options.cache.as_deref().and_then(|path| {
         CacheWriter::create(path).map_err(|error| cache_failure = Some(format!("{}: {error}", path.display()))).ok()
     });
+    let maps = options.cache.as_deref().map(|cache| {
+        let mut directory = cache.as_os_str().to_owned();
+        directory.push(".pages");
+        Maps::new(Path::new(&directory), sink.memory_key())
+    });
     let scanner = Scanner::new(sink, cache.as_ref(), &options.excludes, options.one_file_system);
-    let assembler = Assembler::new(sink, writer.as_ref(), progress);
+    let assembler = Assembler::new(sink, writer.as_ref(), maps.as_ref(), progress);
     let threads = if options.threads == 0 { available_threads() } else { options.threads };
     let crew = Crew::new(&assembler, cancel, threads);
 
@@ -176,6 +188,12 @@ pub fn backup_tree(
     let former = cache.as_ref().filter(|_| result.is_err());
     if let Some(Err(error)) = writer.map(|writer| writer.finish(former)) {
         cache_failure = Some(error.to_string());
+    }
+    if let Some(maps) = &maps {
+        cache_failure = cache_failure.or_else(|| maps.failure());
+        if result.is_ok() {
+            maps.sweep();
+        }
     }
     if result.is_err() {
         // The next attempt should find what this one stored. The first error is the one to tell.
@@ -332,13 +350,13 @@ impl Tour<'_> {
                     return Err(fail(Errno::INVAL));
                 }
                 let Some((folder, index)) = above else { return Err(BackupError::Incomplete) };
-                let relative = PathBuf::from(OsStr::from_bytes(real));
+                let place = Place::new(Arc::clone(parent), PathBuf::new(), None);
                 self.dispatch(Task {
                     folder,
                     index,
                     name,
-                    base: Arc::clone(parent),
-                    relative,
+                    place,
+                    real: Some(real.clone()),
                     seen,
                     link: None,
                     former: None,
@@ -414,13 +432,18 @@ impl Tour<'_> {
 
     fn take_file(
         &mut self,
-        place: &Place,
+        place: &Arc<Place>,
         folder: &Arc<Folder>,
         index: usize,
         entry: Entry,
     ) -> Result<(), BackupError> {
         let Entry { name, seen, found } = entry;
-        let relative = place.relative.join(OsStr::from_bytes(&name));
+        let relative = || place.relative.join(OsStr::from_bytes(&name));
+        if let (Found::Node { memory: Some(_), .. }, Some(maps)) = (&found, self.assembler.maps)
+            && (seen.size >= SMALL_BYTES_MAX || is_sparse(&seen))
+        {
+            maps.meet(place.base.full(&relative()).as_os_str().as_bytes());
+        }
         if seen.file_type() != FileType::RegularFile || seen.links < 2 {
             return match found {
                 Found::Node { encoded, memory } => {
@@ -429,13 +452,13 @@ impl Tour<'_> {
                     Ok(())
                 }
                 Found::File { former } => {
-                    let (folder, base) = (Arc::clone(folder), Arc::clone(&place.base));
-                    self.dispatch(Task { folder, index, name, base, relative, seen, link: None, former })
+                    let (folder, place) = (Arc::clone(folder), Arc::clone(place));
+                    self.dispatch(Task { folder, index, name, place, real: None, seen, link: None, former })
                 }
                 Found::Directory(_) => Ok(()),
             };
         }
-        let (group, first) = self.link_group(&place.base, &relative, &seen);
+        let (group, first) = self.link_group(&place.base, &relative(), &seen);
         if !first {
             self.assembler.share(&group, folder, index, name);
             return Ok(());
@@ -449,8 +472,8 @@ impl Tour<'_> {
                 Ok(())
             }
             Found::File { former } => {
-                let (folder, base) = (Arc::clone(folder), Arc::clone(&place.base));
-                self.dispatch(Task { folder, index, name, base, relative, seen, link: Some(group), former })
+                let (folder, place) = (Arc::clone(folder), Arc::clone(place));
+                self.dispatch(Task { folder, index, name, place, real: None, seen, link: Some(group), former })
             }
             Found::Directory(_) => Ok(()),
         }

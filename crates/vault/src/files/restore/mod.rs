@@ -9,6 +9,7 @@
 //! Invariant: a target that looks whole is whole. Until the end the files are in a staging directory with a telling name
 //! (or, over existing files, beside a marker). No symbolic link is followed, whatever the tree or the target holds.
 
+mod needs;
 mod place;
 mod plan;
 mod write;
@@ -21,6 +22,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::io::Errno;
 use thiserror::Error;
 
+pub use self::needs::{ArchivedNeeds, archived_needs};
 use self::place::Ground;
 use self::plan::{Batch, Planner, Selection};
 use super::backup::available_threads;
@@ -81,6 +83,12 @@ pub enum RestoreError {
     #[error("{} cannot be restored from the vault; check the vault, or restore another point", path.display())]
     Chunk {
         path: PathBuf,
+        #[source]
+        source: VaultError,
+    },
+    #[error("what recovery point {point} needs of the archive cannot be found out")]
+    Vault {
+        point: String,
         #[source]
         source: VaultError,
     },

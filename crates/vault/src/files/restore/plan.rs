@@ -2,7 +2,7 @@
 //!
 //! Invariant: at any time only one directory's entries, the directories still to do and two batches are in memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -51,7 +51,17 @@ impl Selection {
         top
     }
 
-    fn child(&self, name: &[u8]) -> Option<Selection> {
+    /// Whether everything here is wanted.
+    pub(super) fn is_all(&self) -> bool {
+        self.all
+    }
+
+    /// What must be here by name.
+    pub(super) fn names(&self) -> BTreeSet<&[u8]> {
+        if self.all { BTreeSet::new() } else { self.below.keys().map(Vec::as_slice).collect() }
+    }
+
+    pub(super) fn child(&self, name: &[u8]) -> Option<Selection> {
         if self.all {
             return Some(Selection { all: true, below: BTreeMap::new() });
         }

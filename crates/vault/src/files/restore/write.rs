@@ -27,6 +27,8 @@ use crate::files::metadata::{self, Metadata, Own, Seen};
 use crate::files::walk::open_directory;
 use crate::{ChunkId, Scratch};
 
+/// A batch of so many pieces a file is one of large files, where two who write meet in the same one.
+const PIECES_OF_LARGE_FILES: usize = 64;
 /// What is compared and written at once.
 const BLOCK_BYTES: usize = 4096;
 /// How much of an existing file is read at once for comparing.
@@ -45,6 +47,8 @@ pub(super) struct FileWork {
     names: u64,
     /// Whether the file has been made ready to be written to, and whether it is new.
     ready: Mutex<Option<bool>>,
+    /// One writes at a time: the kernel lets no second one in either, and keeps it busy waiting.
+    turn: Mutex<()>,
 }
 
 impl FileWork {
@@ -57,8 +61,8 @@ impl FileWork {
         pieces: usize,
         names: u64,
     ) -> Self {
-        let (left, ready) = (AtomicUsize::new(pieces), Mutex::new(None));
-        FileWork { folder, name, metadata, size, holes, pieces, left, names, ready }
+        let (left, ready, turn) = (AtomicUsize::new(pieces), Mutex::default(), Mutex::default());
+        FileWork { folder, name, metadata, size, holes, pieces, left, names, ready, turn }
     }
 
     fn relative(&self) -> PathBuf {
@@ -106,6 +110,8 @@ impl Batch {
         let (runs, units) = self.runs(job);
         let runs_of = |unit: &Range<usize>| runs.get(unit.clone()).unwrap_or_default();
         let first = |unit: &Range<usize>| Some(self.pieces.get(runs_of(unit).first()?.start)?.id);
+        // While one writes to a large file and another waits for its turn, a third unpacks.
+        let threads = threads + usize::from(self.pieces.len() >= self.files.len() * PIECES_OF_LARGE_FILES);
         for_each_frame(job.source, threads, &units, first, |unit, scratch, hand| {
             proceed(job, self.write_unit(job, runs_of(unit), scratch, hand))
         });
@@ -204,11 +210,13 @@ impl Batch {
         }
         let Some((_, fd, new)) = &hand.file else { return Ok(()) };
         let fail = |source| job.write_error(&file.relative())(source);
+        let turn = (file.pieces > 1).then(|| file.turn.lock().unwrap_or_else(PoisonError::into_inner));
         let written = if *new && !job.ground.compares() {
             write_all(fd, data, stretch.position).map(|()| data.len() as u64)
         } else {
             write_different(fd, data, stretch.position)
         };
+        drop(turn);
         add(&job.written_bytes, written.map_err(fail)?);
         job.progress.report(&Event::Bytes(data.len() as u64));
         if file.left.fetch_sub(stretch.pieces, Ordering::AcqRel) == stretch.pieces {

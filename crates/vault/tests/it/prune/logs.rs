@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_vault::prune::Swept;
 use lifeboat_vault::serve::{Rights, Who};
-use lifeboat_vault::storage::{Faulty, MemoryStorage, Storage};
+use lifeboat_vault::storage::{Faulty, MemoryStorage, Operation, Storage};
 use lifeboat_vault::{
     CheckOptions, ChunkSink, HostVault, LogEntry, LogPiece, PointInfo, Position, PruneOptions, SessionOptions,
     SnapshotDraft, Unlocked, Vault,
@@ -14,23 +14,27 @@ use super::{at, check_is_silent, keys, last, later, prune_all, pruner};
 use crate::serve::world::Near;
 use crate::world::{World, host_state, unlock};
 
-const LINEAGE: &str = "l";
+pub(super) const LINEAGE: &str = "l";
 
-fn payload(n: u64) -> Vec<u8> {
+pub(super) fn payload(n: u64) -> Vec<u8> {
     format!("transaction {n}").into_bytes()
 }
 
 /// Appends transactions, one an object, to the log of `app`.
-fn append(vault: &HostVault, transactions: std::ops::RangeInclusive<u64>) {
+pub(super) fn append(vault: &HostVault, transactions: std::ops::RangeInclusive<u64>) {
+    append_as(vault, transactions, payload);
+}
+
+pub(super) fn append_as(vault: &HostVault, transactions: std::ops::RangeInclusive<u64>, words: fn(u64) -> Vec<u8>) {
     let mut writer = vault.log_writer("app", LINEAGE, 1).unwrap();
     for n in transactions {
         let piece = LogPiece { first: n, last: n, source_time: Timestamp::now(), mark: false, final_mark: false };
-        writer.append(piece, &payload(n)).unwrap();
+        writer.append(piece, &words(n)).unwrap();
     }
 }
 
 /// A full point that the log goes on from after this transaction.
-fn base(vault: &HostVault, counter: u64) -> PointInfo {
+pub(super) fn base(vault: &HostVault, counter: u64) -> PointInfo {
     let session = vault.begin("app", SessionOptions::default()).unwrap();
     let id = session.put(&[counter as u8; 3000]).unwrap().id;
     let position = Position { lineage: LINEAGE.to_owned(), timeline: 1, counter };
@@ -45,7 +49,7 @@ fn base(vault: &HostVault, counter: u64) -> PointInfo {
 }
 
 /// What follows a point, as a restore reads it.
-fn follows(unlocked: &Unlocked, point: &PointInfo) -> Vec<u64> {
+pub(super) fn follows(unlocked: &Unlocked, point: &PointInfo) -> Vec<u64> {
     let trail = unlocked.log_since("app", point.position.as_ref().unwrap()).unwrap();
     let right = |entry: &LogEntry| {
         assert_eq!(unlocked.read_log(entry).unwrap(), payload(entry.first));
@@ -55,12 +59,12 @@ fn follows(unlocked: &Unlocked, point: &PointInfo) -> Vec<u64> {
     trail.entries.iter().filter(|entry| entry.first > counter).map(right).collect()
 }
 
-fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<u64> {
+pub(super) fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<u64> {
     range.collect()
 }
 
 /// Objects in the log: alone, and containers.
-fn lying(world: &World) -> (usize, usize) {
+pub(super) fn lying(world: &World) -> (usize, usize) {
     let (gathered, alone): (Vec<String>, Vec<String>) =
         keys(world, "log/").into_iter().partition(|key| key.contains("/gathered/"));
     (alone.len(), gathered.len())
@@ -227,55 +231,156 @@ fn a_container_that_no_pruner_signed_or_that_was_damaged_counts_for_nothing() {
     }
     world.storage.put(&containers[0], &right[0]).unwrap();
     check_is_silent(&world);
-    // The host's own key makes objects, but no container: an envelope that it signed for another place is refused.
-    let forged = lifeboat_vault::Signed::seal("vault.log.gathered", &right[0], world.state.signing_key()).unwrap();
+    // The host's own key makes objects, but no container: the very same one under its signature is refused.
+    let payload = lifeboat_vault::Signed::open("vault.log.gathered", &containers[0], &right[0]).unwrap().payload;
+    let forged = lifeboat_vault::Signed::seal("vault.log.gathered", &payload, world.state.signing_key()).unwrap();
     world.storage.put(&containers[0], &forged).unwrap();
     let trail = world.unlock().log_trail("app", LINEAGE).unwrap();
-    assert!(!trail.findings.is_empty());
+    assert_eq!(trail.findings.len(), 1, "{:?}", trail.findings);
+    assert_eq!(trail.findings[0].object, containers[0]);
+    assert!(trail.findings[0].message.contains("no such role on the roster"), "{:?}", trail.findings);
     assert_ne!(other.fingerprint, world.fingerprint);
 }
 
+/// A crash at a read, or before a write, leaves what the write before it left: so one after each write is one at every operation.
 #[test]
 fn a_prune_of_logs_that_is_killed_at_any_operation_is_taken_up_again() {
     let world = World::new();
     let points = [base(&world.vault, 0), base(&world.vault, 30)];
     append(&world.vault, 1..=100);
-    let objects = world.storage.snapshot();
-    for crash_at in (0..).step_by(3) {
-        let storage = Arc::new(MemoryStorage::from_snapshot(objects.clone()));
-        let at = |days| {
-            storage.set_clock(later(days));
-            PruneOptions { now: Some(later(days)), ..last(1) }
-        };
-        let open = |storage: Arc<dyn Storage>| unlock(storage, &world.fingerprint, &world.owner).unwrap();
-        let faulty = Faulty::new(storage.clone());
-        let pruner = open(faulty.clone()).pruner().unwrap();
-        faulty.crash_after(crash_at, crash_at % 2 == 0);
-        let killed = || {
-            let options = at(3);
-            pruner.perform(&pruner.propose(&options)?, &options)?;
-            pruner.go_on(&at(6))
-        };
-        let done = killed().is_ok();
-        assert_eq!(follows(&open(storage.clone()), &points[1]), numbers(31..=100), "{crash_at}");
-        let next = open(storage.clone()).pruner().unwrap();
-        if matches!(next.go_on(&at(9)).unwrap(), Swept::Nothing) && !done {
-            let proposed = next.propose(&at(9)).unwrap();
-            if !proposed.is_empty() {
-                next.perform(&proposed, &at(9)).unwrap();
-                next.go_on(&at(12)).unwrap();
-            }
-        }
-        let unlocked = open(storage.clone());
-        assert_eq!(follows(&unlocked, &points[1]), numbers(31..=100), "{crash_at}");
-        assert_eq!(storage.list("log/").unwrap().len(), 2, "{crash_at}");
-        assert!(unlocked.check(CheckOptions::default()).unwrap().is_sound(), "{crash_at}");
-        let fresh = host_state(&world.directory, "alpha");
-        let host = HostVault::open(storage.clone(), fresh, Some(&world.fingerprint)).unwrap();
-        assert_eq!(host.log_writer("app", LINEAGE, 1).unwrap().last().unwrap().last, 100);
-        if done {
-            assert!(crash_at > 100, "{crash_at}");
-            return;
+    let (done, operations) = kill_a_prune(&world, &points[1], usize::MAX);
+    assert!(done && operations.len() > 300, "{}", operations.len());
+    let writes: Vec<usize> = (0..operations.len()).filter(|place| operations[*place].writes()).collect();
+    assert!(writes.len() > 100, "{writes:?}");
+    for crash_at in std::iter::once(0).chain(writes) {
+        assert!(!kill_a_prune(&world, &points[1], crash_at).0);
+    }
+}
+
+/// Kills a prune after an operation took effect, and looks at what is left; whether it came to its end, and what it did.
+fn kill_a_prune(world: &World, point: &PointInfo, crash_at: usize) -> (bool, Vec<Operation>) {
+    let storage = Arc::new(MemoryStorage::from_snapshot(world.storage.snapshot()));
+    let at = |days| {
+        storage.set_clock(later(days));
+        PruneOptions { now: Some(later(days)), ..last(1) }
+    };
+    let open = |storage: Arc<dyn Storage>| unlock(storage, &world.fingerprint, &world.owner).unwrap();
+    let faulty = Faulty::new(storage.clone());
+    let pruner = open(faulty.clone()).pruner().unwrap();
+    let opened = faulty.seen().len();
+    faulty.crash_after(crash_at, true);
+    let killed = || {
+        let options = at(3);
+        pruner.perform(&pruner.propose(&options)?, &options)?;
+        pruner.go_on(&at(6))
+    };
+    let done = killed().is_ok();
+    let operations = faulty.seen().into_iter().skip(opened).map(|(operation, _)| operation).collect();
+    assert_eq!(follows(&open(storage.clone()), point), numbers(31..=100), "{crash_at}");
+    let next = open(storage.clone()).pruner().unwrap();
+    if matches!(next.go_on(&at(9)).unwrap(), Swept::Nothing) && !done {
+        let proposed = next.propose(&at(9)).unwrap();
+        if !proposed.is_empty() {
+            next.perform(&proposed, &at(9)).unwrap();
+            next.go_on(&at(12)).unwrap();
         }
     }
+    let unlocked = open(storage.clone());
+    assert_eq!(follows(&unlocked, point), numbers(31..=100), "{crash_at}");
+    assert_eq!(storage.list("log/").unwrap().len(), 2, "{crash_at}");
+    assert!(unlocked.check(CheckOptions::default()).unwrap().is_sound(), "{crash_at}");
+    let fresh = host_state(&world.directory, "alpha");
+    let host = HostVault::open(storage.clone(), fresh, Some(&world.fingerprint)).unwrap();
+    assert_eq!(host.log_writer("app", LINEAGE, 1).unwrap().last().unwrap().last, 100);
+    (done, operations)
+}
+
+#[test]
+fn a_copy_that_holds_the_end_of_a_log_gathered_proves_how_far_it_came() {
+    let world = World::new();
+    base(&world.vault, 0);
+    append(&world.vault, 1..=100);
+    let yesterday = Arc::new(MemoryStorage::new());
+    for object in world.storage.list("").unwrap() {
+        yesterday.put(&object.key, &world.storage.get(&object.key).unwrap()).unwrap();
+    }
+    append(&world.vault, 101..=400);
+    let Swept::Done(_) = prune_all(&world, &last(3)) else { panic!("not swept") };
+    assert_eq!(lying(&world), (1, 1));
+    let copy: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+    let (from, copier): (Arc<dyn Storage>, _) = (world.storage.clone(), host_state(&world.directory, "alpha"));
+    let options = lifeboat_vault::copy::CopyOptions::new(copier);
+    lifeboat_vault::copy::copy(&from, &copy, &options, &|_, _| {}, &Default::default()).unwrap();
+    // The copying broke off before the last object.
+    let alone = keys(&world, "log/").into_iter().find(|key| !key.contains("/gathered/")).unwrap();
+    copy.delete(&alone).unwrap();
+
+    let named = |copy: &Arc<dyn Storage>, name: &str| {
+        let stranger = host_state(&world.directory, name);
+        let vault = Vault::open(yesterday.clone(), Some(stranger), Some(&world.fingerprint)).unwrap();
+        let witness = Vault::open(copy.clone(), None, Some(&world.fingerprint)).unwrap();
+        vault.hold_against("the copy", &witness).unwrap();
+        let report = vault.check(CheckOptions::default()).unwrap();
+        let rolled = report.findings.into_iter().filter(|f| f.code == "rolled-back" && f.object.starts_with("log/"));
+        rolled.map(|finding| finding.object).collect::<Vec<_>>()
+    };
+    assert_eq!(named(&copy, "first"), ["log/app/l/0000000001/"]);
+    // One that is damaged proves nothing.
+    let gathered = copy.list("log/").unwrap().pop().unwrap().key;
+    let mut bytes = copy.get(&gathered).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    copy.put(&gathered, &bytes).unwrap();
+    assert!(named(&copy, "second").is_empty());
+}
+
+#[test]
+fn what_a_copy_still_holds_of_a_log_that_was_cut_does_not_count_and_goes_with_its_next_prune() {
+    let (world, points) = three_bases();
+    let second = Arc::new(MemoryStorage::new());
+    let copier = host_state(&world.directory, "alpha");
+    let copy = || {
+        let options = lifeboat_vault::copy::CopyOptions::new(copier.clone());
+        let (from, to): (Arc<dyn Storage>, Arc<dyn Storage>) = (world.storage.clone(), second.clone());
+        let report = lifeboat_vault::copy::copy(&from, &to, &options, &|_, _| {}, &Default::default()).unwrap();
+        assert!(report.complete, "{report:?}");
+    };
+    let first = |vault: &Vault| vault.log_entries("app", LINEAGE, None).unwrap()[0].first;
+    let there = |key: &&str| second.list(key).unwrap().len();
+    copy();
+    assert_eq!(first(&unlock(second.clone(), &world.fingerprint, &world.owner).unwrap()), 1);
+    // The beginning is cut, and the copy learns of it; nothing is ever deleted there by copying.
+    let Swept::Done(_) = prune_all(&world, &last(2)) else { panic!("not swept") };
+    copy();
+    assert_eq!((there(&"log/"), keys(&world, "log/").len()), (601, 2));
+
+    let unlocked = unlock(second.clone(), &world.fingerprint, &world.owner).unwrap();
+    let fresh = Vault::open(second.clone(), None, Some(&world.fingerprint)).unwrap();
+    let host = HostVault::open(second.clone(), world.state.clone(), Some(&world.fingerprint)).unwrap();
+    assert_eq!([first(&world.vault), first(&unlocked), first(&fresh), first(&host)], [200; 4]);
+    assert_eq!(follows(&unlocked, &points[1]), numbers(201..=600));
+    let trail = unlocked.log_since("app", points[0].position.as_ref().unwrap()).unwrap();
+    assert!(trail.entries.is_empty() && trail.findings[0].code == "log-pruned", "{:?}", trail.findings);
+    let silent = |unlocked: &Unlocked| {
+        let findings = unlocked.check(CheckOptions { read_data: true }).unwrap().findings;
+        assert!(findings.iter().all(|f| f.code == "freshness-unproven"), "{findings:?}");
+    };
+    silent(&unlocked);
+    append(&host, 601..=601);
+    assert_eq!(follows(&unlocked, &points[2]), numbers(401..=601));
+
+    let now = later(9);
+    second.set_clock(now);
+    let pruner = unlocked.pruner().unwrap();
+    let options = PruneOptions { now: Some(now), ..last(2) };
+    let proposed = pruner.propose(&options).unwrap();
+    assert!(proposed.log_objects >= 199, "{proposed:?}");
+    pruner.perform(&proposed, &options).unwrap();
+    second.set_clock(later(12));
+    let swept = pruner.go_on(&PruneOptions { now: Some(later(12)), ..last(2) }).unwrap();
+    assert!(matches!(swept, Swept::Done(_)), "{swept:?}");
+    let left = second.list("log/app/l/0000000001/000000000/").unwrap();
+    assert!(left.iter().all(|object| object.key.as_str() >= "log/app/l/0000000001/000000000/199"), "{left:?}");
+    assert_eq!(follows(&unlocked, &points[1]), numbers(201..=601));
+    silent(&unlocked);
 }

@@ -1,14 +1,17 @@
 //! Pruning: what is not wanted goes, what is wanted stays restorable, whoever is at work meanwhile and wherever it is killed.
 
 mod fold;
+mod forks;
+mod locks;
 mod logs;
 mod moved;
+mod tiers;
 
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_vault::prune::{Hand, Held, Swept, Why};
-use lifeboat_vault::storage::{Faulty, MemoryStorage, Storage};
+use lifeboat_vault::storage::{Faulty, MemoryStorage, Operation, Storage};
 use lifeboat_vault::{
     Badge, CheckOptions, HostVault, KeepRules, Member, PointInfo, PruneOptions, Pruner, Role, SessionOptions, State,
     Vault, VaultError,
@@ -196,7 +199,7 @@ fn a_backup_that_slept_through_a_prune_is_told_and_the_next_one_works() {
     assert_eq!(session.bytes_new(), 0);
     let Swept::Done(_) = prune_all(&world, &last(1)) else { panic!("not swept") };
     let failed = commit(session, &ids).unwrap_err();
-    insta::assert_snapshot!(failed, @"this backup has failed and cannot be committed: a prune that began after it took 30 chunks, which it was to build on; start it again, what was uploaded is reused");
+    insta::assert_snapshot!(failed, @"this backup has failed and cannot be committed: a prune that began after it took or archived 30 chunks, which it was to build on; start it again, what was uploaded is reused");
     let again = back_up(&world.vault, "app", 1, 30).unwrap();
     assert!(again.bytes_new > 0 && again.sequence == 3, "{again:?}");
     assert!(is_right(&world.unlock(), &again, 1, 30).unwrap());
@@ -257,13 +260,57 @@ fn nothing_is_deleted_while_a_kept_point_could_not_be_restored() {
     assert!(newest.sequence < again.sequence);
 }
 
+/// A hold is a promise only as long as no deletion has begun: after that it says so, whatever becomes of the point.
+#[test]
+fn a_hold_that_comes_when_deleting_has_begun_says_so() {
+    for deletes in [0, 1] {
+        let world = World::new();
+        let points: Vec<PointInfo> = (1..=4).map(|seed| back_up(&world.vault, "app", seed, 10).unwrap()).collect();
+        let id = |point: usize| points[point].id.clone();
+        let by = Hand::Member(&world.state);
+        let hold = |what: Held| world.vault.hold(by, &what, None, "case 17").unwrap();
+        let faulty = Faulty::new(world.storage.clone());
+        let pruner = unlock(faulty.clone(), &world.fingerprint, &world.owner).unwrap().pruner().unwrap();
+        let day_3 = at(&world, 3, &last(1));
+        pruner.perform(&pruner.propose(&day_3).unwrap(), &day_3).unwrap();
+        let in_time = hold(Held::Point(id(0)));
+        assert!(in_time.going.is_empty() && in_time.gone.is_empty(), "{in_time:?}");
+        // The pruner dies at its first deletions: the first has taken effect, or has not.
+        let day_6 = at(&world, 6, &last(1));
+        let objects = keys(&world, "");
+        for kind in ["pack/", "index/", "refs/", "snap/", "verify/"].into_iter().filter(|_| deletes == 0) {
+            faulty.fail(Operation::Delete, kind, 1);
+        }
+        if deletes == 1 {
+            // The snapshot comes last; the next one is not answered any more.
+            faulty.fail(Operation::Delete, "snap/", 1);
+        }
+        pruner.go_on(&day_6).unwrap_err();
+        let left = keys(&world, "").len();
+        assert_eq!(left < objects.len(), deletes == 1);
+        let of_point = hold(Held::Point(id(1)));
+        assert_eq!((&of_point.going, &of_point.gone), (&vec![id(1)], &vec![]));
+        let of_all = hold(Held::Dataset("app".to_owned()));
+        assert_eq!(of_all.going, [id(1), id(2)], "neither the one that was held in time, nor the newest");
+        let Swept::Done(swept) = pruner.go_on(&at(&world, 7, &last(1))).unwrap() else { panic!("not swept") };
+        let there: Vec<String> = world.vault.points(None).unwrap().points.into_iter().map(|point| point.id).collect();
+        for late in [1, 2] {
+            assert_eq!(there.contains(&id(late)), deletes == 0, "{swept:?}");
+            let again = hold(Held::Point(id(late)));
+            assert_eq!((again.going, again.gone.len()), (vec![], usize::from(deletes == 1)));
+        }
+        assert!(there.contains(&id(0)) && there.contains(&id(3)));
+        check_is_silent(&world);
+    }
+}
+
 #[test]
 fn a_hold_and_a_freeze_stop_it_at_any_time() {
     let world = World::new();
     let points: Vec<PointInfo> = (1..=4).map(|seed| back_up(&world.vault, "app", seed, 10).unwrap()).collect();
     let pruner = pruner(&world);
     let by = Hand::Member(&world.state);
-    let number = world.vault.hold(by, &Held::Point(points[0].id.clone()), None, "case 17").unwrap();
+    let number = world.vault.hold(by, &Held::Point(points[0].id.clone()), None, "case 17").unwrap().number;
     let options = at(&world, 3, &last(1));
     let proposed = pruner.propose(&options).unwrap();
     assert_eq!(proposed.pruned().map(|p| p.id.as_str()).collect::<Vec<_>>(), [&points[1].id, &points[2].id]);

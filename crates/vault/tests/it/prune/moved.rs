@@ -137,6 +137,35 @@ fn many_small_packs_and_their_indexes_become_few() {
 }
 
 #[test]
+fn a_host_that_took_over_sees_what_was_moved_of_the_others_packs() {
+    let world = World::new();
+    for seed in 1..=4 {
+        back_up(&world.vault, "app", seed, 6).unwrap();
+    }
+    let state = host_state(&world.directory, "beta");
+    let reader = Vault::open(world.storage.clone(), Some(state.clone()), Some(&world.fingerprint)).unwrap();
+    let asked = reader.request_enrolment(&state, &[]).unwrap();
+    world.unlock().approve(&asked.fingerprint).unwrap();
+    let beta = || HostVault::open(world.storage.clone(), state.clone(), Some(&world.fingerprint)).unwrap();
+    let heir = beta();
+    heir.unlock(std::slice::from_ref(&world.owner)).unwrap().inherit(&heir, "app").unwrap();
+    assert_eq!(back_up(&heir, "app", 3, 6).unwrap().bytes_new, 0);
+    // One that is at work all the while, and builds on what is moved.
+    let session = heir.begin("app", SessionOptions::default()).unwrap();
+    let ids = put_chunks(&session, 2, 6).unwrap();
+    assert_eq!(session.bytes_new(), 0);
+    let Swept::Done(_) = prune_all(&world, &keep_all()) else { panic!("not swept") };
+    assert_eq!((keys(&world, "pack/").len(), moved_keys(&world).len()), (1, 1));
+    let slept = commit(session, &ids).unwrap();
+    assert!(is_right(&world.unlock(), &slept, 2, 6).unwrap());
+    world.storage.set_clock(Timestamp::now());
+    for seed in 1..=4 {
+        assert_eq!(back_up(&beta(), "app", seed, 6).unwrap().bytes_new, 0, "{seed}");
+    }
+    assert!(world.unlock().check(CheckOptions { read_data: true }).unwrap().is_sound());
+}
+
+#[test]
 fn nobody_but_a_pruner_says_where_chunks_lie_now_and_a_damaged_pack_is_not_moved() {
     let world = World::new();
     let points: Vec<PointInfo> = (1..=3).map(|seed| back_up(&world.vault, "app", seed, 6).unwrap()).collect();
@@ -177,7 +206,17 @@ fn nobody_but_a_pruner_says_where_chunks_lie_now_and_a_damaged_pack_is_not_moved
 }
 
 #[test]
-fn a_move_that_is_killed_at_any_operation_is_taken_up_again() {
+fn a_move_that_is_killed_before_any_operation_is_taken_up_again() {
+    kill_moves(false);
+}
+
+#[test]
+fn a_move_that_is_killed_after_any_operation_is_taken_up_again() {
+    kill_moves(true);
+}
+
+/// At each operation in turn, before it had its effect or after it.
+fn kill_moves(after: bool) {
     let origin = World::new();
     let points: Vec<PointInfo> = (1..=4).map(|seed| back_up(&origin.vault, "app", seed, 4).unwrap()).collect();
     for crash_at in 0.. {
@@ -189,7 +228,7 @@ fn a_move_that_is_killed_at_any_operation_is_taken_up_again() {
         let open = |storage: Arc<dyn Storage>| unlock(storage, &origin.fingerprint, &origin.owner).unwrap();
         let faulty = Faulty::new(storage.clone());
         let pruner = open(faulty.clone()).pruner().unwrap();
-        faulty.crash_after(crash_at, crash_at % 2 == 0);
+        faulty.crash_after(crash_at, after);
         let killed = || {
             let options = at(3);
             pruner.perform(&pruner.propose(&options)?, &options)?;

@@ -81,7 +81,7 @@ fn only_who_held_or_the_owner_lets_go_and_only_the_owner_thaws_whoever_signs() {
     let world = World::new();
     let point = back_up(&world.vault, "app", 1, 3).unwrap();
     let owner = world.unlock();
-    let number = owner.hold(Hand::Owner(&owner), &Held::Point(point.id.clone()), None, "case 17").unwrap();
+    let number = owner.hold(Hand::Owner(&owner), &Held::Point(point.id.clone()), None, "case 17").unwrap().number;
     owner.freeze(Hand::Owner(&owner), "an incident").unwrap();
     // What the owner would say to end both.
     let over = Arc::new(MemoryStorage::from_snapshot(world.storage.snapshot()));

@@ -6,7 +6,9 @@ mod forgeries;
 mod frozen;
 mod host;
 mod model;
+mod sizes;
 mod storage;
+mod stranger;
 mod upheavals;
 
 pub(crate) use host::copy_tree;

@@ -231,7 +231,7 @@ impl Play {
                 if let Some(id) = known.get(point) {
                     let unlocked = self.unlock();
                     let held = Held::Point(id.clone());
-                    let number = unlocked.hold(Hand::Owner(&unlocked), &held, None, "the model").unwrap();
+                    let number = unlocked.hold(Hand::Owner(&unlocked), &held, None, "the model").unwrap().number;
                     self.holds.insert(number, id.clone());
                 }
             }
@@ -305,7 +305,8 @@ impl Play {
         self.holds.values().any(|held| held == id)
     }
 
-    /// What no rule wants: of each chain all but the newest so many, the newest of so many days, and what is held.
+    /// What no rule wants: of each chain all but the newest so many by the storage's time (which is another one once an object was healed), the
+    /// newest of so many days, its last, and what is held.
     fn unwanted(&self, keep: usize) -> BTreeSet<String> {
         let stored: BTreeMap<String, Timestamp> =
             self.storage.list("snap/").unwrap().into_iter().map(|o| (o.key, o.stored_at.unwrap())).collect();
@@ -316,11 +317,12 @@ impl Play {
         let mut unwanted = BTreeSet::new();
         for mut chain in chains.into_values() {
             chain.sort_by_key(|point| std::cmp::Reverse((stored[&point.key], point.sequence)));
+            let last = chain.iter().map(|point| point.sequence).max();
             let mut days = BTreeSet::new();
             for (place, point) in chain.iter().enumerate() {
                 let is_first_of_day =
                     days.insert(stored[&point.key].to_string()[..10].to_owned()) && days.len() <= keep;
-                if place >= keep && !is_first_of_day && !self.is_held(&point.id) {
+                if place >= keep && !is_first_of_day && Some(point.sequence) != last && !self.is_held(&point.id) {
                     unwanted.insert(point.id.clone());
                 }
             }
