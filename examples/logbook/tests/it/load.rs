@@ -47,7 +47,7 @@ fn a_load_of_a_given_count_is_all_there_afterwards() {
         .args(&world.door)
         .arg("--ledger")
         .arg(&path)
-        .args(["--count", "60", "--rate", "400", "--upload-every", "10"])
+        .args(["--count", "60", "--rate", "400", "--upload-every", "10", "--seconds", "60"])
         .output()
         .unwrap();
     assert!(load.status.success(), "{}", String::from_utf8_lossy(&load.stderr));
@@ -107,7 +107,7 @@ fn the_client_follows_the_name_to_another_address() {
 fn garbled_content_is_wrong_and_not_present() {
     let world = world();
     let path = world.home.path().join("ledger");
-    let load = ["--count", "12", "--rate", "400", "--upload-every", "4"];
+    let load = ["--count", "12", "--rate", "400", "--upload-every", "4", "--seconds", "60"];
     let status = logbook().arg("load").args(&world.door).arg("--ledger").arg(&path).args(load).status().unwrap();
     assert!(status.success());
     let database = rusqlite::Connection::open(world.home.path().join("logbook.db")).unwrap();
@@ -125,8 +125,14 @@ fn garbled_content_is_wrong_and_not_present() {
 fn a_service_that_cannot_be_asked_is_an_error_and_no_count() {
     let world = world();
     let path = world.home.path().join("ledger");
-    let status =
-        logbook().arg("load").args(&world.door).arg("--ledger").arg(&path).args(["--count", "3"]).status().unwrap();
+    let status = logbook()
+        .arg("load")
+        .args(&world.door)
+        .arg("--ledger")
+        .arg(&path)
+        .args(["--count", "3", "--seconds", "60"])
+        .status()
+        .unwrap();
     assert!(status.success());
     world.service.kill();
     let output = logbook().arg("reconcile").args(&world.door).arg("--ledger").arg(&path).output().unwrap();

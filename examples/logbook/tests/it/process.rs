@@ -90,11 +90,28 @@ pub fn start_name_server(home: &Path, port: u16, address: &str) -> Process {
     );
     std::fs::write(&config, text).unwrap();
     let child = Command::new("unbound").arg("-d").arg("-c").arg(&config).stderr(Stdio::null()).spawn();
-    Process { child: child.expect("unbound must be installed: `cargo xtask test` does it") }
+    let mut process = Process { child: child.expect("unbound must be installed: `cargo xtask test` does it") };
+    let question = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x07logbook\x04test\0\0\x01\0\x01";
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    wait_for("unbound to answer", || {
+        assert_eq!(process.child.try_wait().unwrap(), None, "unbound ended; is port {port} taken?");
+        socket.send_to(question, ("127.0.0.1", port)).unwrap();
+        socket.recv(&mut [0; 512]).ok()
+    });
+    process
 }
 
+/// A port that nobody else gets meanwhile: below those that the system gives out by itself, and each asked for once.
 pub fn free_udp_port() -> u16 {
-    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+    let first = 12_000 + (std::process::id() % 500) as u16 * 30;
+    loop {
+        let port = first + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 30;
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 pub fn door(authority_port: u16, port: u16) -> Vec<String> {
