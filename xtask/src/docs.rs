@@ -18,6 +18,7 @@ pub(crate) fn make() -> Outcome {
     if !status.map_err(|error| format!("cannot run cargo test ({error})"))?.success() {
         return Err("the documents of the plan language could not be made".to_owned());
     }
+    build()?;
     for (path, text) in documents()? {
         std::fs::write(&path, text).map_err(|error| format!("cannot write {} ({error})", path.display()))?;
         println!("wrote {}", path.display());
@@ -26,10 +27,11 @@ pub(crate) fn make() -> Outcome {
 }
 
 pub(crate) fn check() -> Outcome {
+    build()?;
     Ok(if is_current()? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether the documents made from the program say what it says.
+/// Whether the documents made from the program, as it was last built, say what it says.
 pub(crate) fn is_current() -> Result<bool, String> {
     let mut same = true;
     for (path, text) in documents()? {
@@ -41,11 +43,15 @@ pub(crate) fn is_current() -> Result<bool, String> {
     Ok(same)
 }
 
-fn documents() -> Result<Vec<(PathBuf, String)>, String> {
+fn build() -> Result<(), String> {
     let built = cargo().args(["build", "--quiet", "--package", "lifeboat"]).status();
-    if !built.map_err(|error| format!("cannot run cargo build ({error})"))?.success() {
-        return Err("the binary could not be built".to_owned());
+    match built.map_err(|error| format!("cannot run cargo build ({error})"))?.success() {
+        true => Ok(()),
+        false => Err("the binary could not be built".to_owned()),
     }
+}
+
+fn documents() -> Result<Vec<(PathBuf, String)>, String> {
     let mut commands = String::from(
         "# Commands\n\nMade by `cargo xtask docs` from `lifeboat --help`. Exit codes: 0 done, 1 an operation failed, \
          2 usage or the plan is wrong, 3 done but a finding stands, 4 refused by a safety rule, 5 held and waiting \

@@ -11,7 +11,7 @@ use crate::{Outcome, cargo, root};
 /// Set where this program is rustc's wrapper.
 const WRAPS: &str = "LIFEBOAT_FUZZ_WRAPS";
 /// Whose branches are watched.
-const WATCHED: [&str; 4] = ["lifeboat_vault", "lifeboat_core", "lifeboat_engine", "parsers"];
+const WATCHED: [&str; 5] = ["lifeboat_vault", "lifeboat_core", "lifeboat_engine", "lifeboat_adapters", "parsers"];
 const COVERAGE: [&str; 7] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: &[&str]) -> Outcome {
             name => wanted.push(name.to_owned()),
         }
     }
-    let program = build()?;
+    let program = build(cargo())?;
     let known = targets(&program)?;
     if let Some(unknown) = wanted.iter().find(|name| !known.contains(name)) {
         return Err(format!("there is no target {unknown}; there are: {}", known.join(", ")));
@@ -78,7 +78,7 @@ pub(crate) fn run(arguments: &[&str]) -> Outcome {
 }
 
 /// Builds the targets beside everything else, with the versions that the workspace uses.
-fn build() -> Result<PathBuf, String> {
+pub(crate) fn build(mut cargo: Command) -> Result<PathBuf, String> {
     let (here, lock) = (root().join("fuzz"), root().join("Cargo.lock"));
     let own = here.join("Cargo.lock");
     if !own.exists() {
@@ -86,7 +86,7 @@ fn build() -> Result<PathBuf, String> {
     }
     let wrapper = std::env::current_exe().map_err(|error| format!("cannot find this program ({error})"))?;
     let target = root().join("target");
-    let status = cargo()
+    let status = cargo
         .current_dir(&here)
         .args(["build", "--quiet", "--bin", "parsers"])
         .env("CARGO_TARGET_DIR", &target)

@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// moto's S3 server and all that it stands on; the reason for each but the first is the first.
+/// moto's S3 server and all that it stands on; and what the reader of vaults that is written from the format's pages alone needs
+/// (`crates/vault/tests/reader`): blake3 and zstandard, and cryptography, which moto wants, too.
 const PINNED: &[&str] = &[
     "moto==5.2.5",
     "blinker==1.9.0",
@@ -34,6 +35,8 @@ const PINNED: &[&str] = &[
     "urllib3==2.8.0",
     "Werkzeug==3.1.9",
     "xmltodict==1.0.4",
+    "blake3==1.0.11",
+    "zstandard==0.25.0",
 ];
 
 /// Makes the environment, unless it is there as it should be.
@@ -48,17 +51,17 @@ pub(crate) fn install() -> Result<(), String> {
         std::fs::remove_dir_all(&place).map_err(|error| format!("cannot remove {} ({error})", place.display()))?;
     }
     // Debian's own: another Python on the PATH may have been built without what pip needs.
-    run(Path::new("/usr/bin/python3"), &["-m", "venv", &place.display().to_string()])?;
+    run(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(&place))?;
     let mut arguments = vec!["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"];
     arguments.extend(PINNED);
-    run(&place.join("bin/python3"), &arguments)?;
+    run(Command::new(place.join("bin/python3")).args(arguments))?;
     std::fs::write(&note, wanted).map_err(|error| format!("cannot write {} ({error})", note.display()))
 }
 
-fn run(program: &Path, arguments: &[&str]) -> Result<(), String> {
-    let shown = format!("{} {}", program.display(), arguments.join(" "));
-    let status =
-        Command::new(program).args(arguments).status().map_err(|error| format!("cannot run {shown} ({error})"))?;
+pub(crate) fn run(command: &mut Command) -> Result<(), String> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let shown = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    let status = command.status().map_err(|error| format!("cannot run {shown} ({error})"))?;
     if status.success() {
         Ok(())
     } else {
@@ -67,7 +70,7 @@ fn run(program: &Path, arguments: &[&str]) -> Result<(), String> {
 }
 
 /// Where cargo builds, two above where it put this chore: the tests look for the environment there.
-fn target_directory() -> Result<PathBuf, String> {
+pub(crate) fn target_directory() -> Result<PathBuf, String> {
     let chore = std::env::current_exe().map_err(|error| format!("cannot find out where this chore lies ({error})"))?;
     let directory = chore.parent().and_then(Path::parent);
     directory.map(PathBuf::from).ok_or_else(|| format!("{} is not where cargo builds", chore.display()))

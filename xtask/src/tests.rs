@@ -3,9 +3,9 @@
 //! Invariant: a test that was ignored, filtered out or never reported counts as failed. The last line is the tally.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{ExitCode, Stdio};
+use std::process::{ExitCode, Output, Stdio};
 
-use crate::{Outcome, cargo, docs, fuzz, packages, pypi};
+use crate::{Outcome, cargo, cargo_that_gives_way, docs, fuzz, npm, packages, pypi, soak};
 
 /// What one test binary reported.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -17,29 +17,54 @@ struct Tally {
 /// How long each parser is fuzzed here: enough to run its seeds and some thousand others.
 const FUZZ_SECONDS: &str = "3";
 
+/// Random tests draw the same numbers here each time, so that a change is judged by what it changes. (`soak` draws others.)
+const SEED: &str = "20261122";
+
+/// Test threads for each processor: most tests wait for processes half of their time.
+const THREADS_PER_PROCESSOR: usize = 2;
+const THREADS: &str = "RUST_TEST_THREADS";
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from) * THREADS_PER_PROCESSOR
+}
+
 pub(crate) fn run() -> Outcome {
     packages::install(packages::FOR_TESTS)?;
     pypi::install()?;
+    npm::install()?;
     let mut complaints = Vec::new();
-    let checks: [(&str, &[&str]); 2] = [
-        ("the formatting is not rustfmt's: run `cargo fmt --all`", &["fmt", "--all", "--check"]),
-        (
-            "clippy has something to say",
-            &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"],
-        ),
-    ];
-    for (complaint, arguments) in checks {
-        announce(arguments);
-        let status = cargo().args(arguments).status().map_err(|error| format!("cannot run cargo ({error})"))?;
-        if !status.success() {
-            complaints.push(complaint);
-        }
+    let formatting = ["fmt", "--all", "--check"];
+    announce(&formatting);
+    if !run_cargo(&formatting)? {
+        complaints.push("the formatting is not rustfmt's: run `cargo fmt --all`");
     }
-    let (tally, succeeded) = run_tests()?;
+    let building = ["test", "--workspace", "--no-run"];
+    announce(&building);
+    if !run_cargo(&building)? {
+        return Err("the tests could not be built".to_owned());
+    }
+    // Tests leave processors idle; what is compiled for the other checks uses them.
+    let (clippy, tests) = std::thread::scope(|scope| {
+        let beside = scope.spawn(|| {
+            let clippy = lint();
+            // What is wrong with it is said when it is wanted.
+            drop(fuzz::build(cargo_that_gives_way()));
+            clippy
+        });
+        let tests = run_tests();
+        (beside.join(), tests)
+    });
+    let clippy = clippy.map_err(|_| "clippy was not waited for")??;
+    let (tally, succeeded) = tests?;
+    println!("== cargo {}", CLIPPY.join(" "));
+    if !clippy.status.success() {
+        println!("{}{}", String::from_utf8_lossy(&clippy.stdout), String::from_utf8_lossy(&clippy.stderr));
+        complaints.push("clippy has something to say");
+    }
     if !succeeded && tally.failed == 0 {
         complaints.push("cargo test failed outside a test");
     }
-    println!("== cargo xtask docs --check");
+    println!("== cargo xtask docs --check"); // of the program that was tested: by itself it would be built with other features
     if !docs::is_current()? {
         complaints.push("a generated document is out of date");
     }
@@ -58,6 +83,17 @@ pub(crate) fn run() -> Outcome {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+const CLIPPY: [&str; 7] = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+
+fn lint() -> Result<Output, String> {
+    cargo_that_gives_way().args(CLIPPY).output().map_err(|error| format!("cannot run cargo clippy ({error})"))
+}
+
+fn run_cargo(arguments: &[&str]) -> Result<bool, String> {
+    let status = cargo().args(arguments).status().map_err(|error| format!("cannot run cargo ({error})"))?;
+    Ok(status.success())
+}
+
 fn announce(arguments: &[&str]) {
     println!("== cargo {}", arguments.join(" "));
 }
@@ -68,6 +104,8 @@ fn run_tests() -> Result<(Tally, bool), String> {
     announce(&arguments);
     let mut child = cargo()
         .args(arguments)
+        .env(soak::SEED, std::env::var_os(soak::SEED).unwrap_or_else(|| SEED.into()))
+        .env(THREADS, std::env::var_os(THREADS).unwrap_or_else(|| threads().to_string().into()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -1,6 +1,7 @@
 //! What is backed up: made from what is on the machine, or from a seed, the same every time.
 //!
-//! Invariant: data is made once and kept; what a round changes in it is put back, at the latest when it is used again.
+//! Invariant: data is made once and kept while it is used, in memory, so that no step waits for a disk that another step did not; what a
+//! round changes in it is put back, at the latest when it is used again.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -11,7 +12,7 @@ use super::measure::Call;
 use super::{make_directory, place};
 
 /// Which way of making data this is: with another, rounds are counted anew.
-const MADE: u32 = 1;
+const MADE: u32 = 2;
 const PAGE_BYTES: usize = 8192;
 const DATABASE_PAGES: u64 = (4 << 30) / PAGE_BYTES as u64;
 /// One in so many pages is changed.
@@ -40,7 +41,7 @@ impl Data {
     /// Makes it where it is missing, reads all of it once, and says where it is.
     pub(super) fn prepare(self) -> Result<PathBuf, String> {
         let path = match self {
-            Data::Tree => toolchains()?,
+            Data::Tree => made("tree", copy_toolchains)?,
             Data::Database => made("database", make_database)?,
             Data::Small => made("small", make_small_files)?,
         };
@@ -63,9 +64,13 @@ impl Data {
 }
 
 /// All Rust toolchains of this machine: programs, libraries, documentation.
-fn toolchains() -> Result<PathBuf, String> {
-    let printed = Call::new(&["rustup", "show", "home"]).run()?;
-    Ok(PathBuf::from(printed.trim()).join("toolchains"))
+fn copy_toolchains(at: &Path) -> std::io::Result<()> {
+    let copy = || -> Result<(), String> {
+        let home = Call::new(&["rustup", "show", "home"]).run()?;
+        let from = PathBuf::from(home.trim()).join("toolchains").join(".");
+        Call::new(&["cp", "-a", &from.to_string_lossy(), &at.to_string_lossy()]).run().map(drop)
+    };
+    copy().map_err(std::io::Error::other)
 }
 
 fn made(name: &str, make: fn(&Path) -> std::io::Result<()>) -> Result<PathBuf, String> {

@@ -1,7 +1,9 @@
 //! Runs a command and says what it took.
 //!
-//! Invariant: a command that failed has no figures.
+//! Invariant: a command that failed has no figures, and every command that is measured finds memory that the machine has at hand.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -80,8 +82,44 @@ impl Call {
     }
 }
 
+/// What a step may fill besides what it writes: caches, indexes, its own memory.
+const TOUCHED_BESIDES: u64 = 512 << 20;
+
+/// Has the machine lay its hands on as much memory as a step that is about to be measured will fill in `place`, by filling and freeing it:
+/// a hypervisor takes memory back that lies free for seconds, and giving it again can take longer than what is measured.
+pub(super) fn touch_memory(place: &Path, bytes: u64) -> Result<(), String> {
+    const PIECE: u64 = 1 << 20;
+    let path = place.join("touched");
+    let touch = || -> std::io::Result<()> {
+        let file = File::create(&path)?;
+        let pieces = (bytes + TOUCHED_BESIDES).div_ceil(PIECE);
+        let filled = vec![1; PIECE as usize];
+        let workers = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+        let fill = |worker: u64| {
+            (worker..pieces).step_by(workers as usize).try_for_each(|piece| file.write_all_at(&filled, piece * PIECE))
+        };
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..workers).map(|worker| scope.spawn(move || fill(worker))).collect();
+            all.into_iter()
+                .try_for_each(|one| one.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread has ended"))))
+        })
+    };
+    let touched = touch();
+    super::remove(&path)?;
+    touched.map_err(|error| format!("cannot fill {} ({error})", path.display()))
+}
+
+/// Bytes that the files below a directory occupy.
+pub(super) fn occupied_below(path: &Path) -> Result<u64, String> {
+    disk_usage(&["du", "-s", "--block-size=1", &path.to_string_lossy()])
+}
+
 /// Bytes of all files below a directory, as long as they say they are.
 pub(super) fn bytes_below(path: &Path) -> Result<u64, String> {
-    let text = Call::new(&["du", "-s", "--apparent-size", "--block-size=1", &path.to_string_lossy()]).run()?;
+    disk_usage(&["du", "-s", "--apparent-size", "--block-size=1", &path.to_string_lossy()])
+}
+
+fn disk_usage(words: &[&str]) -> Result<u64, String> {
+    let text = Call::new(words).run()?;
     text.split_whitespace().next().and_then(|word| word.parse().ok()).ok_or_else(|| format!("du wrote {text:?}"))
 }

@@ -57,7 +57,8 @@ pub(super) fn write() -> Result<(), String> {
         "# Benchmarks\n\nlifeboat beside its peers, each as this page says, all in turn on one machine, in memory (`/dev/shm`), so that the tools are \
          compared and not a disk. Every restore was compared with its source. Figures are medians over the rounds, with the least and the \
          most; ratios are made round by round against the best peer of that round, and above 1 lifeboat is the better. `cp -a` and `tar | zstd` \
-         are floors and no peers: they do not encrypt or deduplicate. Memory is that of a tool's largest process. A goal that is missed says so.\n\n\
+         are floors and no peers: they do not encrypt or deduplicate. Right before each step as much memory as it may fill is filled and freed \
+         again, for every tool alike: a hypervisor takes memory back that lies free, and giving it again would be measured instead. Memory is that of a tool's largest process. A goal that is missed says so.\n\n\
          This page is written by `cargo xtask bench vault` and `cargo xtask bench sqlite`, which install the peers, make the data, and take \
          hours; `--runs 1 --data tree` takes minutes. Each round is kept when it is finished, and run again with `--runs 7` they add what is \
          missing: so rounds can be collected whenever the machine is quiet. `cargo xtask bench page` only writes the page.\n",
@@ -82,7 +83,7 @@ pub(super) fn write() -> Result<(), String> {
 fn about(name: &str) -> &'static str {
     match name {
         "tree" => {
-            "All toolchains that build and check lifeboat (`$(rustup show home)/toolchains`): programs, libraries and documentation."
+            "All toolchains that build and check lifeboat (`$(rustup show home)/toolchains`), copied to memory: programs, libraries and documentation."
         }
         "database" => {
             "One file of 4 GiB in pages of 8 KiB, half of each page random and half words, so that it compresses to about half. Then 2 % of its \

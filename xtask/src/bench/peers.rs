@@ -98,15 +98,15 @@ impl Tool {
     }
 }
 
-/// The binary that is measured, built with the release profile.
+/// The binary that is measured, built as it is handed out.
 pub(super) fn lifeboat() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("release/lifeboat")
+    target.join("dist/lifeboat")
 }
 
 /// Builds lifeboat, and installs the peers that are missing. Takes long the first time.
 pub(super) fn prepare(tools: &[Tool]) -> Result<(), String> {
-    let built = crate::cargo().args(["build", "--release", "--quiet", "--package", "lifeboat"]).status();
+    let built = crate::cargo().args(["build", "--profile=dist", "--quiet", "--package", "lifeboat"]).status();
     if !built.map_err(|error| format!("cannot run cargo ({error})"))?.success() {
         return Err("lifeboat could not be built".to_owned());
     }

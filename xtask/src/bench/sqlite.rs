@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use super::measure::{Call, Took};
+use super::measure::{Call, Took, occupied_below, touch_memory};
 use super::peers::{lifeboat, prepare, python_tool};
 use super::rounds::{Contestant, Rounds};
 use super::vault::Figures;
@@ -99,6 +99,7 @@ pub(super) fn run(asked: &Asked) -> Result<(), String> {
         }
         if let Some(floor) = round.last_mut() {
             let to = place().join("copied.db").to_string_lossy().into_owned();
+            touch_memory(&place(), occupied_below(&original)?)?;
             let (_, took) = Call::new(&["cp", &original.to_string_lossy(), &to]).measure()?;
             floor.entry("restore".to_owned()).or_default().push(took.seconds);
             remove(&place().join("copied.db"))?;
@@ -127,6 +128,8 @@ struct Stage {
     streamer: Streamer,
     root: PathBuf,
     database: PathBuf,
+    /// Bytes that the original takes in memory.
+    occupied: u64,
     environment: Vec<(String, String)>,
 }
 
@@ -141,7 +144,8 @@ impl Stage {
         let text = |name: &str| root.join(name).to_string_lossy().into_owned();
         let environment =
             vec![("LIFEBOAT_STATE".to_owned(), text("state")), ("LIFEBOAT_PLAN".to_owned(), text("lifeboat.toml"))];
-        let stage = Stage { streamer, root, database, environment };
+        let occupied = occupied_below(original)?;
+        let stage = Stage { streamer, root, database, occupied, environment };
         match streamer {
             Streamer::Lifeboat => stage.set_lifeboat()?,
             Streamer::Litestream => stage.write("litestream.yml", &stage.litestream(""))?,
@@ -236,6 +240,7 @@ protect = [{{ to = "main", base = {{ every = "1d", keep = {{ last = 4 }} }}, log
     fn play(&self, round: usize, figures: &mut Figures) -> Result<(), String> {
         let mut note = |name: &str, value: f64| figures.entry(name.to_owned()).or_default().push(value);
         let config = self.at("litestream.yml");
+        touch_memory(&place(), self.occupied)?;
         let first = match self.streamer {
             Streamer::Lifeboat => self.call(&["--quiet", "backup", "live"]).measure()?.1,
             _ => self.call(&["replicate", "-config", &config, "-once"]).measure()?.1,
@@ -260,6 +265,7 @@ protect = [{{ to = "main", base = {{ every = "1d", keep = {{ last = 4 }} }}, log
 
     fn restore(&self, name: &str) -> Result<(PathBuf, Took), String> {
         let to = self.at(name);
+        touch_memory(&place(), self.occupied)?;
         match self.streamer {
             Streamer::Lifeboat => {
                 let call = self.call(&["--quiet", "restore", "live", "--key", &self.at("owner.key"), "--to", &to]);

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::data::{self, Change, Data};
-use super::measure::{Took, bytes_below};
+use super::measure::{Took, bytes_below, occupied_below, touch_memory};
 use super::peers::{self, Repository, Tool};
 use super::rounds::Rounds;
 use super::{Asked, place, remove};
@@ -22,9 +22,7 @@ pub(super) fn run(asked: &Asked) -> Result<(), String> {
     peers::prepare(&tools)?;
     for data in wanted {
         measure(data, &tools, asked.runs)?;
-        if data != Data::Tree {
-            remove(&place().join("data").join(data.name()))?;
-        }
+        remove(&place().join("data").join(data.name()))?;
     }
     Ok(())
 }
@@ -32,6 +30,7 @@ pub(super) fn run(asked: &Asked) -> Result<(), String> {
 /// Adds the rounds that are missing to those that were kept.
 fn measure(data: Data, tools: &[Tool], runs: usize) -> Result<(), String> {
     let source = data.prepare()?;
+    let occupied = occupied_below(&source)?;
     let contestants = tools.iter().map(|tool| tool.contestant()).collect::<Result<Vec<_>, String>>()?;
     let complete = tools.len() == peers::ALL.len();
     let mut rounds = Rounds::open(data.name(), &data.describe(&source)?, &peers::lifeboat(), contestants, complete)?;
@@ -43,7 +42,7 @@ fn measure(data: Data, tools: &[Tool], runs: usize) -> Result<(), String> {
         for turn in 0..tools.len() {
             let index = (turn + rounds.count()) % tools.len();
             let (Some(tool), Some(figures)) = (tools.get(index), round.get_mut(index)) else { continue };
-            take_turn(data, *tool, &source, figures)
+            take_turn(data, *tool, (&source, occupied), figures)
                 .map_err(|error| format!("{}, {}: {error}", tool.name(), data.name()))?;
             rounds.ended_turn(runs, tool.name(), figures);
         }
@@ -52,7 +51,13 @@ fn measure(data: Data, tools: &[Tool], runs: usize) -> Result<(), String> {
     Ok(())
 }
 
-fn take_turn(data: Data, tool: Tool, source: &std::path::Path, figures: &mut Figures) -> Result<(), String> {
+fn take_turn(
+    data: Data,
+    tool: Tool,
+    (source, occupied): (&std::path::Path, u64),
+    figures: &mut Figures,
+) -> Result<(), String> {
+    let touch = || touch_memory(&place(), occupied);
     let mut note = |name: &str, value: f64| figures.entry(name.to_owned()).or_default().push(value);
     let mut repository = Repository::make(tool, &place().join("repository"))?;
     let mut memory: f64 = 0.0;
@@ -61,10 +66,12 @@ fn take_turn(data: Data, tool: Tool, source: &std::path::Path, figures: &mut Fig
         note(&format!("{name}-cpu"), took.cpu_seconds);
         memory = memory.max(took.memory_mb);
     };
+    touch()?;
     took("first", repository.backup(source, 1)?, &mut note);
     let mut stored = bytes_below(&repository.stored())?;
     note("stored", stored as f64 / 1e6);
     if !tool.is_floor() {
+        touch()?;
         took("again", repository.backup(source, 2)?, &mut note);
         note("again-stored", (bytes_below(&repository.stored())?.saturating_sub(stored)) as f64 / 1e6);
     }
@@ -72,11 +79,13 @@ fn take_turn(data: Data, tool: Tool, source: &std::path::Path, figures: &mut Fig
         for (change, name) in [(Change::Clustered, "clustered"), (Change::Scattered, "scattered")] {
             stored = bytes_below(&repository.stored())?;
             data::change(source, change, false)?;
+            touch()?;
             took(name, repository.backup(source, 3 + change as usize)?, &mut note);
             note(&format!("{name}-stored"), (bytes_below(&repository.stored())?.saturating_sub(stored)) as f64 / 1e6);
         }
     }
     let to = place().join("restored");
+    touch()?;
     let (restored, restore_took) = repository.restore(source, &to)?;
     note("restore", restore_took.seconds);
     note("restore-cpu", restore_took.cpu_seconds);
