@@ -1,4 +1,4 @@
-//! `docs/benchmarks.md`, from the rounds that are kept in the bench's home.
+//! `docs/benchmarks.md`, from the rounds that are kept in `docs/benchmarks`.
 //!
 //! Invariant: the page says nothing that is not in the results, names the goal beside each figure, says where it is missed, and of how many
 //! rounds each figure is. Of fewer than a claim needs nothing is claimed.
@@ -13,14 +13,29 @@ use super::measure::Call;
 use super::rounds::newest;
 use crate::root;
 
+fn say(words: &[&str]) -> Result<String, String> {
+    Call::new(words).run().map(|text| text.trim().to_owned())
+}
+
+fn processors() -> Result<String, String> {
+    let model = say(&["sh", "-c", "grep -m1 'model name' /proc/cpuinfo | cut -d: -f2"])?;
+    Ok(format!("{} × {model}", say(&["nproc"])?))
+}
+
+fn memory() -> Result<String, String> {
+    say(&["sh", "-c", "awk '/MemTotal/ {printf \"%.0f GB\", $2/1e6}' /proc/meminfo"])
+}
+
+/// What rounds on another machine must have in common with this one.
+pub(super) fn kind_of_machine() -> Result<String, String> {
+    Ok(format!("{}, {}", processors()?, memory()?))
+}
+
 /// What the machine is, for who reads the figures elsewhere.
 pub(super) fn machine() -> Result<Value, String> {
-    let say = |words: &[&str]| Call::new(words).run().map(|text| text.trim().to_owned());
-    let cpu = say(&["sh", "-c", "grep -m1 'model name' /proc/cpuinfo | cut -d: -f2"])?;
-    let memory = say(&["sh", "-c", "awk '/MemTotal/ {printf \"%.0f GB\", $2/1e6}' /proc/meminfo"])?;
     Ok(json!({
-        "cpu": format!("{} × {cpu}", say(&["nproc"])?), "memory": memory, "kernel": say(&["uname", "-sr"])?,
-        "date": say(&["date", "-u", "+%Y-%m-%d"])?, "commit": say(&["git", "rev-parse", "--short", "HEAD"])?,
+        "cpu": processors()?, "memory": memory()?, "kernel": say(&["uname", "-sr"])?,
+        "date": say(&["date", "-u", "+%Y-%m-%d"])?, "commit": say(&["git", "log", "-1", "--format=%h", "--", "crates", "Cargo.toml", "Cargo.lock"])?,
     }))
 }
 
@@ -61,7 +76,8 @@ pub(super) fn write() -> Result<(), String> {
          again, for every tool alike: a hypervisor takes memory back that lies free, and giving it again would be measured instead. Memory is that of a tool's largest process. A goal that is missed says so.\n\n\
          This page is written by `cargo xtask bench vault` and `cargo xtask bench sqlite`, which install the peers, make the data, and take \
          hours; `--runs 1 --data tree` takes minutes. Each round is kept when it is finished, and run again with `--runs 7` they add what is \
-         missing: so rounds can be collected whenever the machine is quiet. `cargo xtask bench page` only writes the page.\n",
+         missing: so rounds can be collected whenever the machine is quiet. They lie in [`benchmarks`](benchmarks), each by itself. \
+         `cargo xtask bench page` only writes the page.\n",
     );
     for (name, title) in [
         ("tree", "Rust toolchains"),

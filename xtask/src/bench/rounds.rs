@@ -1,16 +1,18 @@
 //! Rounds that were finished, kept one by one, so that they can be collected whenever the machine is quiet.
 //!
-//! Invariant: a round is kept whole or not at all; what lies in one file was measured with the same binary of ours, the same versions and
-//! settings of the others, and the same data: with anything else counting begins anew, in another file.
+//! They lie in `docs/benchmarks`, beside the page that is made from them: who doubts a figure reads the rounds.
+//! Invariant: a round is kept whole or not at all; what lies in one file was measured with the same sources and compiler of ours, the same
+//! versions and settings of the others, the same data and a machine of the same kind: with anything else counting begins anew, in another file.
 
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use super::make_directory;
 use super::measure::Call;
 use super::vault::Figures;
-use super::{home, make_directory};
+use crate::root;
 
 /// Which way of measuring this is: with another, rounds are counted anew.
 const METHOD: u32 = 2;
@@ -42,16 +44,16 @@ pub(super) struct Rounds {
 }
 
 impl Rounds {
-    /// Opens what was kept of these contestants on this data; `data` says what the data is. Ours is the binary at `program`.
+    /// Opens what was kept of these contestants on this data; `data` says what the data is.
     pub(super) fn open(
         what: &'static str,
         data: &str,
-        program: &std::path::Path,
         contestants: Vec<Contestant>,
         complete: bool,
     ) -> Result<Rounds, String> {
-        let key = key(data, program, &contestants)?;
-        let path = home().join("results").join(format!("{what}-{key}.json"));
+        let ours = format!("{}\n{}", sources()?, super::page::kind_of_machine()?);
+        let key = key(data, &ours, &contestants)?;
+        let path = kept().join(format!("{what}-{key}.json"));
         Rounds::at(path, what, contestants, complete)
     }
 
@@ -143,14 +145,25 @@ impl Rounds {
 }
 
 /// What rounds must have in common to be counted together.
-fn key(data: &str, program: &std::path::Path, contestants: &[Contestant]) -> Result<String, String> {
-    let binary = Call::new(&["sha256sum", &program.to_string_lossy()]).run()?;
-    let mut all = format!("{METHOD} {data}\n{}\n", binary.split_whitespace().next().unwrap_or_default());
+fn key(data: &str, ours: &str, contestants: &[Contestant]) -> Result<String, String> {
+    let mut all = format!("{METHOD} {data}\n{ours}\n");
     for one in contestants {
         all.push_str(&format!("{} {} {}\n", one.name, one.version, one.settings));
     }
     let sum = Call::new(&["sh", "-c", "printf %s \"$0\" | sha256sum", &all]).run()?;
     sum.get(..12).map(str::to_owned).ok_or_else(|| format!("sha256sum wrote {sum:?}"))
+}
+
+/// What our binary is made of: the same everywhere, unlike its bytes.
+fn sources() -> Result<String, String> {
+    let listing = "git ls-files -co --exclude-standard -- crates/*/src crates/*/Cargo.toml Cargo.toml Cargo.lock | LC_ALL=C sort | \
+                   xargs -d '\\n' sha256sum | sha256sum && rustc --version";
+    Call::new(&["sh", "-c", listing]).inside(&root()).run()
+}
+
+/// Where rounds are kept.
+fn kept() -> PathBuf {
+    root().join("docs/benchmarks")
 }
 
 fn load() -> Option<f64> {
@@ -159,7 +172,7 @@ fn load() -> Option<f64> {
 
 /// The results of one set of data that are for the page: where everybody took part, measured last.
 pub(super) fn newest(what: &str) -> Result<Option<Value>, String> {
-    let Ok(entries) = std::fs::read_dir(home().join("results")) else { return Ok(None) };
+    let Ok(entries) = std::fs::read_dir(kept()) else { return Ok(None) };
     let mut newest: Option<Value> = None;
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -216,12 +229,12 @@ mod tests {
     }
 
     #[test]
-    fn another_binary_or_version_or_data_is_counted_by_itself() {
-        let (one, other) = (std::path::Path::new("/bin/sh"), std::path::Path::new("/bin/cat"));
-        let made = key("tree", one, &[contestant("1")]).unwrap();
-        assert_eq!(made, key("tree", one, &[contestant("1")]).unwrap());
-        assert_ne!(made, key("tree", other, &[contestant("1")]).unwrap());
-        assert_ne!(made, key("tree", one, &[contestant("2")]).unwrap());
-        assert_ne!(made, key("grown tree", one, &[contestant("1")]).unwrap());
+    fn other_sources_or_versions_or_data_are_counted_by_themselves() {
+        let made = key("tree", "one", &[contestant("1")]).unwrap();
+        assert_eq!(made, key("tree", "one", &[contestant("1")]).unwrap());
+        assert_ne!(made, key("tree", "other", &[contestant("1")]).unwrap());
+        assert_ne!(made, key("tree", "one", &[contestant("2")]).unwrap());
+        assert_ne!(made, key("grown tree", "one", &[contestant("1")]).unwrap());
+        assert_eq!(sources().unwrap(), sources().unwrap());
     }
 }

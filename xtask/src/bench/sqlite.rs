@@ -85,7 +85,7 @@ pub(super) fn run(asked: &Asked) -> Result<(), String> {
         floor: true,
     });
     let complete = streamers.len() == ALL.len();
-    let mut rounds = Rounds::open("sqlite", MAKE_DATABASE, &lifeboat(), contestants, complete)?;
+    let mut rounds = Rounds::open("sqlite", MAKE_DATABASE, contestants, complete)?;
     println!("sqlite: {} of {} rounds are there", rounds.count(), asked.runs);
     while rounds.count() < asked.runs {
         let mut round = vec![Figures::new(); streamers.len() + 1];

@@ -33,7 +33,7 @@ fn measure(data: Data, tools: &[Tool], runs: usize) -> Result<(), String> {
     let occupied = occupied_below(&source)?;
     let contestants = tools.iter().map(|tool| tool.contestant()).collect::<Result<Vec<_>, String>>()?;
     let complete = tools.len() == peers::ALL.len();
-    let mut rounds = Rounds::open(data.name(), &data.describe(&source)?, &peers::lifeboat(), contestants, complete)?;
+    let mut rounds = Rounds::open(data.name(), &data.describe(&source)?, contestants, complete)?;
     println!("{}: {} of {runs} rounds are there", data.name(), rounds.count());
     while rounds.count() < runs {
         let mut round = vec![Figures::new(); tools.len()];

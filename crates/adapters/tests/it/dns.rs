@@ -22,6 +22,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
+use super::ports::free_port;
 use super::web::Web;
 
 const NAME: &str = "shop.example.com.";
@@ -448,7 +449,7 @@ struct Unbound {
 impl Unbound {
     async fn start(authority: SocketAddr) -> Unbound {
         let directory = tempfile::tempdir().unwrap();
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let configuration = directory.path().join("unbound.conf");
         std::fs::write(&configuration, unbound_configuration(directory.path(), port, authority)).unwrap();
         let process = Command::new("/usr/sbin/unbound")

@@ -7,6 +7,7 @@ mod children;
 mod dns;
 mod objects;
 mod perform;
+mod ports;
 mod probe;
 mod recovery;
 mod served;

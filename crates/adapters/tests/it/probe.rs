@@ -1,6 +1,5 @@
 //! The probe against real servers, processes and the real authority.
 
-use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use lifeboat_vault::Role;
 use lifeboat_vault::sign::SigningKey;
 use lifeboat_vault::storage;
 
+use super::ports::free_port;
 use super::web::Web;
 
 const NAME: &str = "shop.example.com.";
@@ -67,11 +67,6 @@ async fn authority(addresses: &[&str]) -> (String, tempfile::TempDir) {
     (address, state)
 }
 
-/// A port on which nothing listens (any more).
-fn silent_port() -> u16 {
-    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_is_asked_over_http_tcp_and_by_command() {
     let web = Web::start("127.0.0.1").await;
@@ -98,7 +93,7 @@ async fn an_instance_is_asked_over_http_tcp_and_by_command() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_or_endless_instance_is_an_error_in_time() {
-    let port = silent_port();
+    let port = free_port();
     let it = instance(Some("127.0.0.1"), Some(port));
     for look in [Look::Tcp, Look::Http("/".into())] {
         let error = probe().instance(&it, &health(look)).await.unwrap_err().to_string();
@@ -169,7 +164,7 @@ async fn what_is_wrong_with_a_name_is_said() {
     insta::assert_snapshot!(said("example.org.", &authority).await, @"the name server AUTHORITY says Query Refused about example.org.");
     insta::assert_snapshot!(said("_epoch.shop.example.com.", &authority).await, @"_epoch.shop.example.com. has no address at AUTHORITY");
     insta::assert_snapshot!(said(NAME, "not an address").await, @"`not an address` is not the address of a name server: write it as 127.0.0.53:53");
-    let dead = format!("127.0.0.1:{}", silent_port());
+    let dead = format!("127.0.0.1:{}", free_port());
     let error = probe.resolve(NAME, Some(&dead)).await.unwrap_err();
     assert!(error.may_pass);
     assert_eq!(error.to_string(), format!("the name server {dead} cannot be asked"));

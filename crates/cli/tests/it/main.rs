@@ -15,6 +15,8 @@ mod machine;
 mod newcomer;
 mod places;
 mod plan;
+#[path = "../../../adapters/tests/it/ports.rs"]
+mod ports;
 mod retention;
 mod runs;
 #[path = "../../../adapters/tests/it/objects/servers.rs"]

@@ -10,8 +10,9 @@ use lifeboat_vault::doctor::{Wanted, examine};
 use lifeboat_vault::storage::{Put, Storage, StorageError, Verdict};
 
 use super::proxy::{Proxy, Spoil};
-use super::servers::{Server, free_port, impatient, started, tools};
+use super::servers::{Server, impatient, started, tools};
 use super::versions::lives;
+use crate::ports::free_port;
 use crate::storage_suite::conforms;
 
 /// Known to everybody: of the emulator's only account.

@@ -3,7 +3,6 @@
 //! One of each for all tests of a binary. They end when the test binary does: a script waits for the end of its stdin.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
@@ -11,6 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use lifeboat_adapters::storage::{BucketStorage, Environment, Patience, open_with};
+
+use crate::ports::free_port;
 
 /// Who asks, and with which keys.
 #[derive(Debug, Clone, Copy)]
@@ -49,10 +50,6 @@ pub(crate) fn radosgw() -> &'static Server {
 
 pub(crate) fn emulated() -> &'static Server {
     &EMULATED
-}
-
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn start_radosgw() -> Server {

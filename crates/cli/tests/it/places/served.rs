@@ -1,11 +1,11 @@
 //! A vault behind a real sshd, and behind a socket: what a host does there, what it cannot, and how a killed server is survived.
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
 use crate::machine::{Machine, Ran, assert_alike, await_that, noise};
+use crate::ports::free_port;
 
 /// An sshd of the test's own: its keys, its port, its authorized_keys.
 struct Sshd {
@@ -38,7 +38,7 @@ fn sshd(machine: &Machine, lines: &[(&str, &str)]) -> Sshd {
         .collect();
     keygen(machine, "stranger");
     machine.write("ssh/authorized", allowed);
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let (key, authorized) = (machine.at("ssh/host"), machine.at("ssh/authorized"));
     machine.write(
         "ssh/sshd_config",
