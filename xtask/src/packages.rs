@@ -2,6 +2,7 @@
 //!
 //! Invariant: after `install` each of them is installed, or the chore has failed and said which is missing.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 /// What tests call, each with the reason.
@@ -70,6 +71,17 @@ pub(crate) fn install(packages: &[(&str, &str)]) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{} could not be installed; install it by hand and run this again", still.join(", ")))
+}
+
+/// Gives the FUSE device the mode that Debian's udev gives it: where no udev runs, it is root's alone, and who is not root mounts nothing.
+pub(crate) fn open_fuse() -> Result<(), String> {
+    let device = std::path::Path::new("/dev/fuse");
+    let mode = || -> std::io::Result<u32> { Ok(std::fs::metadata(device)?.permissions().mode() & 0o777) };
+    let given = mode().and_then(|mode| match mode {
+        0o666 => Ok(()),
+        _ => std::fs::set_permissions(device, std::fs::Permissions::from_mode(0o666)),
+    });
+    given.map_err(|error| format!("cannot give {} the mode 0666 that udev gives it ({error})", device.display()))
 }
 
 fn missing<'a>(packages: &[(&'a str, &str)]) -> Result<Vec<&'a str>, String> {

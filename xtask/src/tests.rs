@@ -30,6 +30,7 @@ fn threads() -> usize {
 
 pub(crate) fn run() -> Outcome {
     packages::install(packages::FOR_TESTS)?;
+    packages::open_fuse()?;
     pypi::install()?;
     npm::install()?;
     let mut complaints = Vec::new();

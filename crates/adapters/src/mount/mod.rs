@@ -36,7 +36,7 @@ pub enum MountError {
     )]
     NoDevice,
     #[error(
-        "{} could not be mounted on; who is not root needs `fusermount3` (Debian: package fuse3) and rights on the directory",
+        "{} could not be mounted on; who is not root needs `fusermount3` (Debian: package fuse3), and rights on the directory and on /dev/fuse",
         at.display()
     )]
     Mount {
