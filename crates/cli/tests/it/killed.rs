@@ -46,9 +46,10 @@ fn without_time(name: &str) -> String {
 
 /// How many processes serve at an address.
 fn processes(address: &str) -> usize {
-    let found = Command::new("pgrep").args(["--full", "--list-full", address]).output().unwrap();
-    let serves = |line: &&str| line.contains("http.server") || line.contains("logbook serve");
-    text(&found.stdout).lines().filter(serves).count()
+    let found = Command::new("pgrep").args(["--full", "--list-full", "http.server|logbook serve"]).output().unwrap();
+    // To `pgrep` it would be a pattern, and 127.64.1.2 is found in 127.64.112.1 then.
+    let at = |word: &str| word.split(':').next() == Some(address);
+    text(&found.stdout).lines().filter(|line| line.split(' ').any(at)).count()
 }
 
 /// One failover, and what there must be before it.

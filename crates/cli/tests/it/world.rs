@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -22,6 +22,8 @@ pub(crate) const LIFEBOAT: &str = env!("CARGO_BIN_EXE_lifeboat");
 pub(crate) const CANARY: &str = "lifeboat-canary-1-1795000000000";
 /// The service's port; each world has addresses of its own.
 pub(crate) const PORT: u16 = 8080;
+const DNS_PORT: u16 = 5353;
+const CLAIM_PORT: u16 = 5352;
 
 /// What is special about a world's plan.
 #[derive(Debug, Clone)]
@@ -64,18 +66,29 @@ pub(crate) struct World {
     dns: Option<Child>,
     warm: bool,
     environment: Vec<(String, String)>,
+    /// Keeps the addresses until the end.
+    _claim: UdpSocket,
     /// Removed at the end.
     _directory: tempfile::TempDir,
 }
 
-/// Three of the loopback's addresses that no other world of this process ever has: the name servers of long tests live on while hundreds
-/// of other worlds come and go.
-fn addresses() -> [String; 3] {
+/// Three of the loopback's addresses that no other world on this machine has, and the claim that keeps them from those of other test
+/// processes. Whatever a killed one left running keeps its own. Demos and drills choose below 127.192.0.0.
+fn addresses() -> ([String; 3], UdpSocket) {
+    const COUNT: u32 = 62 * 250;
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
-    let (a, b, first) = (64 + process % 61, (process / 61 + number) % 250, 1 + 3 * (number / 250));
-    assert!(first < 250, "{number} worlds are more than there are addresses for");
-    [first, first + 1, first + 2].map(|last| format!("127.{a}.{b}.{last}"))
+    // Test processes that run side by side begin far from each other.
+    let begin = std::process::id().wrapping_mul(7919) % COUNT;
+    let tried = (0..COUNT).find_map(|_| {
+        let number = (begin + NEXT.fetch_add(1, Ordering::SeqCst)) % COUNT;
+        let addresses = [1, 2, 3].map(|last| format!("127.{}.{}.{last}", 192 + number / 250, number % 250));
+        let [north, south, dns] = addresses.each_ref().map(String::as_str);
+        let claim = UdpSocket::bind((north, CLAIM_PORT)).ok()?;
+        let free = |at| TcpListener::bind(at).is_ok();
+        let is_free = free((north, PORT)) && free((south, PORT)) && free((dns, DNS_PORT));
+        (is_free && UdpSocket::bind((dns, DNS_PORT)).is_ok()).then_some((addresses, claim))
+    });
+    tried.expect("no loopback addresses are free: `ss -tulp` tells who listens on all of them")
 }
 
 impl World {
@@ -120,12 +133,14 @@ impl World {
     fn empty(warm: bool, environment: &[(String, String)]) -> World {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().canonicalize().unwrap();
+        let (addresses, claim) = addresses();
         World {
             root,
-            addresses: addresses(),
+            addresses,
             dns: None,
             warm,
             environment: environment.to_vec(),
+            _claim: claim,
             _directory: directory,
         }
     }
@@ -196,7 +211,7 @@ approval = {}
 {service}
 [service.pages.traffic]
 name = "pages.example."
-dns = {{ authority = "{dns}:5353" }}
+dns = {{ authority = "{dns}:{DNS_PORT}" }}
 everyday = {{ north = 100 }}
 ttl = "1s"
 
@@ -372,7 +387,7 @@ every = "1s"
     fn ask(&self, site: &str, request: &str) -> Option<String> {
         let address = &self.addresses[usize::from(site == "south")];
         let mut stream = TcpStream::connect((address.as_str(), PORT)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
@@ -416,7 +431,7 @@ fn pages() -> String {
         r#"[service.pages.component.web]
 launch = {{ command = ["/usr/bin/python3", "-m", "http.server", "{{{{ instance.port }}}}", "--bind", "{{{{ instance.address }}}}", "--directory", "{{{{ dataset.docs.path }}}}"] }}
 port = {PORT}
-health = {{ http = "/page", within = "20s", every = "1s" }}
+health = {{ http = "/page", within = "60s", every = "1s" }}
 [service.pages.component.web.dataset.docs]
 kind = "persistent"
 files = {{ path = "docs" }}
@@ -431,7 +446,7 @@ fn logbook() -> String {
         r#"[service.pages.component.web]
 launch = {{ command = ["{LIFEBOAT}", "logbook", "serve", "--database", "{{{{ dataset.entries.path }}}}", "--uploads", "{{{{ dataset.docs.path }}}}", "--listen", "{{{{ instance.address }}}}:{{{{ instance.port }}}}"] }}
 port = {PORT}
-health = {{ http = "/healthz", within = "20s", every = "1s" }}
+health = {{ http = "/healthz", within = "60s", every = "1s" }}
 [service.pages.component.web.dataset.entries]
 kind = "persistent"
 sqlite = {{ path = "entries/logbook.db" }}
