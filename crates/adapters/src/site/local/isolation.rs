@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lifeboat_core::run::Facts;
@@ -94,12 +94,17 @@ impl Inner {
             return Err(PortError::may_pass(format!("{process} in isolation `{name}` cannot be killed")));
         }
         let directory = self.layout.isolation(name);
-        // The supervisor may still note the end of what was just killed: that makes a file anew.
-        let until = Instant::now() + Duration::from_secs(5);
+        // The supervisor may still note the end of what was just killed: that makes a file anew, and is held open for a moment.
+        let until = Instant::now() + self.config.fence_within;
         loop {
             match fs::remove_dir_all(&directory) {
                 Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    if Instant::now() > until || !self.is_held_by_supervisor(&directory)? {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
                 Err(error) if Instant::now() > until => {
                     let message = format!("`{}` of isolation `{name}` cannot be deleted", directory.display());
                     return Err(PortError::may_pass(message).because(error));
@@ -108,6 +113,12 @@ impl Inner {
             }
         }
         Ok(facts([("killed", json!(killed.iter().map(ToString::to_string).collect::<Vec<_>>()))]))
+    }
+
+    fn is_held_by_supervisor(&self, directory: &Path) -> Result<bool, PortError> {
+        let snapshot = Snapshot::take(&self.layout)?;
+        let handles = snapshot.handles(&Tree::look(&[directory.to_owned()])?);
+        Ok(handles.iter().any(|held| snapshot.belongs(held.process.pid).is_some_and(Belongs::is_supervisor)))
     }
 
     pub(super) fn what_is_left(&self, name: &str) -> Result<Vec<String>, PortError> {
