@@ -11,7 +11,7 @@ use lifeboat_core::units::Span;
 use lifeboat_engine::arbitrate::{ArbiterError, LockTimes};
 use lifeboat_engine::execute::{Decision, Ended, ExecuteError, Refused, sign_word};
 use lifeboat_engine::journal::{JournalError, Unplug};
-use lifeboat_engine::port::Cancel;
+use lifeboat_engine::port::{Cancel, Clock};
 use lifeboat_vault::storage::{Faulty, MemoryStorage, Operation};
 
 use crate::world::{Bench, FAILOVER_STEPS, Trick, book, failover, start, step};
@@ -41,7 +41,7 @@ fn fails(may_pass: bool) -> Trick {
 }
 
 async fn until(what: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while !what() {
         assert!(tokio::time::Instant::now() < deadline, "waited in vain");
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -136,15 +136,19 @@ async fn what_may_pass_is_tried_again_and_what_may_not_is_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_hangs_is_told_to_stop_and_one_that_does_not_is_not_repeated() {
-    let short = |id: &str, retries| Step { timeout: Span(Duration::from_millis(60)), retries, ..step(id, &[]) };
+    let short = |timeout, retries| Step { timeout: Span(timeout), retries, ..step("a", &[]) };
     let bench = Bench::new();
     bench.world.trick("a", [Trick::Hang]);
-    assert_eq!(run(&bench, drill(vec![short("a", 1)])).await, Ended::Finished(RunState::Completed));
+    // The second try does not hang, but has no longer than the first.
+    let runbook = drill(vec![short(Duration::from_secs(5), 1)]);
+    assert_eq!(run(&bench, runbook).await, Ended::Finished(RunState::Completed));
     assert_eq!(bench.world.calls("a"), 2);
 
-    let bench = Bench::new();
+    let mut bench = Bench::new();
+    bench.settings.grace = Duration::from_millis(300);
     bench.world.trick("a", [Trick::HangForGood]);
-    let Ended::Held(needs) = run(&bench, drill(vec![short("a", 5)])).await else { panic!() };
+    let runbook = drill(vec![short(Duration::from_millis(60), 5)]);
+    let Ended::Held(needs) = run(&bench, runbook).await else { panic!() };
     let Need::Decision { error } = &needs[0].1 else { panic!() };
     insta::assert_snapshot!(error, @"not done within 60ms, and it does not stop");
     assert_eq!(bench.world.calls("a"), 1);
@@ -314,7 +318,7 @@ async fn a_persons_word_reaches_a_run_that_is_being_worked_on() {
     let task = tokio::spawn(async move { working.start(start("r1", failover()), &Cancel::default()).await });
     until(|| bench.journal().read("r1").is_ok_and(|recorded| recorded.view().unwrap().state == RunState::Held)).await;
     decide(&bench, Decision::Retry { step: "traffic".into(), by: "anna".into() }).await.unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap().unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(60), task).await.unwrap().unwrap().unwrap();
     assert_eq!(ended, Ended::Finished(RunState::Completed));
 }
 
@@ -396,18 +400,25 @@ async fn a_second_run_on_a_service_is_refused_here_and_elsewhere() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_controllers_run_is_taken_over_from_its_mirrored_journal_once_its_lock_ran_out() {
-    let mut bench = Bench::new();
-    bench.settings.lock = LockTimes { ttl_seconds: 0.3, skew_seconds: 0.1 };
+    let bench = Bench::new();
     let executor = bench.executor();
     executor.journal.unplug(Unplug::After(14));
     let dead = executor.start(start("r1", failover()), &Cancel::default()).await.unwrap_err();
     assert!(matches!(dead, ExecuteError::Journal(JournalError::Unplugged)));
     drop(executor);
     let other = bench.elsewhere();
-    let begun = std::time::Instant::now();
-    let ended = other.executor().resume("r1", "anna", &Cancel::default()).await.unwrap();
-    assert_eq!(ended, Ended::Finished(RunState::Completed));
-    assert!(begun.elapsed() >= Duration::from_millis(400), "taken over before the lock ran out");
+    let (executor, begun) = (other.executor(), other.clock.monotonic_seconds());
+    let resumed = tokio::spawn(async move { executor.resume("r1", "anna", &Cancel::default()).await });
+    // Time goes by while it watches.
+    until(|| {
+        other.clock.monotonic_offset_ms.fetch_add(50, Ordering::SeqCst);
+        resumed.is_finished()
+    })
+    .await;
+    assert_eq!(resumed.await.unwrap().unwrap(), Ended::Finished(RunState::Completed));
+    let LockTimes { ttl_seconds, skew_seconds } = other.settings.lock;
+    let watched = other.clock.monotonic_seconds() - begun;
+    assert!(watched >= ttl_seconds + skew_seconds, "taken over before the lock ran out, after {watched} s");
     for step in FAILOVER_STEPS {
         assert_eq!(bench.world.effects(step), 1, "{step}");
     }
@@ -423,7 +434,7 @@ async fn a_dead_controllers_run_is_taken_over_from_its_mirrored_journal_once_its
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_controllers_run_cannot_be_taken_over() {
     let mut bench = Bench::new();
-    bench.settings.lock = LockTimes { ttl_seconds: 0.6, skew_seconds: 0.1 };
+    bench.settings.lock = LockTimes { ttl_seconds: 9.0, skew_seconds: 1.0 };
     bench.world.trick("restore-a", [Trick::Hang]);
     let cancel = Cancel::default();
     let (executor, interrupt) = (bench.executor(), cancel.clone());
@@ -482,6 +493,7 @@ async fn without_the_mirror_only_claim_fence_and_commit_wait() {
     assert_eq!((bench.world.effects("plain"), bench.world.effects("later")), (1, 1));
     assert_eq!((bench.world.calls("mirrored"), bench.world.calls("last")), (0, 0));
     faulty.repair();
+    bench.settings.mirror_wait = Duration::from_secs(60);
     decide(&bench, Decision::Retry { step: "mirrored".into(), by: "anna".into() }).await.unwrap();
     assert_eq!(resume(&bench).await, Ended::Finished(RunState::Completed));
     assert_eq!(bench.arbiter().mirrored_journal("r1").unwrap(), bench.journal().read("r1").unwrap().sealed);

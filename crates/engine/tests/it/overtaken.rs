@@ -251,8 +251,7 @@ impl Storage for Slow {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_lets_go_of_a_run_has_mirrored_all_of_it() {
     for held in [false, true] {
-        let mut bench = Bench::on(Arc::new(Slow(MemoryStorage::new())));
-        bench.settings.grace = Duration::from_secs(20);
+        let bench = Bench::on(Arc::new(Slow(MemoryStorage::new())));
         if held {
             bench.world.trick("b", [Trick::Fail { may_pass: false, with_effect: false }]);
         }

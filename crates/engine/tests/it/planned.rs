@@ -69,8 +69,13 @@ fn planned() -> Runbook {
         target: Target::Newest,
         isolation: None,
     };
-    let mut runbook = compile(&parsed.plan.unwrap(), &inventory, &request).unwrap();
-    runbook.steps.iter_mut().for_each(|step| step.timeout = Span(Duration::from_millis(400)));
+    compile(&parsed.plan.unwrap(), &inventory, &request).unwrap()
+}
+
+/// The same, but with little time for the step that is going to hang.
+fn impatient(hangs: &str) -> Runbook {
+    let mut runbook = planned();
+    runbook.steps.iter_mut().find(|step| step.id == hangs).unwrap().timeout = Span(Duration::from_millis(400));
     runbook
 }
 
@@ -78,7 +83,7 @@ fn planned() -> Runbook {
 async fn a_silent_name_server_ends_it_before_anything_is_done() {
     let bench = Bench::new();
     bench.world.trick("ask-name-server", [Trick::Hang]);
-    let ended = bench.executor().start(start("r1", planned()), &Cancel::default()).await.unwrap();
+    let ended = bench.executor().start(start("r1", impatient("ask-name-server")), &Cancel::default()).await.unwrap();
     assert_eq!(ended, Ended::Finished(RunState::Failed));
     assert_eq!(bench.world.order(), Vec::<String>::new());
     let view = bench.journal().read("r1").unwrap().view().unwrap();
@@ -90,7 +95,7 @@ async fn a_silent_name_server_ends_it_before_anything_is_done() {
 async fn a_freeze_that_takes_too_long_lets_the_writer_go_on_and_starts_the_service_again() {
     let bench = Bench::new();
     bench.world.trick("freeze-north", vec![Trick::Hang; 3]);
-    let ended = bench.executor().start(start("r1", planned()), &Cancel::default()).await.unwrap();
+    let ended = bench.executor().start(start("r1", impatient("freeze-north")), &Cancel::default()).await.unwrap();
     assert_eq!(ended, Ended::Finished(RunState::Failed));
     let order = bench.world.order();
     assert_eq!(order[order.len() - 3..], ["stop-north", "freeze-north/undo", "stop-north/undo"], "{order:?}");
