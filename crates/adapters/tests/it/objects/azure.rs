@@ -10,7 +10,7 @@ use lifeboat_vault::doctor::{Wanted, examine};
 use lifeboat_vault::storage::{Put, Storage, StorageError, Verdict};
 
 use super::proxy::{Proxy, Spoil};
-use super::servers::{Server, impatient, started, tools};
+use super::servers::{Server, hasty, started, tools};
 use super::versions::lives;
 use crate::ports::free_port;
 use crate::storage_suite::conforms;
@@ -45,7 +45,7 @@ fn place() -> String {
 }
 
 fn open(port: u16, place: &str) -> BucketStorage {
-    open_with(place, &environment(port, KEY), impatient()).unwrap()
+    open_with(place, &environment(port, KEY), hasty()).unwrap()
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn the_doctor_and_errors_speak_of_what_is_there() {
         host.facts.iter().filter(|fact| fact.verdict == Verdict::Finding).map(|fact| fact.code).collect();
     assert_eq!(found, ["replace", "delete", "elsewhere"], "an account's key may do everything");
     let said = |url: &str, key: &str| {
-        open_with(url, &environment(AZURITE.port, key), impatient()).unwrap().get("a").unwrap_err().to_string()
+        open_with(url, &environment(AZURITE.port, key), hasty()).unwrap().get("a").unwrap_err().to_string()
     };
     insta::assert_snapshot!(
         [said(&place, KEY), said("az://nowhere/x", KEY)].join("\n"), @r"

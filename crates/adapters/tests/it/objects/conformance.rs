@@ -1,12 +1,13 @@
 //! Buckets against the suite that every storage is held to, and what only buckets do.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use lifeboat_adapters::storage::{Patience, open_with};
 use lifeboat_vault::storage::{Put, Storage, StorageError};
 
-use super::servers::{self, User, environment, impatient, open_at};
+use super::servers::{self, User, environment, open_at, patient};
 use crate::storage_suite::conforms;
-use lifeboat_adapters::storage::open_with;
 
 #[test]
 fn a_bucket_of_radosgw_conforms() {
@@ -72,8 +73,9 @@ fn what_is_wrong_is_said_in_words_that_help() {
         .into_iter()
         .map(|(name, value)| if name == "AWS_SECRET_ACCESS_KEY" { (name, "hush".to_owned()) } else { (name, value) })
         .collect();
-    let open = |url: &str, environment| open_with(url, environment, impatient()).unwrap();
-    let nobody = open_at("http://127.0.0.1:9", &bucket, User::Owner);
+    let open = |url: &str, environment| open_with(url, environment, patient()).unwrap();
+    let nobody = Patience { total_unreached: Duration::from_millis(300), ..patient() };
+    let nobody = open_with(&format!("s3://{bucket}"), &environment("http://127.0.0.1:9", User::Owner), nobody).unwrap();
     let no_bucket = server.open("no-such-bucket");
     let not_mine = open_at(&server.endpoint(), &bucket, User::Host);
     let full = open_at(&server.endpoint(), &small, User::Small);

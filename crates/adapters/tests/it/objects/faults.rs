@@ -7,7 +7,7 @@ use lifeboat_adapters::storage::{Patience, open_with};
 use lifeboat_vault::storage::{Put, Storage, StorageError};
 
 use super::proxy::{Proxy, Spoil};
-use super::servers::{self, User, environment, impatient, open_at};
+use super::servers::{self, User, environment, hasty, open_at, open_hastily, patient};
 
 struct Bad {
     proxy: Proxy,
@@ -19,10 +19,20 @@ struct Bad {
 }
 
 fn bad_line() -> Bad {
+    line_for(hasty())
+}
+
+/// A line on which requests fail, but none hangs.
+fn counted_line() -> Bad {
+    line_for(patient())
+}
+
+fn line_for(patience: Patience) -> Bad {
     let server = servers::radosgw();
     let bucket = server.bucket();
     let proxy = Proxy::before(server.port);
-    let storage: Arc<dyn Storage> = Arc::new(open_at(&proxy.endpoint(), &bucket, User::Owner));
+    let environment = environment(&proxy.endpoint(), User::Owner);
+    let storage: Arc<dyn Storage> = Arc::new(open_with(&format!("s3://{bucket}"), &environment, patience).unwrap());
     let truth: Arc<dyn Storage> = Arc::new(server.open(&bucket));
     assert_eq!(storage.put_if_absent("before", b"proven").unwrap(), Put::Created);
     Bad { proxy, bucket, storage, truth }
@@ -68,10 +78,10 @@ fn every_other_verb_ends_well_after_a_failure_that_passes() {
 
 #[test]
 fn the_storage_s_wish_for_time_is_granted() {
-    let bad = bad_line();
+    let bad = counted_line();
     bad.truth.put("a", b"1").unwrap();
     bad.proxy.spoil("GET ", Spoil::SlowDown, 2);
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     assert_eq!(bad.storage.get("a").unwrap(), b"1");
     assert!(begun.elapsed().as_secs_f64() >= 2.0, "Retry-After was one second, twice: {:?}", begun.elapsed());
 }
@@ -80,12 +90,12 @@ fn the_storage_s_wish_for_time_is_granted() {
 fn what_does_not_pass_is_said_and_not_waited_for_for_ever() {
     let bad = bad_line();
     bad.proxy.spoil("GET ", Spoil::InternalError, usize::MAX);
-    let patience = Patience { total: Duration::from_secs(2), ..impatient() };
+    let patience = Patience { total: Duration::from_secs(2), ..patient() };
     let environment = environment(&bad.proxy.endpoint(), User::Owner);
     let storage = open_with(&format!("s3://{}", bad.bucket), &environment, patience).unwrap();
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let error = storage.get("before").unwrap_err();
-    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < patient().total, "{:?}", begun.elapsed());
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.starts_with("500 InternalError: said the proxy (tried "), "{cause}");
     assert_eq!(error.to_string(), format!("cannot read before at s3://{}", bad.bucket));
@@ -115,7 +125,7 @@ fn of_many_claims_over_bad_lines_exactly_one_wins() {
     let bad = bad_line();
     bad.proxy.chaos(11, 0.3);
     let others: Vec<Arc<dyn Storage>> = (0..WRITERS)
-        .map(|_| Arc::new(open_at(&bad.proxy.endpoint(), &bad.bucket, User::Owner)) as Arc<dyn Storage>)
+        .map(|_| Arc::new(open_hastily(&bad.proxy.endpoint(), &bad.bucket, User::Owner)) as Arc<dyn Storage>)
         .collect();
     for round in 0..4 {
         let (key, together) = (format!("epochs/{round}"), Barrier::new(WRITERS));
@@ -139,7 +149,7 @@ fn of_many_claims_over_bad_lines_exactly_one_wins() {
 
 #[test]
 fn a_listing_that_breaks_off_goes_on_where_it_was() {
-    let bad = bad_line();
+    let bad = counted_line();
     // Moto's pages are as short as S3 lets them be asked for; radosgw's hold a thousand.
     std::thread::scope(|scope| {
         for part in 0..8 {
@@ -185,7 +195,7 @@ fn a_large_object_goes_in_parts_where_the_storage_can_be_trusted_with_them_and_i
 
 #[test]
 fn where_an_upload_in_parts_would_replace_what_is_there_objects_go_whole() {
-    let bad = bad_line();
+    let bad = counted_line();
     let bytes = vec![1; 26 << 20];
     assert_eq!(bad.storage.put_if_absent("pack/1", &bytes).unwrap(), Put::Created);
     assert_eq!(bad.storage.put_if_absent("pack/1", &bytes).unwrap(), Put::Exists);
@@ -200,12 +210,14 @@ fn where_an_upload_in_parts_would_replace_what_is_there_objects_go_whole() {
 fn who_was_asked_to_stop_waits_a_second_for_a_storage_that_hangs() {
     let bad = bad_line();
     let url = format!("s3://{}", bad.bucket);
-    let storage = open_with(&url, &environment(&bad.proxy.endpoint(), User::Owner), Patience::default()).unwrap();
+    // Left to itself, it would wait for an answer longer than this test may take.
+    let endless = Patience { stall: Duration::from_secs(3600), ..Patience::default() };
+    let storage = open_with(&url, &environment(&bad.proxy.endpoint(), User::Owner), endless).unwrap();
     storage.put("there", b"1").unwrap();
     bad.proxy.spoil("PUT ", Spoil::Hang, usize::MAX);
     let (error, waited) = std::thread::scope(|scope| {
         let waits = scope.spawn(|| storage.put_if_absent("never", b"1").unwrap_err());
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while bad.proxy.spoiled().is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -214,8 +226,7 @@ fn who_was_asked_to_stop_waits_a_second_for_a_storage_that_hangs() {
         storage.hurry();
         (waits.join().unwrap(), asked.elapsed())
     });
-    // Else it gives an answer half a minute.
-    assert!(waited < Duration::from_secs(20), "{waited:?}");
+    assert!(waited < Duration::from_secs(60), "{waited:?}");
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert_eq!(cause, "asked to stop, not waited for any longer");
     assert_eq!(storage.get("there").unwrap(), b"1", "what answers is still heard");

@@ -10,7 +10,7 @@ use lifeboat_vault::{
 };
 
 use super::proxy::Proxy;
-use super::servers::{self, Server, User, open_at};
+use super::servers::{self, Server, User, open_hastily};
 use super::vaults::{World, back_up, noise, point_comes_back};
 use super::versions::Aged;
 
@@ -23,7 +23,7 @@ fn said(n: u64) -> Vec<u8> {
 /// A point that a log goes on from, and the log, over lines that fail.
 fn stream(world: &World, server: &Server, bucket: &str) -> PointInfo {
     let proxy = Proxy::before(server.port);
-    let host = world.reopened(Arc::new(open_at(&proxy.endpoint(), bucket, User::Owner)));
+    let host = world.reopened(Arc::new(open_hastily(&proxy.endpoint(), bucket, User::Owner)));
     proxy.chaos(5, 0.1);
     let session = host.begin("app", SessionOptions::default()).unwrap();
     let id = session.put(&noise(77, 3000)).unwrap().id;

@@ -70,9 +70,6 @@ pub(crate) struct Proxy {
     script: Arc<Mutex<Script>>,
 }
 
-/// How long the proxy says nothing when it hangs: longer than any client here waits.
-const SILENCE: Duration = Duration::from_millis(1500);
-
 impl Proxy {
     pub(crate) fn before(server: u16) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -162,10 +159,10 @@ fn serve(mut client: TcpStream, server: u16, script: &Mutex<Script>) -> std::io:
             forward(&head, &body)?;
             reset(&client)
         }
-        Some(Spoil::Hang) => hang(&client),
+        Some(Spoil::Hang) => hang(&mut client),
         Some(Spoil::HangAfter) => {
             forward(&head, &body)?;
-            hang(&client)
+            hang(&mut client)
         }
         Some(Spoil::InternalError) => refuse(&mut client, "500 Internal Server Error", "", "InternalError"),
         Some(Spoil::InternalErrorAfter) => {
@@ -214,9 +211,9 @@ fn refuse(client: &mut TcpStream, status: &str, header: &str, code: &str) -> std
     write!(client, "HTTP/1.1 {status}\r\n{header}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}")
 }
 
-fn hang(client: &TcpStream) -> std::io::Result<()> {
-    std::thread::sleep(SILENCE);
-    reset(client)
+/// Says nothing until the client has left.
+fn hang(client: &mut TcpStream) -> std::io::Result<()> {
+    std::io::copy(client, &mut std::io::sink()).map(|_| ())
 }
 
 /// Ends a connection with a reset, and not in good order.

@@ -3,6 +3,8 @@
 # Usage: radosgw.sh DIRECTORY FREE-PORT FREE-PORT FREE-PORT
 set -e
 D=$1 MON=$2 MON1=$3 RGW=$4
+# Of one that was killed, by a process with the same number.
+rm -rf "$D"
 mkdir -p "$D/mon" "$D/osd"
 FSID=$(cat /proc/sys/kernel/random/uuid)
 cat > "$D/ceph.conf" <<C
@@ -55,7 +57,7 @@ export CEPH_CONF=$D/ceph.conf
 ceph-mon --mkfs -i a --monmap "$D/monmap" --keyring "$K"
 ceph-mon -f -i a > "$D/mon.out" 2>&1 < /dev/null &
 OSD=$(cat /proc/sys/kernel/random/uuid)
-timeout 60 ceph osd new "$OSD" > /dev/null
+timeout 300 ceph osd new "$OSD" > /dev/null
 ceph-osd --no-mon-config -i 0 --mkfs --osd-uuid "$OSD" > "$D/osd.out" 2>&1
 ceph-osd --no-mon-config -f -i 0 >> "$D/osd.out" 2>&1 < /dev/null &
 user() { radosgw-admin --no-mon-config user create --uid="$1" --display-name="$1" --access-key="$2" --secret="$3" > /dev/null; }

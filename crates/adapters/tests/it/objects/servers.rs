@@ -196,7 +196,7 @@ impl Server {
         )
     }
 
-    /// The bucket as a storage, with little patience.
+    /// The bucket as a storage.
     pub(crate) fn open(&self, bucket: &str) -> BucketStorage {
         open_at(&self.endpoint(), bucket, User::Owner)
     }
@@ -215,17 +215,26 @@ pub(crate) fn environment(endpoint: &str, user: User) -> Environment {
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
 }
 
-pub(crate) fn impatient() -> Patience {
+/// Tries again soon, and goes on long: a machine that stands still for a while changes nothing, not even what is counted.
+pub(crate) fn patient() -> Patience {
     Patience {
         wait_first: Duration::from_millis(20),
         wait_max: Duration::from_millis(500),
-        total: Duration::from_secs(20),
-        total_unreached: Duration::from_millis(300),
-        stall: Duration::from_secs(1),
+        total_unreached: Patience::default().total,
+        stall: Duration::from_secs(60),
         ..Patience::default()
     }
 }
 
+/// For lines on which requests hang: each try is soon given up. Where the machine stands still there is a try more.
+pub(crate) fn hasty() -> Patience {
+    Patience { stall: Duration::from_secs(1), ..patient() }
+}
+
 pub(crate) fn open_at(endpoint: &str, place: &str, user: User) -> BucketStorage {
-    open_with(&format!("s3://{place}"), &environment(endpoint, user), impatient()).unwrap()
+    open_with(&format!("s3://{place}"), &environment(endpoint, user), patient()).unwrap()
+}
+
+pub(crate) fn open_hastily(endpoint: &str, place: &str, user: User) -> BucketStorage {
+    open_with(&format!("s3://{place}"), &environment(endpoint, user), hasty()).unwrap()
 }

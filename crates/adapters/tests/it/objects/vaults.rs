@@ -14,7 +14,7 @@ use lifeboat_vault::{
 };
 
 use super::proxy::{Proxy, Spoil};
-use super::servers::{self, User, open_at};
+use super::servers::{self, User, open_at, open_hastily};
 
 pub(super) struct World {
     pub(super) directory: tempfile::TempDir,
@@ -175,7 +175,7 @@ fn backups_over_lines_that_fail_end_well_and_come_back_whole() {
     let proxy = Proxy::before(server.port);
     let world = World::in_bucket(Arc::new(server.open(&bucket)));
     let from = world.tree(60, 300_000);
-    let bad = world.reopened(Arc::new(open_at(&proxy.endpoint(), &bucket, User::Owner)));
+    let bad = world.reopened(Arc::new(open_hastily(&proxy.endpoint(), &bucket, User::Owner)));
     proxy.chaos(3, 0.15);
     for round in 0..3 {
         std::fs::write(from.join("0/round"), noise(1000 + round, 400_000)).unwrap();
@@ -183,7 +183,7 @@ fn backups_over_lines_that_fail_end_well_and_come_back_whole() {
         point_comes_back(&world, &point, &from);
     }
     // And the way back over the same lines.
-    let storage: Arc<dyn Storage> = Arc::new(open_at(&proxy.endpoint(), &bucket, User::Owner));
+    let storage: Arc<dyn Storage> = Arc::new(open_hastily(&proxy.endpoint(), &bucket, User::Owner));
     let vault = Vault::open(storage, None, Some(&world.owner)).unwrap();
     let unlocked = vault.unlock(std::slice::from_ref(&world.key)).unwrap();
     let newest = unlocked.points(None).unwrap().points.pop().unwrap();
