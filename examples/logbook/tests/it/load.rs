@@ -6,7 +6,8 @@ use lifeboat_logbook::{Kind, Ledger, read_ledger};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::process::{Process, door, free_udp_port, logbook, start_load, start_name_server, start_service, wait_for};
+use crate::ports::free_port;
+use crate::process::{Process, door, logbook, start_load, start_name_server, start_service, wait_for};
 
 struct World {
     home: TempDir,
@@ -19,8 +20,10 @@ struct World {
 /// A service on an address of its own, and the name server that knows it.
 fn world() -> World {
     let home = tempfile::tempdir().unwrap();
-    let (service, address) = start_service(home.path(), "127.0.0.1:0", &[]);
-    let authority_port = free_udp_port();
+    // Some start it again, or start another at the same port of another address.
+    let listen = format!("127.0.0.1:{}", free_port());
+    let (service, address) = start_service(home.path(), &listen, &[]);
+    let authority_port = free_port();
     let name_server = start_name_server(home.path(), authority_port, "127.0.0.1");
     World { home, name_server, service, door: door(authority_port, address.port()), authority_port }
 }

@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
 
 mod load;
+#[path = "../../../../crates/adapters/tests/it/ports.rs"]
+mod ports;
 mod process;
 mod serve;
