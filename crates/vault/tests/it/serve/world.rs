@@ -47,6 +47,8 @@ pub(crate) struct Near {
     pub(crate) who: Who,
     pub(crate) state: Option<State>,
     pub(crate) dialled: Arc<AtomicU64>,
+    /// Connections that the server has done with.
+    pub(crate) ended: Arc<AtomicU64>,
     /// The newest connection, for who wants to break it.
     pub(crate) stream: Arc<Mutex<Option<UnixStream>>>,
 }
@@ -58,14 +60,17 @@ impl Near {
 
     pub(crate) fn with(storage: Arc<dyn Storage>, who: Who, options: ServeOptions) -> Near {
         let server = Arc::new(Server::new(storage, options));
-        Near { server, who, state: None, dialled: Arc::default(), stream: Arc::default() }
+        Near { server, who, state: None, dialled: Arc::default(), ended: Arc::default(), stream: Arc::default() }
     }
 
     /// A stream to the server that nothing of ours speaks over yet.
     pub(crate) fn raw(&self) -> UnixStream {
         let (here, there) = UnixStream::pair().unwrap();
-        let (server, who) = (self.server.clone(), self.who.clone());
-        std::thread::spawn(move || server.serve(connection(there), &who));
+        let (server, who, ended) = (self.server.clone(), self.who.clone(), self.ended.clone());
+        std::thread::spawn(move || {
+            let _ = server.serve(connection(there), &who);
+            ended.fetch_add(1, Ordering::SeqCst);
+        });
         here
     }
 
