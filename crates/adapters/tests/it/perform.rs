@@ -65,7 +65,7 @@ fn counted(local: &LocalWorld, rest: &str) -> InstanceSpec {
     let (flag, starts) = (local.note("flag"), local.note("starts"));
     let mut app = instance(&format!("echo >> {}; {}", starts.display(), rest.replace("FLAG", flag.to_str().unwrap())));
     let look = Look::Command(["test", "-e", flag.to_str().unwrap()].map(str::to_owned).to_vec());
-    app.health = Some(Health { probe: look, within: Span::seconds(5), every: Span::seconds(1) });
+    app.health = Some(Health { probe: look, within: Span::seconds(60), every: Span::seconds(1) });
     app
 }
 

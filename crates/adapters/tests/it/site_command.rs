@@ -10,8 +10,8 @@ use crate::site_conformance::{conforms, context, files, instance, request};
 
 fn sh(script: &str) -> CommandSite {
     let mut config = CommandSiteConfig::new("b", vec!["sh".into(), "-c".into(), script.into()]);
-    config.within = Duration::from_secs(20);
-    config.look_within = Duration::from_secs(20);
+    config.within = Duration::from_secs(60);
+    config.look_within = Duration::from_secs(60);
     CommandSite::new(config).unwrap()
 }
 
@@ -134,10 +134,11 @@ async fn time_and_cancellation_kill_the_whole_group() {
     let pid = directory.path().join("pid");
     let script = format!("sleep 1000 & echo $! > {}; wait", pid.display());
     let mut config = CommandSiteConfig::new("b", vec!["sh".into(), "-c".into(), script.clone()]);
-    config.within = Duration::from_secs(1);
+    // Long enough for the script to come to where it waits.
+    config.within = Duration::from_secs(5);
     let site = CommandSite::new(config).unwrap();
     let error = site.start(&instance("true"), &context(1, "k")).await.unwrap_err();
-    insta::assert_snapshot!(error.message, @"`sh` of site `b`, asked to start, took longer than 1 s and was killed");
+    insta::assert_snapshot!(error.message, @"`sh` of site `b`, asked to start, took longer than 5 s and was killed");
     let first = crate::site_conformance::pid_in(&pid);
     crate::site_conformance::eventually("the child to be gone", || {
         (!crate::site_conformance::is_alive(first)).then_some(())
@@ -164,5 +165,5 @@ async fn the_command_reads_what_is_documented() {
     let secret = lifeboat_core::plan::Secret::File("/etc/secret".into());
     app.env.insert("PASSWORD".into(), lifeboat_core::plan::Value::Secret(secret));
     site.start(&app, &context(7, "the-key")).await.unwrap();
-    insta::assert_snapshot!(std::fs::read_to_string(&seen).unwrap(), @r#"{"verb":"start","site":"b","instance":{"service":"shop","component":"app","number":1,"command":["sh","-c","true"],"env":{"PASSWORD":{"file":"/etc/secret"}},"directory":null,"address":null,"port":null,"stop_within":"20s","health":null},"context":{"run":"run-1","step":"step","epoch":7,"idempotency_key":"the-key","isolation":null}}"#);
+    insta::assert_snapshot!(std::fs::read_to_string(&seen).unwrap(), @r#"{"verb":"start","site":"b","instance":{"service":"shop","component":"app","number":1,"command":["sh","-c","true"],"env":{"PASSWORD":{"file":"/etc/secret"}},"directory":null,"address":null,"port":null,"stop_within":"1m","health":null},"context":{"run":"run-1","step":"step","epoch":7,"idempotency_key":"the-key","isolation":null}}"#);
 }

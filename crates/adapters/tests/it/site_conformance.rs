@@ -19,7 +19,7 @@ pub(crate) fn instance(script: &str) -> InstanceSpec {
         directory: None,
         address: None,
         port: None,
-        stop_within: Span::seconds(20),
+        stop_within: Span::seconds(60),
         health: None,
     }
 }
@@ -53,7 +53,7 @@ pub(crate) fn request(instances: &[InstanceSpec], volumes: &[VolumeSpec]) -> Fen
 
 /// Waits for a condition, with a deadline.
 pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(found) = look() {
             return found;

@@ -33,7 +33,7 @@ impl World {
             [env!("CARGO_BIN_EXE_supervise"), "--root", root.to_str().unwrap()].map(str::to_owned).to_vec();
         let mut config = LocalSiteConfig::new("a", root, "127.0.0.1", supervisor);
         config.agent_command = Some(vec!["sleep".into(), "1000".into()]);
-        config.fence_within = Duration::from_secs(20);
+        config.fence_within = Duration::from_secs(60);
         World { site: LocalSite::new(config.clone()).unwrap(), directory, config }
     }
 
@@ -352,12 +352,13 @@ async fn what_an_isolation_leaves_is_found() {
 async fn a_users_command_ends_with_its_caller() {
     let world = World::new();
     let mut config = world.config.clone();
-    config.run_within = Duration::from_secs(1);
+    // Long enough for the script to come to where it waits.
+    config.run_within = Duration::from_secs(5);
     let note = world.note("pid");
     let script = format!("sleep 1000 & echo $! > {}; wait", note.display());
     let verb = SiteVerb::Run(vec!["sh".into(), "-c".into(), script]);
     let error = LocalSite::new(config).unwrap().perform(&verb, &context(1, "k")).await.unwrap_err();
-    assert!(error.message.contains("took longer than 1 s and was killed"), "{error}");
+    assert!(error.message.contains("took longer than 5 s and was killed"), "{error}");
     let pid = pid_in(&note);
     eventually("the command's child to be gone", || (!is_alive(pid)).then_some(()));
 }

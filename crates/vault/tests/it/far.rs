@@ -64,7 +64,7 @@ impl Storage for Far {
         reads.0 += 1;
         reads.1 = reads.1.max(reads.0);
         self.gathered.notify_all();
-        let waited = self.gathered.wait_timeout_while(reads, Duration::from_secs(5), |reads| reads.1 < self.gather);
+        let waited = self.gathered.wait_timeout_while(reads, Duration::from_secs(60), |reads| reads.1 < self.gather);
         waited.unwrap().0.0 -= 1;
         let fails = self.broken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         match fails {

@@ -241,7 +241,7 @@ fn who_is_not_root_mounts_as_well_and_an_unmount_ends_it() {
     let shown = machine.shell(&format!("cat {}/*/latest/letter.txt", mounted.at.display())).ends(0);
     assert_eq!(shown.out, "dear reader\n");
     assert!(Command::new("umount").arg(&mounted.at).status().unwrap().success());
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while mounted.child.try_wait().unwrap().is_none() {
         assert!(Instant::now() < deadline, "the command goes on though nothing is mounted");
         std::thread::yield_now();

@@ -211,7 +211,7 @@ fn behind_a_socket_the_roster_says_who_may_come_in() {
         &machine.at("keeper"),
     ];
     let mut server = machine.spawn(&serve);
-    await_that("the socket", || machine.path("vault.sock").exists());
+    await_that("the server", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
     machine.write("data/file", noise(3, 200_000));
     let (url, data) = (format!("unix://{socket}"), machine.at("data"));
     machine.line(&format!("backup --vault {url} --owner {owner} {data}")).ends(0);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 fn open(path: &Path) -> Connection {
     let database = Connection::open(path).unwrap();
-    database.busy_timeout(Duration::from_secs(20)).unwrap();
+    database.busy_timeout(Duration::from_secs(60)).unwrap();
     database
 }
 
