@@ -56,6 +56,7 @@ impl Arbiter {
         let listen = vec!["127.0.0.1:0".parse().unwrap()];
         let mut config = AuthorityConfig::new(listen, state, Arc::new(source), vec![NAME.to_owned()]);
         config.poll_every = Duration::from_millis(50);
+        config.first_poll_within = Duration::from_secs(60);
         config.health_every = Duration::from_millis(50);
         config.seed = Some(42);
         config

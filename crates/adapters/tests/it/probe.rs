@@ -60,7 +60,8 @@ async fn authority(addresses: &[&str]) -> (String, tempfile::TempDir) {
     let source = Arc::new(ArbiterTraffic::at(url, Arc::new(move || Ok(trusted.clone()))));
     let state = tempfile::tempdir().unwrap();
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
-    let config = AuthorityConfig::new(listen, state.path().to_owned(), source, vec![NAME.to_owned()]);
+    let mut config = AuthorityConfig::new(listen, state.path().to_owned(), source, vec![NAME.to_owned()]);
+    config.first_poll_within = Duration::from_secs(60);
     let authority = Authority::bind(config).await.unwrap();
     let address = authority.addresses()[0].to_string();
     tokio::spawn(authority.run(std::future::pending()));

@@ -38,8 +38,6 @@ pub use self::zone::{NameError, NameServer};
 /// A TCP client that sends nothing for this long is let go.
 const TCP_IDLE: Duration = Duration::from_secs(5);
 const TCP_RESPONSES_MAX: usize = 16;
-/// How long the first poll may delay the first answer.
-const FIRST_POLL_WAIT: Duration = Duration::from_secs(2);
 /// How often a pair of free UDP and TCP ports is looked for when any port will do.
 const PORT_TRIES: u32 = 16;
 
@@ -57,6 +55,8 @@ pub struct AuthorityConfig {
     /// For NS and SOA records; empty means `ns.ZONE` at the addresses listened on.
     pub name_servers: Vec<NameServer>,
     pub poll_every: Duration,
+    /// How long the arbiter is waited for before anything is answered.
+    pub first_poll_within: Duration,
     pub health_every: Duration,
     pub health_timeout: Duration,
     /// Fixes the choice among weighted answers, for tests.
@@ -74,6 +74,7 @@ impl AuthorityConfig {
             zones: Vec::new(),
             name_servers: Vec::new(),
             poll_every: Duration::from_secs(1),
+            first_poll_within: Duration::from_secs(2),
             health_every: Duration::from_secs(1),
             health_timeout: Duration::from_secs(2),
             seed: None,
@@ -169,7 +170,7 @@ impl Authority {
             reported: Arc::default(),
         };
         // A slow arbiter must not keep the durable zone from being answered.
-        let _late = tokio::time::timeout(FIRST_POLL_WAIT, poller.poll()).await;
+        let _late = tokio::time::timeout(config.first_poll_within, poller.poll()).await;
         Ok(Authority { config, sockets, addresses, zones, poller, counters })
     }
 
