@@ -23,7 +23,7 @@ use lifeboat_vault::sign::SigningKey;
 use lifeboat_vault::storage;
 
 use crate::recovery::{recovery, volume};
-use crate::site_conformance::{context, instance, is_alive, pid_in};
+use crate::site_conformance::{context, instance, is_alive, pid_in, sleeper_in};
 use crate::site_local::World as LocalWorld;
 use crate::source_sqlite::{DATASET, WAL, commit, create, source};
 use crate::vault_world::VaultWorld;
@@ -134,7 +134,7 @@ async fn a_planned_fence_that_has_to_kill_a_writer_waits_for_a_person() {
     controller.perform(&Action::EnsureAgent { site: "a".into() }, &context(1, "agent")).await.unwrap();
     let start = Action::StartInstances { site: "a".into(), instances: vec![app.clone()] };
     controller.perform(&start, &context(1, "start")).await.unwrap();
-    let (agent, writer) = (pid_in(&local.note("agent")), pid_in(&local.note("app")));
+    let (agent, writer) = (sleeper_in(&local.note("agent")), sleeper_in(&local.note("app")));
     let fence = Action::Fence {
         site: "a".into(),
         write_domain: "shop".into(),

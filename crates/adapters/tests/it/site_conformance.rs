@@ -75,6 +75,13 @@ pub(crate) fn pid_in(path: &Path) -> i32 {
     })
 }
 
+/// The same, once its shell has become `sleep`.
+pub(crate) fn sleeper_in(path: &Path) -> i32 {
+    let pid = pid_in(path);
+    let name = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    eventually("the shell to become `sleep`", || (name().trim() == "sleep").then_some(pid))
+}
+
 pub(crate) async fn path(site: &dyn Site, verb: SiteVerb, context: &Context) -> Option<PathBuf> {
     match site.perform(&verb, context).await.unwrap() {
         SiteAnswer::Path(path) => Some(path),

@@ -10,7 +10,7 @@ use lifeboat_core::plan::Value;
 use lifeboat_engine::port::{InstanceState, Site, SiteVerb};
 use rustix::process::Signal;
 
-use crate::site_conformance::{context, files, instance, is_alive, path, pid_in, request};
+use crate::site_conformance::{context, files, instance, is_alive, path, pid_in, request, sleeper_in};
 use crate::site_local::{Outsider, World, kill, kill_and_see, proven, unproven};
 
 /// What a service may do to slip away: each writes the number of the process that slips into `$NOTE`.
@@ -230,10 +230,10 @@ async fn a_volume_is_not_moved_from_under_its_writer() {
         Some(vec!["sh".into(), "-c".into(), holding.replace("$NOTE", world.note("agent").to_str().unwrap())]);
     world.site = LocalSite::new(world.config.clone()).unwrap();
     world.site.perform(&SiteVerb::EnsureAgent, &context(1, "agent")).await.unwrap();
-    pid_in(&world.note("agent"));
+    sleeper_in(&world.note("agent"));
     let app = instance(&holding.replace("$NOTE", world.note("app").to_str().unwrap()));
     world.start(&app).await;
-    let pid = pid_in(&world.note("app"));
+    let pid = sleeper_in(&world.note("app"));
 
     let aside = SiteVerb::SetAside(uploads);
     let error = world.site.perform(&aside, &context(2, "aside")).await.unwrap_err();
