@@ -32,6 +32,10 @@ impl User {
     }
 }
 
+/// As every client of S3, it asks again when the server says that something failed at its end: radosgw does when it stood still.
+const CURL: [&str; 7] =
+    ["--silent", "--show-error", "--fail-with-body", "--retry", "5", "--aws-sigv4", "aws:amz:us-east-1:s3"];
+
 /// A running server.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -156,7 +160,7 @@ impl Server {
     fn try_with(&self, user: User, method: &str, path: &str, body: Option<&str>, headers: &[&str]) -> (bool, String) {
         let (key, secret) = user.keys();
         let mut command = Command::new("curl");
-        command.args(["--silent", "--show-error", "--fail-with-body", "--aws-sigv4", "aws:amz:us-east-1:s3"]);
+        command.args(CURL);
         command.args(["--user", &format!("{key}:{secret}"), "--request", method]);
         // This curl signs the hash of the body, and leaves it to us to send it.
         command.args(["--header", &format!("x-amz-content-sha256: {}", sha256_of(body.unwrap_or_default()))]);
@@ -171,7 +175,7 @@ impl Server {
     pub(crate) fn set_class(&self, bucket: &str, key: &str, class: &str) {
         let (user, secret) = User::Owner.keys();
         let mut command = Command::new("curl");
-        command.args(["--silent", "--show-error", "--fail-with-body", "--aws-sigv4", "aws:amz:us-east-1:s3"]);
+        command.args(CURL);
         command.args(["--user", &format!("{user}:{secret}"), "--request", "PUT"]);
         let headers = [
             format!("x-amz-content-sha256: {}", sha256_of("")),
