@@ -53,6 +53,8 @@ fn corrupted_data_is_taken_back_to_the_last_good_moment_where_it_is() {
     let key = world.path("owner.key");
     settled(&world, "north");
     let good = jiff::Timestamp::now().to_string();
+    // What began before that moment must have ended, or it could still read what comes after it.
+    settled(&world, "north");
     fs::write(world.root.join("north/volumes/docs/page"), "nonsense\n").unwrap();
     settled(&world, "north");
     let corrupted = ["failover", "pages", "--scenario", "data-corrupted", "--yes", "--key", key.as_str()];
@@ -76,6 +78,8 @@ fn corrupted_data_may_be_taken_back_at_another_site() {
     let key = world.path("owner.key");
     settled(&world, "north");
     let good = jiff::Timestamp::now().to_string();
+    // What began before that moment must have ended, or it could still read what comes after it.
+    settled(&world, "north");
     fs::write(world.root.join("north/volumes/docs/page"), "nonsense\n").unwrap();
     settled(&world, "north");
     let scenario = ["failover", "pages", "--scenario", "data-corrupted", "--to", "south"];
