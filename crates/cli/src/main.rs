@@ -103,10 +103,11 @@ fn finish(result: Result<error::Exit, error::CommandError>, ui: &Ui) -> ExitCode
     ExitCode::from(code)
 }
 
-/// What libraries log goes to stderr, warnings and worse, unless `LIFEBOAT_LOG` says otherwise.
+/// What libraries log goes to stderr, warnings and worse, unless `LIFEBOAT_LOG` says otherwise. Whoever interrupts a read from a mount
+/// leaves an answer that nobody waits for any more, which `fuser` calls an error.
 fn start_log(ui: &Ui) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LIFEBOAT_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,fuser::reply=off"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     log.with_ansi(ui.colour_on_stderr()).init();
 }
