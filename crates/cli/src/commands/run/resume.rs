@@ -79,15 +79,13 @@ pub(crate) fn cancel(args: Cancel, ui: &Ui) -> Result<Exit, CommandError> {
     let executor = executor(&wiring, &view, Vec::new())?;
     let decision = Decision::Cancel { by: by.clone(), reason: args.reason };
     block_on(async { run_ui::decided(executor.decide(&run, decision).await) })?;
-    let mut left_to_another = false;
+    let (mut left_to_another, mut ended_by_another) = (false, false);
     let mut cancelled = false;
     let ended = recover::drive(ui, &wiring, executor, &run, async |executor, interrupt| {
         let ended = executor.resume(&run, &by, interrupt).await;
         left_to_another = ended.as_ref().is_err_and(is_at_work);
-        cancelled = matches!(
-            ended,
-            Ok(Ended::Finished(RunState::Cancelled)) | Err(ExecuteError::Over { state: RunState::Cancelled, .. })
-        );
+        ended_by_another = matches!(ended, Err(ExecuteError::Over { state: RunState::Cancelled, .. }));
+        cancelled = ended_by_another || matches!(ended, Ok(Ended::Finished(RunState::Cancelled)));
         ended
     });
     if left_to_another {
@@ -96,6 +94,10 @@ pub(crate) fn cancel(args: Cancel, ui: &Ui) -> Result<Exit, CommandError> {
     }
     if !cancelled {
         return ended;
+    }
+    // It took the word up before this process could ask for the run.
+    if ended_by_another {
+        ui.line(format_args!("the process that worked on run {run} has ended it"));
     }
     // What was stopped by plan was started again; what a fence killed was not.
     let fenced = view.runbook.steps.iter().zip(&view.steps).find_map(|(step, seen)| match &step.action {
