@@ -78,8 +78,14 @@ pub(crate) fn pid_in(path: &Path) -> i32 {
 /// The same, once its shell has become `sleep`.
 pub(crate) fn sleeper_in(path: &Path) -> i32 {
     let pid = pid_in(path);
+    await_sleep(pid);
+    pid
+}
+
+/// Until a shell has become `sleep`: on the way its name is the shell's, and for a moment it seems to have no environment.
+pub(crate) fn await_sleep(pid: i32) {
     let name = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    eventually("the shell to become `sleep`", || (name().trim() == "sleep").then_some(pid))
+    eventually("the shell to become `sleep`", || (name().trim() == "sleep").then_some(()));
 }
 
 pub(crate) async fn path(site: &dyn Site, verb: SiteVerb, context: &Context) -> Option<PathBuf> {

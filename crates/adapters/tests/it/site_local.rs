@@ -15,7 +15,7 @@ use lifeboat_engine::port::{Fenced, PortError, Site, SiteAnswer, SiteVerb, Volum
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::site_conformance::{
-    conforms, context, eventually, files, instance, is_alive, path, pid_in, request, volume, within,
+    await_sleep, conforms, context, eventually, files, instance, is_alive, path, pid_in, request, volume, within,
 };
 
 /// A site in a directory of its own, killed when the test is over.
@@ -400,6 +400,7 @@ async fn a_supervisor_killed_at_any_moment_of_a_start_leaves_one_instance() {
         kill_and_see(supervisor);
         let _ = started.await.unwrap();
         let pid = world.start(&app).await;
+        await_sleep(pid);
         let marks = |pid: &i32| {
             let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             let environment = String::from_utf8_lossy(&environment).into_owned();
