@@ -25,6 +25,7 @@ pub(crate) const FOR_TESTS: &[(&str, &str)] = &[
     ("mount", "mounts it"),
     ("openssh-client", "ssh: the way to a served vault"),
     ("openssh-server", "sshd: a real server in front of a served vault"),
+    ("postgresql", "a real server, and its own tools as oracles; tests make clusters of their own"),
     ("procps", "ps: what processes are left, as the system sees it"),
     ("python3", "user's commands that speak JSON, for the command site"),
     ("python3-venv", "a place for what comes from PyPI"),

@@ -1,0 +1,26 @@
+//! What lifeboat says to a PostgreSQL server, and what it knows of one's files: the protocol's client, and the way to its programs.
+//!
+//! ```text
+//! door (where, who, how)  ──▶  session (queries)  ──▶  replication (a stream of WAL)
+//!                              wire · auth · tls
+//! programs (which version's)  ──▶  control (what a data directory is)  ──▶  server (a private one over it)
+//! ```
+//!
+//! Invariant: what a server says is hostile until it is parsed. Every message has a bound that is checked before memory is taken for it, every
+//! wait has an end, and no secret is in an error's text.
+
+pub(crate) mod auth;
+pub(crate) mod control;
+pub(crate) mod door;
+pub(crate) mod error;
+pub(crate) mod lsn;
+pub(crate) mod programs;
+pub(crate) mod replication;
+pub(crate) mod server;
+pub(crate) mod session;
+pub(crate) mod slot;
+pub(crate) mod tls;
+pub(crate) mod wire;
+
+#[cfg(test)]
+mod tests;
