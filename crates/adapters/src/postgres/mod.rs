@@ -9,7 +9,8 @@
 //! Invariant: what a server says is hostile until it is parsed. Every message has a bound that is checked before memory is taken for it, every
 //! wait has an end, and no secret is in an error's text.
 
-pub(crate) mod auth;
+mod auth;
+mod child;
 pub(crate) mod control;
 pub(crate) mod door;
 pub(crate) mod error;
@@ -19,8 +20,8 @@ pub(crate) mod replication;
 pub(crate) mod server;
 pub(crate) mod session;
 pub(crate) mod slot;
-pub(crate) mod tls;
-pub(crate) mod wire;
+mod tls;
+mod wire;
 
 #[cfg(test)]
 mod tests;

@@ -86,7 +86,8 @@ impl Session {
         let begun = timeout(within, self.begin_copy()).await;
         let phase = begun.unwrap_or_else(|_| Err(self.wire.timeout("begin to stream", within)))?;
         let now = Instant::now();
-        Ok(WalStream { session: self, expected: from, reported: [Lsn(0); 3], phase, heard: now, asked: false })
+        let (expected, reported) = (from, [Lsn(0); 3]);
+        Ok(WalStream { session: self, expected, reported, phase, heard: now, asked: false, silence_max: SILENCE_MAX })
     }
 
     async fn begin_copy(&mut self) -> Result<Phase, SessionError> {
@@ -146,6 +147,7 @@ pub(crate) struct WalStream {
     heard: Instant,
     /// Whether the server was asked for a sign of life since it was last heard.
     asked: bool,
+    silence_max: Duration,
 }
 
 /// A server speaks twice in its `wal_sender_timeout` (a minute, as a rule) if it has nothing to send; one whose timeout is off only if asked.
@@ -154,6 +156,11 @@ const DATA_HEADER_BYTES: usize = 24;
 const KEEP_ALIVE_BYTES: usize = 17;
 
 impl WalStream {
+    /// After how long without a word the server is given up; after half of it it is asked.
+    pub(crate) fn set_silence_max(&mut self, silence: Duration) {
+        self.silence_max = silence;
+    }
+
     /// What comes next. After [`WalMessage::EndOfTimeline`] comes that again.
     pub(crate) async fn next(&mut self) -> Result<WalMessage, SessionError> {
         loop {
@@ -161,7 +168,7 @@ impl WalStream {
                 return Ok(WalMessage::EndOfTimeline);
             }
             // Half the time to wait for it, half for its answer to the question whether it is there.
-            let wait = if self.asked { SILENCE_MAX } else { SILENCE_MAX / 2 };
+            let wait = if self.asked { self.silence_max } else { self.silence_max / 2 };
             match timeout_at(self.heard + wait, self.session.wire.receive()).await {
                 Ok(frame) => {
                     let frame = frame?;
@@ -171,7 +178,7 @@ impl WalStream {
                         return Ok(message);
                     }
                 }
-                Err(_) if self.asked => return Err(self.session.wire.timeout("send anything", SILENCE_MAX)),
+                Err(_) if self.asked => return Err(self.session.wire.timeout("send anything", self.silence_max)),
                 Err(_) => {
                     self.asked = true;
                     self.put_status(true)?;

@@ -129,17 +129,17 @@ impl Wire {
         Ok(())
     }
 
-    /// Sends what is to be sent.
+    /// Sends what is to be sent. A server that listens no more may have said why, so that it is for `receive` to find the connection's end.
     pub(super) async fn flush(&mut self) -> Result<(), SessionError> {
         while !self.output.is_empty() {
-            let count = self.stream.write_buf(&mut self.output).await.map_err(|error| self.lost(error))?;
-            if count == 0 {
-                return Err(self.lost(io::ErrorKind::WriteZero.into()));
+            match self.stream.write_buf(&mut self.output).await {
+                Ok(1..) => self.unflushed = true,
+                Ok(0) => return Err(self.lost(io::ErrorKind::WriteZero.into())),
+                Err(_) => self.output.clear(),
             }
-            self.unflushed = true;
         }
         if self.unflushed {
-            self.stream.flush().await.map_err(|error| self.lost(error))?;
+            let _ = self.stream.flush().await;
             self.unflushed = false;
         }
         Ok(())

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keys::{KEYS, Kind};
-pub(crate) use passfile::Looked;
+pub(super) use passfile::Looked;
+pub(super) use service::read as read_small;
 
 use super::session::Purpose;
 
@@ -331,6 +332,12 @@ impl Door {
     /// How long getting in may take, with each address of the host.
     pub(super) fn patience(&self) -> Duration {
         self.patience
+    }
+
+    /// Less than a service file can say.
+    #[cfg(test)]
+    pub(super) fn with_patience(self, patience: Duration) -> Door {
+        Door { patience, ..self }
     }
 
     pub(super) fn application_name(&self) -> Option<&str> {

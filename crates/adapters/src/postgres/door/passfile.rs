@@ -23,7 +23,7 @@ pub(super) struct Wanted<'a> {
 
 /// What a password file had to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Looked {
+pub(in crate::postgres) enum Looked {
     Found(Secret),
     NotListed,
     Absent,

@@ -45,7 +45,8 @@ pub(super) fn find(name: &str, places: &Places) -> Result<(Vec<Setting>, PathBuf
     Err(DoorError::NoService { name: name.to_owned(), looked })
 }
 
-pub(super) fn read(path: &Path) -> io::Result<String> {
+/// A file that a person wrote, or a server about itself.
+pub(in crate::postgres) fn read(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
