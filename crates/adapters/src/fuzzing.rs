@@ -3,17 +3,28 @@
 //! Only in tests and with the feature `fuzzing`. Invariant: a door never panics, whatever is put through it, and takes no more memory than
 //! the parser's own limits allow.
 
+use crate::postgres::doors as postgres;
 use crate::source::sqlite::doors;
 
 /// A parser's name, and the way in.
 pub type Door = (&'static str, fn(&[u8]));
 
 /// Every door.
-pub const DOORS: &[Door] = &[("sqlite-log", doors::payload), ("sqlite-wal", doors::write_ahead_log)];
+pub const DOORS: &[Door] = &[
+    ("sqlite-log", doors::payload),
+    ("sqlite-wal", doors::write_ahead_log),
+    ("postgres-server", postgres::server),
+    ("postgres-files", postgres::files),
+];
 
 /// Something to begin with, for each door.
 pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
-    vec![("sqlite-log", doors::seed()), ("sqlite-wal", doors::wal_seed())]
+    vec![
+        ("sqlite-log", doors::seed()),
+        ("sqlite-wal", doors::wal_seed()),
+        ("postgres-server", postgres::server_seed()),
+        ("postgres-files", postgres::files_seed()),
+    ]
 }
 
 #[cfg(test)]

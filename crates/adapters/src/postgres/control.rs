@@ -103,7 +103,7 @@ impl Control {
 }
 
 /// `Err` with the field that is missing or odd.
-fn parse(text: &str) -> Result<Control, &'static str> {
+pub(super) fn parse(text: &str) -> Result<Control, &'static str> {
     let fields: HashMap<&str, &str> =
         text.lines().filter_map(|line| line.split_once(':')).map(|(key, value)| (key.trim(), value.trim())).collect();
     fn number<T: std::str::FromStr>(fields: &HashMap<&str, &str>, key: &'static str) -> Result<T, &'static str> {

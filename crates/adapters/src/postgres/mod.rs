@@ -13,6 +13,8 @@ mod auth;
 mod child;
 pub(crate) mod control;
 pub(crate) mod door;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod doors;
 pub(crate) mod error;
 pub(crate) mod lsn;
 pub(crate) mod programs;

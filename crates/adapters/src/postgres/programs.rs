@@ -193,10 +193,4 @@ mod tests {
         let error = Programs::in_places(16, &["psql"], vec![old]).await.unwrap_err();
         assert!(error.to_string().contains("install the package postgresql-client-16"), "{error}");
     }
-
-    #[tokio::test]
-    async fn the_installed_version_is_found() {
-        let found = Programs::of_server(150_018, &["postgres", "pg_basebackup"]).await.unwrap();
-        assert_eq!((found.major(), found.directory()), (15, Path::new("/usr/lib/postgresql/15/bin")));
-    }
 }

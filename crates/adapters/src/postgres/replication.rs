@@ -87,7 +87,7 @@ impl Session {
         let phase = begun.unwrap_or_else(|_| Err(self.wire.timeout("begin to stream", within)))?;
         let now = Instant::now();
         let (expected, reported) = (from, [Lsn(0); 3]);
-        Ok(WalStream { session: self, expected, reported, phase, heard: now, asked: false, silence_max: SILENCE_MAX })
+        Ok(WalStream { session: self, expected, reported, phase, heard: now, asked: None, silence_max: SILENCE_MAX })
     }
 
     async fn begin_copy(&mut self) -> Result<Phase, SessionError> {
@@ -145,8 +145,8 @@ pub(crate) struct WalStream {
     reported: [Lsn; 3],
     phase: Phase,
     heard: Instant,
-    /// Whether the server was asked for a sign of life since it was last heard.
-    asked: bool,
+    /// When the server was asked for a sign of life, if it was not heard since.
+    asked: Option<Instant>,
     silence_max: Duration,
 }
 
@@ -167,20 +167,23 @@ impl WalStream {
             if self.phase != Phase::Copying {
                 return Ok(WalMessage::EndOfTimeline);
             }
-            // Half the time to wait for it, half for its answer to the question whether it is there.
-            let wait = if self.asked { self.silence_max } else { self.silence_max / 2 };
-            match timeout_at(self.heard + wait, self.session.wire.receive()).await {
+            // Half the time is for it, half for its answer to the question whether it is there: that half is waited for whole, so that who was
+            // long away himself does not take what he has not read for silence.
+            match timeout_at(self.asked.unwrap_or(self.heard) + self.silence_max / 2, self.session.wire.receive()).await
+            {
                 Ok(frame) => {
                     let frame = frame?;
                     self.heard = Instant::now();
-                    self.asked = false;
+                    self.asked = None;
                     if let Some(message) = self.read(frame)? {
                         return Ok(message);
                     }
                 }
-                Err(_) if self.asked => return Err(self.session.wire.timeout("send anything", self.silence_max)),
+                Err(_) if self.asked.is_some() => {
+                    return Err(self.session.wire.timeout("send anything", self.silence_max));
+                }
                 Err(_) => {
-                    self.asked = true;
+                    self.asked = Some(Instant::now());
                     self.put_status(true)?;
                 }
             }

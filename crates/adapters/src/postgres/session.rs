@@ -103,6 +103,18 @@ impl Session {
         Err(first.unwrap_or_else(|| SessionError::Unreachable { at: opening.at.clone(), source: nowhere() }))
     }
 
+    /// Over a connection that is there.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) async fn over(
+        stream: Box<dyn super::wire::Stream>,
+        door: &Door,
+        purpose: Purpose,
+    ) -> Result<Session, SessionError> {
+        let at = "PostgreSQL at hand".to_owned();
+        let opening = Opening { door, purpose, application_name: "", at: at.clone() };
+        opening.greet(Wire::new(stream, at), Cover::Socket).await
+    }
+
     /// How long an answer may take from now on.
     pub(crate) fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;

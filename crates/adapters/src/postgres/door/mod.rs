@@ -334,6 +334,11 @@ impl Door {
         self.patience
     }
 
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn with_password(self, password: &str) -> Door {
+        Door { password: Some(Secret::new(password.as_bytes().to_vec())), ..self }
+    }
+
     /// Less than a service file can say.
     #[cfg(test)]
     pub(super) fn with_patience(self, patience: Duration) -> Door {
@@ -421,6 +426,19 @@ impl fmt::Display for Door {
             write!(f, "service {name}: ")?;
         }
         write!(f, "{}@{}:{}/{}", self.user, self.host, self.port, self.database)
+    }
+}
+
+/// A service file and a password file with this content.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn read_hostile(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Ok(Some(service)) = service::section("shop", &text, Path::new("hostile")) {
+        let _ = Door::from_settings(&Settings { service, file: Some("hostile".into()), env: &|_| None });
+    }
+    let wanted = passfile::Wanted { host: "db.example", port: 5432, databases: &["shop"], user: "boat" };
+    for line in data.split(|byte| *byte == b'\n') {
+        let _ = passfile::password(line, &wanted);
     }
 }
 

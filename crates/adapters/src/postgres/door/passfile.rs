@@ -65,7 +65,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Option<String>> {
 }
 
 /// The password of a line, if it is about what is wanted.
-fn password(line: &[u8], wanted: &Wanted<'_>) -> Option<Vec<u8>> {
+pub(super) fn password(line: &[u8], wanted: &Wanted<'_>) -> Option<Vec<u8>> {
     if line.starts_with(b"#") {
         return None;
     }

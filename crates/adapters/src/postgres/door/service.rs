@@ -56,7 +56,7 @@ pub(in crate::postgres) fn read(path: &Path) -> io::Result<String> {
 }
 
 /// `None` if there is no such section.
-fn section(name: &str, text: &str, path: &Path) -> Result<Option<Vec<Setting>>, DoorError> {
+pub(super) fn section(name: &str, text: &str, path: &Path) -> Result<Option<Vec<Setting>>, DoorError> {
     let mut settings: Option<Vec<Setting>> = None;
     for (line, text) in text.lines().enumerate().map(|(index, text)| (index + 1, text.trim())) {
         if text.is_empty() || text.starts_with('#') {

@@ -15,7 +15,11 @@ use std::time::{Duration, Instant};
 
 use super::ports::free_port;
 
-pub(crate) const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
+/// The newest that is installed.
+pub(crate) static MAJOR: LazyLock<u32> = LazyLock::new(|| {
+    let installed = std::fs::read_dir("/usr/lib/postgresql").expect("the package postgresql is installed");
+    installed.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).max().unwrap()
+});
 /// Until a server that was told to do something has done it. Far more than that takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -35,8 +39,11 @@ impl Place {
         if let Some((user, group)) = postgres_user() {
             std::os::unix::fs::chown(&path, Some(user), Some(group)).unwrap();
         }
-        let script = "trap '' INT HUP; cat > /dev/null; pid=$(head -n 1 \"$0/data/postmaster.pid\" 2> /dev/null) && kill -QUIT \"$pid\" \
-                      && while kill -0 \"$pid\"; do sleep 0.05; done; rm -rf \"$0\"";
+        // The number of a server that is gone may be another process's by now.
+        let script = "trap '' INT HUP; cat > /dev/null; pid=$(head -n 1 \"$0/data/postmaster.pid\"); \
+                      of_it() { [ \"$(readlink \"/proc/$pid/cwd\")\" = \"$0/data\" ]; }; \
+                      if of_it; then kill -CONT \"$pid\"; kill -QUIT \"$pid\"; while of_it; do sleep 0.05; done; fi; \
+                      for try in 1 2 3 4 5 6 7 8 9; do rm -rf \"$0\" && break; sleep 0.1; done";
         let mut command = Command::new("sh");
         command.args(["-c", script]).arg(&path).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let watchdog = command.process_group(0).spawn().unwrap();
@@ -67,9 +74,13 @@ fn postgres_user() -> Option<(u32, u32)> {
     Some((ids[0], ids[1]))
 }
 
+pub(crate) fn path_of(program: &str) -> PathBuf {
+    PathBuf::from(format!("/usr/lib/postgresql/{}/bin/{program}", *MAJOR))
+}
+
 /// One of PostgreSQL's programs, as who may run it, with nothing of this process's settings.
 pub(crate) fn program(name: &str) -> Command {
-    let mut command = Command::new(Path::new(PROGRAMS).join(name));
+    let mut command = Command::new(path_of(name));
     for (variable, _) in std::env::vars().filter(|(variable, _)| variable.starts_with("PG")) {
         command.env_remove(variable);
     }
@@ -266,7 +277,10 @@ pub(crate) fn as_postgres(name: &str) -> Command {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // Its children go at once with it so; killed itself it would leave them to find out.
+        // Its children go at once with it so; killed itself it would leave them to find out. One that a test has stopped goes on for it.
+        if self.server.is_some() {
+            self.signal(rustix::process::Signal::CONT);
+        }
         self.end_by(rustix::process::Signal::QUIT);
     }
 }

@@ -165,7 +165,7 @@ async fn no_lie_of_a_server_lets_us_in_panics_or_takes_memory() {
         }
     });
     let all: Vec<_> = tried.collect();
-    for some in chunks(all, 60) {
+    for some in chunks(all, 120) {
         futures_util::future::join_all(some).await;
     }
 }

@@ -135,7 +135,7 @@ async fn password_files_serve_logins_and_say_why_they_do_not() {
     let mut session = Session::open(&way, Purpose::Replication, "").await.unwrap();
     session.identify_system().await.unwrap();
     // And libpq's own program goes the same way by what it is given.
-    let mut program = Command::new(super::cluster::PROGRAMS.to_owned() + "/pg_receivewal");
+    let mut program = Command::new(cluster::path_of("pg_receivewal"));
     for variable in super::super::door::Door::variables() {
         program.env_remove(variable);
     }

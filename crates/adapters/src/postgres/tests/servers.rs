@@ -10,7 +10,7 @@ use super::super::lsn::Lsn;
 use super::super::programs::Programs;
 use super::super::server::{Awaited, Server, ServerError, Start, Stop};
 use super::super::session::{Purpose, Session};
-use super::cluster::{Cluster, PATIENCE, as_postgres, run};
+use super::cluster::{Cluster, MAJOR, PATIENCE, as_postgres, path_of, run};
 
 async fn programs(data: &Path) -> Programs {
     Programs::of_data_directory(data, &["postgres", "pg_controldata"]).await.unwrap()
@@ -32,6 +32,15 @@ fn start(settings: &[(&str, &str)]) -> Start {
 async fn ask(door: &Door, sql: &str) -> String {
     let mut session = Session::open(door, Purpose::Queries, "").await.unwrap();
     session.query_one(sql).await.unwrap().get(0).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn the_programs_of_an_installed_version_are_found() {
+    let needed = ["postgres", "pg_basebackup"];
+    let found = Programs::of_server(*MAJOR * 10_000 + 18, &needed).await.unwrap();
+    assert_eq!(found.major(), *MAJOR);
+    assert_eq!(found.program("postgres"), path_of("postgres"));
+    assert_eq!(found.directory(), path_of("postgres").parent().unwrap());
 }
 
 #[tokio::test]

@@ -231,15 +231,18 @@ async fn next_can_be_dropped_at_any_time_and_nothing_is_lost() {
 
 #[tokio::test]
 async fn ends_of_the_server_midway_are_told_and_may_pass() {
-    let ends: [(&str, fn(&mut Cluster)); 2] = [("stopped", Cluster::stop), ("killed", Cluster::kill)];
-    for (how, end) in ends {
+    for how in ["stopped", "killed"] {
         let mut cluster = Cluster::started();
         let mut replication = session(&cluster, Purpose::Replication).await;
         let from = replication.identify_system().await.unwrap().flushed;
         let mut stream = replication.start_replication(None, from, 1).await.unwrap();
         // Who stops in good order waits until its receivers have everything, so both go on side by side.
         let ending = tokio::task::spawn_blocking(move || {
-            end(&mut cluster);
+            if how == "stopped" {
+                cluster.stop()
+            } else {
+                cluster.kill()
+            }
             cluster
         });
         let mut reached = from;
