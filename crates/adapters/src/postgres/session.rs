@@ -18,7 +18,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::auth::{self, Cover};
 use super::door::Door;
-use super::error::{Said, SessionError, words};
+pub(crate) use super::error::SessionError;
+use super::error::{Said, words};
 use super::tls::{self, Attempt};
 use super::wire::{Frame, MESSAGE_BYTES_MAX, Wire};
 

@@ -133,7 +133,11 @@ async fn a_server_that_cannot_start_says_why_and_one_that_is_dropped_is_gone() {
     // In recovery, and what it needs is not there.
     std::fs::write(data.join("recovery.signal"), "").unwrap();
     let target = [("restore_command", "false"), ("recovery_target_lsn", "F/0")];
-    let error = Server::start(&programs, &data, &start(&target)).await.unwrap_err();
+    // It may answer for a moment before it finds that out.
+    let error = match Server::start(&programs, &data, &start(&target)).await {
+        Ok(mut server) => server.wait_for(Awaited::Paused, PATIENCE).await.unwrap_err(),
+        Err(error) => error,
+    };
     assert!(
         matches!(&error, ServerError::Ended { log, .. } if log.contains("recovery ended before configured recovery target")),
         "{error}"

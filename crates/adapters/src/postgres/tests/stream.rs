@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::error::SessionError;
 use super::super::lsn::{Lsn, Segments, Switch, parse_history};
 use super::super::replication::{WalMessage, WalStream};
-use super::super::session::{Purpose, Session};
+use super::super::session::{Purpose, Session, SessionError};
 use super::super::slot;
 use super::cluster::{Cluster, PATIENCE, run};
 use super::session;
@@ -299,4 +298,22 @@ async fn a_slot_in_use_and_a_log_that_is_gone_are_told() {
     let mut gone = third.start_replication(None, from, 1).await.unwrap();
     let error = next(&mut gone).await.unwrap_err();
     assert!(error.to_string().contains("has already been removed") && !error.may_pass(), "{error}");
+}
+
+/// Whoever receives does so in a task of its own.
+#[tokio::test]
+async fn a_receiver_can_move_between_threads() {
+    let cluster = Cluster::started();
+    let door = super::door(&cluster);
+    let received = tokio::spawn(async move {
+        let mut session = Session::open(&door, Purpose::Replication, "").await?;
+        let system = session.identify_system().await?;
+        let mut stream = session.start_replication(None, system.flushed, 1).await?;
+        stream.report(system.flushed, system.flushed, system.flushed, true).await?;
+        let message = stream.next().await?;
+        stream.end().await?.0.close().await;
+        Ok::<_, SessionError>(message)
+    });
+    let message = received.await.unwrap().unwrap();
+    assert!(matches!(message, WalMessage::Data { .. } | WalMessage::KeepAlive { .. }), "{message:?}");
 }
