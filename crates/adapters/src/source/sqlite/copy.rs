@@ -13,9 +13,9 @@ use lifeboat_vault::files::TreeError;
 use rusqlite::{Connection, OpenFlags};
 
 use super::apply::ApplyError;
-use super::chain::ChainError;
 use super::content::ContentError;
 use crate::source::sync_directory_of;
+use crate::source::way::ChainError;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RestoreError {

@@ -50,11 +50,6 @@ pub(super) struct Resumed {
     pub(super) chain: Chain,
 }
 
-/// As people and reports see a position.
-pub(super) fn position_text(position: &Position) -> String {
-    format!("{}:{}:{}", position.lineage, position.timeline, position.counter)
-}
-
 /// Names the file that a database's log belongs to.
 pub(super) fn database_id(path: &Path) -> String {
     let inode = std::fs::metadata(path).map_or(0, |metadata| metadata.ino());

@@ -5,7 +5,7 @@
 //!   content  what a piece holds               apply    a piece onto a file                    copy     a file on its way back
 //!   base     a snapshot into a file, on all cores   pieces   read ahead, applied in order
 //!   board    what a stream's threads share    stream   the threads                            ledger   a vault as a stream writes to it
-//!   resume   where a former process was       chain    which snapshot and pieces lead where   restore, standby
+//!   resume   where a former process was       restore, standby  (which snapshot and pieces lead where: `source/way`)
 //! ```
 //!
 //! Invariant: in a process that captures a database nothing but this module (and SQLite) may open the database file or its
@@ -15,7 +15,6 @@ mod apply;
 mod base;
 mod board;
 mod capture;
-mod chain;
 mod content;
 mod copy;
 #[cfg(any(test, feature = "fuzzing"))]

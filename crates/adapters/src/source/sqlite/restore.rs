@@ -12,15 +12,14 @@ use lifeboat_engine::port::{Cancel, RestoreRequest, Restored};
 use lifeboat_vault::{LogEntry, Position, Unlocked};
 
 use super::base::write_base;
-use super::chain::{self, Way};
 use super::copy::{Check, RestoreError, beside, open_work, put_in_place, remove_companions, verify};
-use super::ledger::position_text;
 use super::pieces::{self, apply_piece};
+use crate::source::way::{self, Way, position_text};
 
 pub(super) fn restore(vault: &Unlocked, request: &RestoreRequest, cancel: &Cancel) -> Result<Restored, RestoreError> {
     let began = Instant::now();
-    let until = chain::until(&request.target)?;
-    let way = chain::find(vault, &request.dataset, &request.target)?;
+    let until = way::until(&request.target)?;
+    let way = way::find(vault, &request.dataset, &request.target)?;
     let work_path = beside(&request.to, ".lifeboat-restore");
     prepare(&request.to, &work_path, request.in_place)?;
     let file = open_work(&work_path)?;

@@ -17,10 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::ApplyError;
 use super::base::write_base;
-use super::chain::{self, ChainError, Onward, Way};
 use super::copy::{Check, RestoreError, beside, open_work, put_in_place, remove_companions, verify};
-use super::ledger::position_text;
 use super::pieces::{self, apply_piece};
+use crate::source::way::{self, ChainError, Onward, Way, position_text};
 use crate::source::{STANDBY_SUFFIX, port_error};
 
 /// The record of a standby. Lies beside the database, so that a copy of the volume is a standby, too.
@@ -117,7 +116,7 @@ impl Follower {
             return self.apply_appended(&onward, did, cancel);
         }
         let began = Instant::now();
-        let way = match chain::find(&self.vault, &self.dataset, &Target::Newest) {
+        let way = match way::find(&self.vault, &self.dataset, &Target::Newest) {
             // What is damaged in the vault is whole here.
             Err(ChainError::Damaged { counter, what, .. }) if self.is_past(counter) => {
                 tracing::warn!(dataset = self.dataset, what, "the vault's log is damaged where the standby has it");
@@ -171,12 +170,12 @@ impl Follower {
             return Ok(None);
         }
         if is_due(self.looked_at_points_at, LOOK_AT_POINTS_EVERY) {
-            if !chain::is_newest(&self.vault, &self.dataset, position)? {
+            if !way::is_newest(&self.vault, &self.dataset, position)? {
                 return Ok(None);
             }
             self.looked_at_points_at = Some(Instant::now());
         }
-        Ok(Some(chain::appended(&self.vault, &self.dataset, position, tail)?))
+        Ok(Some(way::appended(&self.vault, &self.dataset, position, tail)?))
     }
 
     fn apply_pieces(&mut self, onward: &Onward, did: &mut Applied, cancel: &Cancel) -> Result<(), RestoreError> {
@@ -223,7 +222,7 @@ impl Follower {
             return Ok(None);
         }
         let as_of = self.record.applied_to.unwrap_or(way.base.taken_at);
-        let onward = match chain::onward(&self.vault, &self.dataset, here, as_of, None) {
+        let onward = match way::onward(&self.vault, &self.dataset, here, as_of) {
             // Pieces were lost or dropped, but a newer snapshot stands after them.
             Err(ChainError::Hole { .. }) if there.counter > here.counter => return Ok(None),
             other => other?,

@@ -18,7 +18,7 @@ use super::board::{Base, Board, Chain, Item, State};
 use super::capture::{Capture, CaptureError, Changes, Moment, Seen};
 use super::ledger::{self, Ledger, LedgerError, Resumed};
 use super::resume::{self, Mark, Record};
-use crate::source::in_full;
+use crate::source::{in_full, way};
 
 /// After a failure; doubles up to the longest.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -114,7 +114,7 @@ impl LogStream for Stream {
         let state = self.board.lock();
         let vaults = self.names.iter().zip(&state.lanes).map(|(name, lane)| {
             let mut status = state.lane_status(lane);
-            status.position = lane.chain.as_ref().map(|chain| ledger::position_text(&chain.position(self.epoch)));
+            status.position = lane.chain.as_ref().map(|chain| way::position_text(&chain.position(self.epoch)));
             (name.clone(), status)
         });
         StreamStatus {

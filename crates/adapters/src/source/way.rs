@@ -7,8 +7,6 @@ use jiff::Timestamp;
 use lifeboat_core::runbook::Target;
 use lifeboat_vault::{Badge, LogEntry, PointInfo, Position, Severity, Vault, VaultError};
 
-use super::ledger::position_text;
-
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ChainError {
     #[error(transparent)]
@@ -37,6 +35,11 @@ pub(super) enum ChainError {
     },
 }
 
+/// As people and reports see a position.
+pub(super) fn position_text(position: &Position) -> String {
+    format!("{}:{}:{}", position.lineage, position.timeline, position.counter)
+}
+
 /// The way to a moment: a snapshot, and the pieces to apply to it.
 #[derive(Debug, Clone)]
 pub(super) struct Way {
@@ -62,6 +65,15 @@ pub(super) fn until(target: &Target) -> Result<Option<Timestamp>, ChainError> {
 
 /// Finds the way that comes nearest to the target.
 pub(super) fn find(vault: &Vault, dataset: &str, target: &Target) -> Result<Way, ChainError> {
+    search(vault, dataset, target, false)
+}
+
+/// As `find`; a moment's way goes on to the first piece beyond it, for who stops within a piece.
+pub(super) fn find_beyond(vault: &Vault, dataset: &str, target: &Target) -> Result<Way, ChainError> {
+    search(vault, dataset, target, true)
+}
+
+fn search(vault: &Vault, dataset: &str, target: &Target, beyond: bool) -> Result<Way, ChainError> {
     let points = vault.points(Some(dataset))?;
     let notes: Vec<String> = points.findings.iter().map(|finding| finding.message.clone()).collect();
     if let Target::Point(id) = target {
@@ -90,7 +102,7 @@ pub(super) fn find(vault: &Vault, dataset: &str, target: &Target) -> Result<Way,
             superseded.push(position.lineage.clone());
             continue;
         }
-        let way = match (follow(vault, dataset, base, until), &best) {
+        let way = match (follow(vault, dataset, base, until, beyond), &best) {
             (Ok(way), _) => way,
             // The same writer has begun a newer chain since, with a full snapshot: nothing of this one is needed.
             (Err(ChainError::Damaged { what, .. }), Some(newer)) if newer.base.position.is_some() => {
@@ -124,7 +136,13 @@ fn candidates(mut points: Vec<PointInfo>, until: Option<Timestamp>) -> Vec<Point
     chosen
 }
 
-fn follow(vault: &Vault, dataset: &str, base: PointInfo, until: Option<Timestamp>) -> Result<Way, ChainError> {
+fn follow(
+    vault: &Vault,
+    dataset: &str,
+    base: PointInfo,
+    until: Option<Timestamp>,
+    beyond: bool,
+) -> Result<Way, ChainError> {
     let mut way = Way {
         reaches: base.taken_at,
         is_final: base.final_mark,
@@ -135,7 +153,7 @@ fn follow(vault: &Vault, dataset: &str, base: PointInfo, until: Option<Timestamp
         base,
     };
     if let Some(position) = way.base.position.clone() {
-        let onward = onward(vault, dataset, &position, way.base.taken_at, until)?;
+        let onward = walk(vault, dataset, &position, way.base.taken_at, (until, beyond))?;
         way.reaches = onward.reaches.map_or(way.reaches, |reaches| reaches.max(way.reaches));
         way.is_final |= onward.is_final;
         (way.pieces, way.tail) = (onward.pieces, onward.tail);
@@ -192,13 +210,23 @@ pub(super) fn is_newest(vault: &Vault, dataset: &str, position: &Position) -> Re
     Ok(newest.is_some_and(|newest| (newest.lineage, newest.timeline) == (position.lineage.clone(), position.timeline)))
 }
 
-/// What follows a position, which everything up to `as_of` is in. Damage after the wanted moment does not matter.
+/// What follows a position, which everything up to `as_of` is in.
 pub(super) fn onward(
     vault: &Vault,
     dataset: &str,
     position: &Position,
     as_of: Timestamp,
-    until: Option<Timestamp>,
+) -> Result<Onward, ChainError> {
+    walk(vault, dataset, position, as_of, (None, false))
+}
+
+/// Damage after the wanted moment does not matter.
+fn walk(
+    vault: &Vault,
+    dataset: &str,
+    position: &Position,
+    as_of: Timestamp,
+    (until, beyond): (Option<Timestamp>, bool),
 ) -> Result<Onward, ChainError> {
     let trail = vault.log_since(dataset, position)?;
     let mut end = position.clone();
@@ -209,6 +237,8 @@ pub(super) fn onward(
             // Nothing was committed between the last piece and this mark.
             if entry.mark && entry.last == end.counter {
                 onward.reaches = Some(until);
+            } else if beyond {
+                onward.add(dataset, &mut end, entry)?;
             }
             return Ok(onward);
         }
