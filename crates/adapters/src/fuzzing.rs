@@ -4,6 +4,7 @@
 //! the parser's own limits allow.
 
 use crate::postgres::doors as postgres;
+use crate::source::postgres::doors as postgres_log;
 use crate::source::sqlite::doors;
 
 /// A parser's name, and the way in.
@@ -15,6 +16,7 @@ pub const DOORS: &[Door] = &[
     ("sqlite-wal", doors::write_ahead_log),
     ("postgres-server", postgres::server),
     ("postgres-files", postgres::files),
+    ("postgres-log", postgres_log::payload),
 ];
 
 /// Something to begin with, for each door.
@@ -24,6 +26,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("sqlite-wal", doors::wal_seed()),
         ("postgres-server", postgres::server_seed()),
         ("postgres-files", postgres::files_seed()),
+        ("postgres-log", postgres_log::seed()),
     ]
 }
 

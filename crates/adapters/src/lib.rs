@@ -7,8 +7,6 @@ pub mod clock;
 pub mod fuzzing;
 pub mod mount;
 pub mod portable;
-// What uses it is on its way; until then only its tests do.
-#[allow(dead_code)]
 mod postgres;
 pub mod probe;
 pub mod site;

@@ -85,10 +85,12 @@ impl Programs {
         })
     }
 
+    #[cfg(test)]
     pub(crate) fn major(&self) -> u32 {
         self.major
     }
 
+    #[cfg(test)]
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }

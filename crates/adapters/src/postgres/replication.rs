@@ -157,6 +157,7 @@ const KEEP_ALIVE_BYTES: usize = 17;
 
 impl WalStream {
     /// After how long without a word the server is given up; after half of it it is asked.
+    #[cfg(test)]
     pub(crate) fn set_silence_max(&mut self, silence: Duration) {
         self.silence_max = silence;
     }

@@ -107,7 +107,6 @@ const OVERRIDDEN: &[(&str, &str)] = &[
     ("unix_socket_group", ""),
     ("unix_socket_permissions", "0700"),
     ("ssl", "off"),
-    ("external_pid_file", ""),
     // To whom it sends, from whom it takes.
     ("archive_mode", "off"),
     ("restore_command", ""),
@@ -281,11 +280,12 @@ impl Server {
 
     /// Stops it, and waits for its end.
     pub(crate) async fn stop(mut self, how: Stop, within: Duration) -> Result<(), ServerError> {
-        self.signal(if how == Stop::Fast { Signal::INT } else { Signal::QUIT });
+        self.signal(how);
         self.wait_for(Awaited::Ended, within).await
     }
 
-    fn signal(&self, signal: Signal) {
+    fn signal(&self, how: Stop) {
+        let signal = if how == Stop::Fast { Signal::INT } else { Signal::QUIT };
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             // Who has ended already needs no signal; a child that was not waited for keeps its number.
             let _ = kill_process(pid, signal);
@@ -299,7 +299,7 @@ impl Drop for Server {
             return;
         }
         // Killed itself, it would leave children behind that live until they notice.
-        self.signal(Signal::QUIT);
+        self.signal(Stop::Immediate);
         let deadline = Instant::now() + DROP_PATIENCE;
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
             std::thread::sleep(LOOK_EVERY / 4);

@@ -281,6 +281,24 @@ enum Address {
     Network(SocketAddr),
 }
 
+/// Goes through a socket as another user. On Linux each thread has a user of its own, so one is made for this and ends with it.
+async fn connect_as(path: std::path::PathBuf, (user, group): (u32, u32)) -> io::Result<UnixStream> {
+    use rustix::process::{Gid, Uid};
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let connect = || {
+            rustix::thread::set_thread_res_gid(None, Gid::from_raw(group), None)?;
+            rustix::thread::set_thread_res_uid(None, Uid::from_raw(user), None)?;
+            let stream = std::os::unix::net::UnixStream::connect(path)?;
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        };
+        let _ = tell.send(connect());
+    });
+    let stream: io::Result<_> = told.await.map_err(io::Error::other)?;
+    UnixStream::from_std(stream?)
+}
+
 struct Opening<'a> {
     door: &'a Door,
     purpose: Purpose,
@@ -329,7 +347,11 @@ impl Opening<'_> {
         let wire = |stream| Wire::new(stream, self.at.clone());
         let mut stream = match address {
             Address::Socket(path) => {
-                let stream = UnixStream::connect(path).await.map_err(|source| self.unreachable(source))?;
+                let connected = match self.door.comes_as() {
+                    None => UnixStream::connect(path).await,
+                    Some(owner) => connect_as(path.clone(), owner).await,
+                };
+                let stream = connected.map_err(|source| self.unreachable(source))?;
                 return self.greet(wire(Box::new(stream)), Cover::Socket).await;
             }
             Address::Network(address) => {

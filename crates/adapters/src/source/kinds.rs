@@ -8,13 +8,14 @@ use std::sync::Arc;
 use lifeboat_core::plan;
 use lifeboat_engine::port::{PortError, Restorer, Source};
 
-use super::{FilesSource, SqliteSource};
+use super::{FilesSource, PostgresSource, SqliteSource};
 
 /// The source of a data set that lies at `path` here; `state` is a directory for its caches.
 pub fn source_for(source: &plan::Source, path: &Path, state: &Path) -> Result<Arc<dyn Source>, PortError> {
     match source {
         plan::Source::Files { exclude, .. } => Ok(Arc::new(files(path, exclude, Some(state))?)),
         plan::Source::Sqlite { .. } => Ok(Arc::new(SqliteSource::new(path, state))),
+        plan::Source::Postgres { service, .. } => Ok(Arc::new(PostgresSource::new(path, service.clone(), state))),
         other => Err(unknown(other)),
     }
 }
@@ -24,6 +25,7 @@ pub fn restorer_for(source: &plan::Source) -> Result<Arc<dyn Restorer>, PortErro
     match source {
         plan::Source::Files { exclude, .. } => Ok(Arc::new(files(Path::new(""), exclude, None)?)),
         plan::Source::Sqlite { .. } => Ok(Arc::new(SqliteSource::new("", ""))),
+        plan::Source::Postgres { .. } => Ok(Arc::new(PostgresSource::new("", None, ""))),
         other => Err(unknown(other)),
     }
 }
@@ -36,10 +38,9 @@ fn files(path: &Path, exclude: &[String], state: Option<&Path>) -> Result<FilesS
 
 fn unknown(source: &plan::Source) -> PortError {
     let kind = match source {
-        plan::Source::Postgres { .. } => "postgres",
         plan::Source::Mariadb { .. } => "mariadb",
         plan::Source::Command { .. } => "command",
         _ => "a source of this kind",
     };
-    PortError::new(format!("this version protects files and sqlite; {kind} comes later"))
+    PortError::new(format!("this version protects files, sqlite and postgres; {kind} comes later"))
 }

@@ -2,9 +2,12 @@
 //!
 //! Invariant: a kind that cannot stream says so; nothing here pretends to a smaller loss than it can show.
 
+mod ahead;
 mod files;
 mod kinds;
+pub(crate) mod postgres;
 pub(crate) mod sqlite;
+mod way;
 
 use std::error::Error;
 use std::fs;
@@ -17,6 +20,7 @@ use lifeboat_vault::files::Metadata;
 
 pub use files::FilesSource;
 pub use kinds::{restorer_for, source_for};
+pub use postgres::PostgresSource;
 pub use sqlite::SqliteSource;
 
 /// A data set that lies beside its own name until it is promoted, and under which name.

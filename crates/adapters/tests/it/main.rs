@@ -7,6 +7,9 @@ mod children;
 mod dns;
 mod objects;
 mod perform;
+#[path = "../../src/postgres/tests/cluster.rs"]
+#[allow(dead_code)] // The client's own tests use the rest.
+mod pg_cluster;
 mod ports;
 mod probe;
 mod recovery;
@@ -16,6 +19,7 @@ mod site_conformance;
 mod site_fence;
 mod site_local;
 mod source_files;
+mod source_postgres;
 mod source_sqlite;
 mod source_sqlite_days;
 #[path = "../../../vault/tests/it/storage_suite.rs"]

@@ -250,7 +250,7 @@ fn datasets(wiring: &Wiring, service: &Service, site_name: &str) -> Result<Vec<H
     let mut data = Vec::new();
     for (_, dataset) in service.datasets().filter(|(_, dataset)| !dataset.protect.is_empty()) {
         let path = place.dataset_path(dataset).ok_or_else(|| {
-            CommandError::usage(format!("`{}`: this version protects files and sqlite only", dataset.name))
+            CommandError::usage(format!("`{}`: this version protects files, sqlite and postgres only", dataset.name))
         })?;
         let state = state_of(wiring, service).join(&dataset.name);
         let mut data_set = host_data(wiring, dataset, PathBuf::from(path), state, site_name)?;

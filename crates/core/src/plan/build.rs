@@ -400,7 +400,7 @@ fn source(table: Reader<'_>) -> Option<Source> {
     } else if let Some(database) = table.table("sqlite") {
         Source::Sqlite { path: database.text("path")? }
     } else if let Some(database) = table.table("postgres") {
-        Source::Postgres { service: database.text("service")? }
+        Source::Postgres { path: database.text("path")?, service: database.text("service") }
     } else if let Some(database) = table.table("mariadb") {
         Source::Mariadb { service: database.text("service")? }
     } else if let Some(commands) = table.table("command") {

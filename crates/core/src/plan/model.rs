@@ -355,7 +355,11 @@ pub enum Source {
         path: String,
     },
     Postgres {
-        service: String,
+        /// The data directory.
+        path: String,
+        /// How its server is reached, where not by the socket that the data directory names.
+        #[serde(default)]
+        service: Option<String>,
     },
     Mariadb {
         service: String,
@@ -366,6 +370,16 @@ pub enum Source {
     },
     /// Nothing to protect: it is rebuilt.
     Nothing,
+}
+
+impl Source {
+    /// The file or directory that the data lies in.
+    pub fn path(&self) -> Option<&str> {
+        match self {
+            Source::Files { path, .. } | Source::Sqlite { path } | Source::Postgres { path, .. } => Some(path),
+            Source::Mariadb { .. } | Source::Command { .. } | Source::Nothing => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 //! Invariant: two calls with the same plan and place give the same specs, so a run-book compiled twice is the same.
 
 use crate::desired::TrafficAnswer;
-use crate::plan::{Component, DataSet, Name, Plan, Probe, Reach, Service, Site, Source, Value};
+use crate::plan::{Component, DataSet, Name, Plan, Probe, Reach, Service, Site, Value};
 
 use super::template::{TemplateError, fill};
 use super::{InstanceSpec, VolumeSpec};
@@ -59,10 +59,7 @@ impl Place<'_> {
 
     /// The path of a data set's file or directory here.
     pub fn dataset_path(&self, dataset: &DataSet) -> Option<String> {
-        match &dataset.source {
-            Source::Files { path, .. } | Source::Sqlite { path } => Some(self.path_of(path)),
-            _ => None,
-        }
+        dataset.source.path().map(|path| self.path_of(path))
     }
 
     /// The address at which instance `number` (from 1) of a component listens.

@@ -107,6 +107,8 @@ pub(crate) struct Door {
     application_name: Option<String>,
     options: Option<String>,
     service: Option<(String, PathBuf)>,
+    /// Whom to be on this host on the way through a socket, if not who we are: user and group.
+    comes_as: Option<(u32, u32)>,
 }
 
 /// Debian's; and what a password file calls `localhost`.
@@ -205,6 +207,11 @@ impl Door {
         let mut door = Door::from_settings(&Settings { service: Vec::new(), file: None, env: &rest })?;
         door.host = running.host;
         door.port = running.port;
+        if rest("PGUSER").is_none_or(|name| name.is_empty()) {
+            door.user = postmaster::owner_name(data_directory).unwrap_or(door.user);
+            // Where `peer` decides, as on Debian, root is nobody and the owner is the superuser.
+            door.comes_as = postmaster::owner_to_become(data_directory);
+        }
         if rest("PGDATABASE").is_none_or(|name| name.is_empty()) {
             // Each cluster begins with it; none has one named after whoever looks at it.
             door.database = "postgres".to_owned();
@@ -230,6 +237,7 @@ impl Door {
             application_name: None,
             options: None,
             service: None,
+            comes_as: None,
         }
     }
 
@@ -281,6 +289,7 @@ impl Door {
             application_name: settings.text("application_name"),
             options: settings.text("options"),
             service: None,
+            comes_as: None,
         })
     }
 
@@ -315,6 +324,11 @@ impl Door {
     /// What to look up, or connect to, for a server that is not behind a Unix socket.
     pub(super) fn address(&self) -> &str {
         self.address.as_deref().unwrap_or(&self.host)
+    }
+
+    /// Whom this host's root becomes to go through the socket: the server asks the system who comes.
+    pub(crate) fn comes_as(&self) -> Option<(u32, u32)> {
+        self.comes_as
     }
 
     pub(super) fn ssl_mode(&self) -> SslMode {

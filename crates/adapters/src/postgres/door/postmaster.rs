@@ -55,7 +55,23 @@ pub(super) fn look(data_directory: &Path) -> Result<Running, DoorError> {
 
 /// What the system calls the user of this process.
 pub(super) fn user_name() -> Option<String> {
-    let id = geteuid().as_raw().to_string();
+    name_of(geteuid().as_raw())
+}
+
+/// What the system calls the owner of a data directory: its superuser has that name, as a rule.
+pub(super) fn owner_name(data_directory: &Path) -> Option<String> {
+    name_of(std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(data_directory).ok()?))
+}
+
+/// The owner of a data directory, whom only root can become.
+pub(super) fn owner_to_become(data_directory: &Path) -> Option<(u32, u32)> {
+    use std::os::unix::fs::MetadataExt;
+    let seen = std::fs::metadata(data_directory).ok()?;
+    (geteuid().is_root() && seen.uid() != 0).then(|| (seen.uid(), seen.gid()))
+}
+
+fn name_of(id: u32) -> Option<String> {
+    let id = id.to_string();
     let listed = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let of_line = |line: &str| {
         let mut fields = line.split(':');
@@ -64,8 +80,11 @@ pub(super) fn user_name() -> Option<String> {
     };
     // Users of a directory service stand in no file.
     listed.lines().find_map(of_line).or_else(|| {
-        let output =
-            std::process::Command::new("id").arg("-un").output().ok().filter(|output| output.status.success())?;
+        let output = std::process::Command::new("id")
+            .args(["-un", &id])
+            .output()
+            .ok()
+            .filter(|output| output.status.success())?;
         String::from_utf8(output.stdout).ok().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty())
     })
 }

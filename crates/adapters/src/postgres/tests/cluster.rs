@@ -146,6 +146,16 @@ impl Cluster {
         standby
     }
 
+    /// A data directory that came from elsewhere, with a port and a place of its own, started.
+    #[allow(dead_code)] // The tests of sources restore some.
+    pub(crate) fn adopted(data: &Path) -> Cluster {
+        let mut adopted = Cluster::empty();
+        run(as_postgres("mv").arg(data).arg(adopted.data()));
+        adopted.configure();
+        adopted.start();
+        adopted
+    }
+
     fn configure(&self) {
         self.set("port", &self.port.to_string());
         self.set("listen_addresses", "127.0.0.1");
@@ -195,8 +205,11 @@ impl Cluster {
         self.wait_until("it is ready", |cluster| {
             let ended = cluster.server.as_mut().unwrap().try_wait().unwrap();
             assert!(ended.is_none(), "the server ended ({ended:?}):\n{}", cluster.log());
+            // A server that was killed leaves its own behind.
             let pid_file = std::fs::read_to_string(cluster.data().join("postmaster.pid")).unwrap_or_default();
-            pid_file.lines().nth(7).is_some_and(|state| state.trim() == "ready")
+            let lines: Vec<&str> = pid_file.lines().map(str::trim).collect();
+            let its_own = lines.first().is_some_and(|pid| *pid == cluster.server.as_ref().unwrap().id().to_string());
+            its_own && lines.get(7).is_some_and(|state| *state == "ready")
         });
     }
 
@@ -211,10 +224,16 @@ impl Cluster {
         self.end_by(rustix::process::Signal::INT);
     }
 
-    /// As the power's failure would: not even the server learns of it.
+    /// As the power's failure would: not even the server learns of it. Returns when its children have noticed: before, no new one starts.
     pub(crate) fn kill(&mut self) {
-        // Its children find out by themselves, and no new server starts before the last of them has.
         self.end_by(rustix::process::Signal::KILL);
+        let data = self.data();
+        self.wait_until("the server's children are gone", |_| {
+            let processes = std::fs::read_dir("/proc").unwrap().flatten();
+            !processes
+                .into_iter()
+                .any(|entry| std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == data))
+        });
     }
 
     fn end_by(&mut self, signal: rustix::process::Signal) {

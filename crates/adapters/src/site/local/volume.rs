@@ -110,6 +110,7 @@ impl Inner {
         let (path, is_database) = match &volume.source {
             Source::Files { path, .. } => (path, false),
             Source::Sqlite { path } => (path, true),
+            Source::Postgres { path, .. } => (path, false),
             _ => return Ok(None),
         };
         let inner = inner_path(path).ok_or_else(|| {

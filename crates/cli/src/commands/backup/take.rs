@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use jiff::Timestamp;
-use lifeboat_adapters::source::SqliteSource;
+use lifeboat_adapters::source::{PostgresSource, SqliteSource};
 use lifeboat_core::units::Size;
 use lifeboat_engine::port::{Cancel, NamedVault, PointRequest, Source};
 use lifeboat_vault::files::{BackupOptions, Excludes, Skipped, backup_tree};
@@ -41,39 +41,55 @@ pub(super) fn take(
     cancel: &Cancel,
     ui: &Ui,
 ) -> Result<Taken, CommandError> {
+    let spool = || host.state().vault_directory(&host.id()).map_err(CommandError::of_vault);
     let mut taken = match &item.data {
         Data::Files { roots, excludes, one_file_system } => {
             take_files((host, session), item, roots, (excludes, *one_file_system), cancel, ui)?
         }
         Data::Sqlite { path } => {
-            let named = NamedVault { name: vault_name.to_owned(), vault: host.clone() };
-            let spool = host.state().vault_directory(&host.id()).map_err(CommandError::of_vault)?;
-            let source = SqliteSource::new(path, spool);
-            let request = PointRequest { dataset: item.dataset.clone(), epoch: item.epoch, ..PointRequest::default() };
-            let progress = OnScreen::new(ui, "backing up");
-            let kind = || if cancel.is_cancelled() { Kind::Interrupted } else { Kind::Failed };
-            let taken = source.take_point(&named, &request, &progress, cancel).map_err(|error| (kind(), error));
-            let taken = taken.or_else(|(kind, error)| {
-                let hint = "check that it is there, may be read, and is not locked for long; then run the backup again";
-                Err(error).kind(kind).hint(hint)
-            })?;
-            Taken {
-                bytes_read: taken.bytes,
-                seconds: taken.seconds,
-                point: taken.point,
-                skipped: Vec::new(),
-                skipped_count: 0,
-                changed: Vec::new(),
-                notes: taken.notes,
-                clock_back_seconds: None,
-                doubts: Vec::new(),
-            }
+            let source = SqliteSource::new(path, spool()?);
+            let hint = "check that it is there, may be read, and is not locked for long; then run the backup again";
+            take_from(&source, (vault_name, host), item, hint, cancel, ui)?
+        }
+        Data::Postgres { path, service } => {
+            let source = PostgresSource::new(path, service.clone(), spool()?);
+            let hint =
+                "see that its server runs and lets this user in with the right to replicate; then run the backup again";
+            take_from(&source, (vault_name, host), item, hint, cancel, ui)?
         }
     };
     let before = host.point_before(&taken.point).map_err(CommandError::of_vault)?;
     taken.doubts = host.doubts_about(&taken.point).map_err(CommandError::of_vault)?;
     taken.clock_back_seconds = before.and_then(|before| taken.point.clock_back_seconds(&before));
     Ok(taken)
+}
+
+/// One point of a database.
+fn take_from(
+    source: &dyn Source,
+    (vault_name, host): (&str, &HostVault),
+    item: &Item,
+    hint: &str,
+    cancel: &Cancel,
+    ui: &Ui,
+) -> Result<Taken, CommandError> {
+    let named = NamedVault { name: vault_name.to_owned(), vault: host.clone() };
+    let request = PointRequest { dataset: item.dataset.clone(), epoch: item.epoch, ..PointRequest::default() };
+    let progress = OnScreen::new(ui, "backing up");
+    let taken = source.take_point(&named, &request, &progress, cancel);
+    let kind = if cancel.is_cancelled() { Kind::Interrupted } else { Kind::Failed };
+    let taken = taken.kind(kind).hint(hint)?;
+    Ok(Taken {
+        bytes_read: taken.bytes,
+        seconds: taken.seconds,
+        point: taken.point,
+        skipped: Vec::new(),
+        skipped_count: 0,
+        changed: Vec::new(),
+        notes: taken.notes,
+        clock_back_seconds: None,
+        doubts: Vec::new(),
+    })
 }
 
 fn take_files(

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use lifeboat_adapters::source::PostgresSource;
 use lifeboat_core::plan::{DataSet, Name, Plan, Reach, Service, Source};
 use lifeboat_vault::files::Excludes;
 
@@ -34,6 +35,11 @@ pub(super) enum Data {
     /// A database that may be written meanwhile; it is taken between two transactions.
     Sqlite {
         path: PathBuf,
+    },
+    /// A cluster whose server is running.
+    Postgres {
+        path: PathBuf,
+        service: Option<String>,
     },
 }
 
@@ -89,6 +95,10 @@ fn of_paths(args: Args) -> Result<Vec<Item>, CommandError> {
     let one_file_system = args.one_file_system;
     let item = |dataset: String, roots: Vec<PathBuf>| match roots.as_slice() {
         [only] if is_sqlite(only) => Item { dataset, data: Data::Sqlite { path: only.clone() }, epoch: 0 },
+        // Of a stopped one, its files are the whole of it.
+        [only] if PostgresSource::is_running_in(only) => {
+            Item { dataset, data: Data::Postgres { path: only.clone(), service: None }, epoch: 0 }
+        }
         _ => Item { dataset, data: Data::Files { roots, excludes: excludes.clone(), one_file_system }, epoch: 0 },
     };
     let mut paths = Vec::new();
@@ -181,10 +191,10 @@ fn of_plan(args: &Args, plan: &Plan, writers: &BTreeMap<String, (Name, u64)>) ->
                 ))
                 .hint(format!("take it there (`lifeboat backup --site {writer}`); `lifeboat status {named}` shows who writes")));
             }
-            let path = match &dataset.source {
-                Source::Files { path, .. } | Source::Sqlite { path } => path_of(plan, dataset, path, site)?,
-                _ if named => return Err(CommandError::failed(unable(dataset))),
-                _ => {
+            let path = match dataset.source.path() {
+                Some(path) => path_of(plan, dataset, path, site)?,
+                None if named => return Err(CommandError::failed(unable(dataset))),
+                None => {
                     work.unable.push(unable(dataset));
                     continue;
                 }
@@ -199,6 +209,7 @@ fn of_plan(args: &Args, plan: &Plan, writers: &BTreeMap<String, (Name, u64)>) ->
                         excludes: Excludes::new(exclude).map_err(CommandError::from).kind(Kind::Plan)?,
                         one_file_system: false,
                     },
+                    Source::Postgres { service, .. } => Data::Postgres { path: path.clone(), service: service.clone() },
                     _ => Data::Sqlite { path: path.clone() },
                 };
                 add(
@@ -232,7 +243,7 @@ fn add(work: &mut Work, plan: &Plan, vault: &str, args: &Args, item: Item) -> Re
 }
 
 fn unable(dataset: &DataSet) -> String {
-    format!("`{}` is of a kind that this version cannot back up: it takes files and sqlite", dataset.name)
+    format!("`{}` is of a kind that this version cannot back up: it takes files, sqlite and postgres", dataset.name)
 }
 
 /// Whether a service's data can be at a site.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use jiff::Timestamp;
-use lifeboat_adapters::source::SqliteSource;
+use lifeboat_adapters::source::{PostgresSource, SqliteSource};
 use lifeboat_core::runbook::Target;
 use lifeboat_core::units::Size;
 use lifeboat_engine::port::{Cancel, RestoreRequest, Restorer};
@@ -45,6 +45,7 @@ pub(super) fn bring(task: &Task, args: &Args, cancel: &Cancel, ui: &Ui) -> Resul
     match &task.how {
         How::Files => bring_files(task, args, (&source, &root), cancel, ui),
         How::Sqlite(target) => bring_database(task, args, (&source, &root), target, cancel, ui),
+        How::Postgres(target) => bring_cluster(task, args, target, cancel, ui),
     }
 }
 
@@ -132,6 +133,31 @@ fn bring_database(
         resumed: false,
         notes_count: 0,
         notes: Vec::new(),
+    })
+}
+
+/// Its data directory becomes the directory that was asked for.
+fn bring_cluster(task: &Task, args: &Args, target: &Target, cancel: &Cancel, ui: &Ui) -> Result<Brought, CommandError> {
+    let (dataset, to) = (task.point.dataset.clone(), task.to.clone());
+    let request = RestoreRequest { dataset, to: to.clone(), target: target.clone(), in_place: args.in_place };
+    let progress = OnScreen::new(ui, "restoring");
+    let restored = PostgresSource::new("", None, "").restore(&task.vault, &request, &progress, cancel);
+    drop(progress);
+    let restored = restored
+        .kind(if cancel.is_cancelled() { Kind::Interrupted } else { Kind::Failed })
+        .hint("nothing lies under the cluster's name that was not recovered; once the cause is gone, run it again")?;
+    Ok(Brought {
+        point: restored.point,
+        as_of: restored.as_of,
+        to,
+        files: restored.files,
+        bytes: restored.bytes,
+        bytes_written: restored.bytes_written,
+        seconds: restored.seconds,
+        verified: restored.verified.is_some(),
+        resumed: false,
+        notes_count: restored.notes.len() as u64,
+        notes: restored.notes,
     })
 }
 

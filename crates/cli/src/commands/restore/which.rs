@@ -34,6 +34,8 @@ pub(super) enum How {
     Files,
     /// A database: the point, and where there is one the log that goes on from it, up to a moment.
     Sqlite(Target),
+    /// A cluster: its files, and the log up to a moment, replayed by its own server.
+    Postgres(Target),
 }
 
 pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
@@ -59,12 +61,15 @@ pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
     let point = chosen.inspect_err(told)?.clone();
     let passed_by = passed_by(args, &of_it, &point, at);
     // Only streams of databases have positions.
-    let how = match of_it.iter().any(|point| point.position.is_some()) {
-        true => {
-            reach(&vault, &point, &mut points.findings)?;
-            How::Sqlite(target(args, &point, at))
-        }
-        false => How::Files,
+    let is_streamed = of_it.iter().any(|point| point.position.is_some());
+    let is_cluster = point.release.as_deref().is_some_and(|release| release.starts_with("PostgreSQL "));
+    if is_streamed {
+        reach(&vault, &point, &mut points.findings)?;
+    }
+    let how = match is_cluster {
+        true if args.path.is_empty() => How::Postgres(target(args, &point, at)),
+        false if is_streamed => How::Sqlite(target(args, &point, at)),
+        _ => How::Files,
     };
     points.findings.extend(passed_by);
     let found = task(vault, point, args.to.clone(), how, points.findings);
@@ -100,6 +105,7 @@ fn target(args: &Args, point: &PointInfo, at: Option<Timestamp>) -> Target {
 fn how(args: &Args, dataset: &DataSet, point: &PointInfo, at: Option<Timestamp>) -> How {
     match &dataset.source {
         Source::Sqlite { .. } => How::Sqlite(target(args, point, at)),
+        Source::Postgres { .. } if args.path.is_empty() => How::Postgres(target(args, point, at)),
         _ => How::Files,
     }
 }
@@ -295,6 +301,7 @@ fn oldest(dataset: &DataSet, newest: PointInfo, points: &[&PointInfo], moment: T
     ));
     let how = match &dataset.source {
         Source::Sqlite { .. } => How::Sqlite(Target::Point(point.id.clone())),
+        Source::Postgres { .. } => How::Postgres(Target::Point(point.id.clone())),
         _ => How::Files,
     };
     (point, how)

@@ -292,11 +292,13 @@ fn history(checker: &mut Checker<'_>, held: Held<'_>) {
 
 /// The path on a host or in a site's volumes, and the key that it stands under.
 fn data_path(dataset: &DataSet) -> Option<(&str, &'static str)> {
-    match &dataset.source {
-        Source::Files { path, .. } => Some((path, "files")),
-        Source::Sqlite { path } => Some((path, "sqlite")),
-        _ => None,
-    }
+    let key = match &dataset.source {
+        Source::Files { .. } => "files",
+        Source::Sqlite { .. } => "sqlite",
+        Source::Postgres { .. } => "postgres",
+        _ => return None,
+    };
+    Some((dataset.source.path()?, key))
 }
 
 fn path(checker: &mut Checker<'_>, held: Held<'_>) {

@@ -92,7 +92,7 @@ fn known(service: &Service, component: &Component) -> BTreeSet<String> {
             known.insert(format!("component.{}.url", other.name));
         }
         for dataset in &other.datasets {
-            if matches!(dataset.source, Source::Files { .. } | Source::Sqlite { .. }) {
+            if dataset.source.path().is_some() {
                 known.insert(format!("dataset.{}.path", dataset.name));
             }
         }

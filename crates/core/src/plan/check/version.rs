@@ -27,16 +27,23 @@ pub(super) fn check(checker: &mut Checker<'_>) {
         if let Some(Traffic { dns: Dns::Rfc2136 { .. }, .. }) = service.traffic {
             not_yet(checker, &[&path[..], &["traffic", "dns", "rfc2136"]].concat(), "dynamic updates of a name server");
         }
+        if service.strategy == Strategy::WarmStandby {
+            for (component, dataset) in service.datasets() {
+                if matches!(dataset.source, Source::Postgres { .. }) {
+                    let keys = ["component", &component.name, "dataset", &dataset.name, "postgres"];
+                    not_yet(checker, &[&path[..], &keys].concat(), "a standby of PostgreSQL");
+                }
+            }
+        }
         for component in service.components.iter().filter(|component| component.haproxy.is_some()) {
             not_yet(checker, &[&path[..], &["component", &component.name, "haproxy"]].concat(), "HAProxy");
         }
     }
     for held in checker.datasets() {
         let (key, what) = match held.dataset.source {
-            Source::Postgres { .. } => ("postgres", "PostgreSQL"),
             Source::Mariadb { .. } => ("mariadb", "MariaDB"),
             Source::Command { .. } => ("command", "data that commands read and write"),
-            Source::Files { .. } | Source::Sqlite { .. } | Source::Nothing => continue,
+            Source::Files { .. } | Source::Sqlite { .. } | Source::Postgres { .. } | Source::Nothing => continue,
         };
         not_yet(checker, &held.path_to(&[key]), what);
     }

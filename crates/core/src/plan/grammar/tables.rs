@@ -435,7 +435,7 @@ static DATASET: Table = Table {
         ),
         optional("files", Type::Table(&FILES), "Files in a directory."),
         optional("sqlite", Type::Table(&SQLITE), "One SQLite database, captured consistently while it is in use."),
-        optional("postgres", Type::Table(&CONNECTION), "A PostgreSQL server."),
+        optional("postgres", Type::Table(&POSTGRES), "A PostgreSQL cluster, while its server runs."),
         optional("mariadb", Type::Table(&CONNECTION), "A MariaDB server."),
         optional(
             "command",
@@ -472,6 +472,20 @@ static FILES: Table = Table {
 
 static SQLITE: Table =
     Table { what: "an SQLite database", doc: "", keys: &[required("path", PATH, "The database file.")], choices: &[] };
+
+static POSTGRES: Table = Table {
+    what: "a PostgreSQL cluster",
+    doc: "",
+    keys: &[
+        required("path", PATH, "Its data directory. A recovery puts it there."),
+        optional(
+            "service",
+            PLAIN,
+            "The name of a service in `pg_service.conf` by which its server is reached. Without it: the socket that the data directory names, as the directory's owner.",
+        ),
+    ],
+    choices: &[],
+};
 
 static CONNECTION: Table = Table {
     what: "a database server",
