@@ -199,6 +199,11 @@ impl Door {
         Door::running_in_with(data_directory, &|name| std::env::var(name).ok())
     }
 
+    /// Whether a server may be at work in a data directory, whether or not there is a way to it.
+    pub(crate) fn may_run_in(data_directory: &Path) -> bool {
+        postmaster::may_run(data_directory)
+    }
+
     fn running_in_with(data_directory: &Path, env: Env<'_>) -> Result<Door, DoorError> {
         let running = postmaster::look(data_directory)?;
         // Where it is, the directory says; who to be there, the environment may.

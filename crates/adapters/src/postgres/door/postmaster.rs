@@ -29,10 +29,8 @@ pub(super) fn look(data_directory: &Path) -> Result<Running, DoorError> {
     };
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let line = |number: usize| lines.get(number - 1).copied().unwrap_or_default();
-    let pid = line(1).parse::<i32>().ok().map(i32::abs).and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| not_running("its postmaster.pid names no process"))?;
-    // Another user's process refuses the question, and is there.
-    if test_kill_process(pid) == Err(rustix::io::Errno::SRCH) {
+    let pid = process_of(&text).ok_or_else(|| not_running("its postmaster.pid names no process"))?;
+    if is_gone(pid) {
         return Err(not_running("its postmaster.pid was left behind by a process that is gone"));
     }
     let port = line(4).parse::<u16>().ok().filter(|port| *port > 0);
@@ -51,6 +49,23 @@ pub(super) fn look(data_directory: &Path) -> Result<Running, DoorError> {
         return Err(not_running("it listens nowhere; see `unix_socket_directories` and `listen_addresses`"));
     };
     Ok(Running { host, port })
+}
+
+/// Whether a server may be at work in a data directory: running, starting, or nobody can say.
+pub(super) fn may_run(data_directory: &Path) -> bool {
+    match super::service::read(&data_directory.join("postmaster.pid")) {
+        Ok(text) => process_of(&text).is_none_or(|pid| !is_gone(pid)),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+fn process_of(text: &str) -> Option<Pid> {
+    text.lines().next()?.trim().parse::<i32>().ok().map(i32::abs).and_then(Pid::from_raw)
+}
+
+/// Another user's process refuses the question, and is there.
+fn is_gone(pid: Pid) -> bool {
+    test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
 }
 
 /// What the system calls the user of this process.

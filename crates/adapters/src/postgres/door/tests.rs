@@ -217,6 +217,7 @@ fn a_running_server_is_found_by_its_data_directory() {
         assert!(error.contains("no server runs in") && error.contains(why), "{error}");
     }
     std::fs::remove_file(folder.path().join("postmaster.pid")).unwrap();
+    assert!(!Door::may_run_in(folder.path()));
     let error = Door::running_in(folder.path()).unwrap_err().to_string();
     assert!(error.contains("has no postmaster.pid; start the server"), "{error}");
 }

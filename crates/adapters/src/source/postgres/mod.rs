@@ -115,9 +115,14 @@ impl PostgresSource {
         PostgresSource { path: path.into(), service, state: state.into() }
     }
 
-    /// Whether a directory is a cluster's whose server is running.
+    /// Whether a directory is a cluster's.
+    pub fn is_cluster(path: &Path) -> bool {
+        path.join("PG_VERSION").is_file() && path.join("global/pg_control").is_file()
+    }
+
+    /// Whether a directory is a cluster's whose server may be running: its files are no recovery point then.
     pub fn is_running_in(path: &Path) -> bool {
-        path.join("PG_VERSION").is_file() && Door::running_in(path).is_ok()
+        path.join("PG_VERSION").is_file() && Door::may_run_in(path)
     }
 
     fn door(&self) -> Result<Door, DoorError> {

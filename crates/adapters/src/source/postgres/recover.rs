@@ -227,10 +227,10 @@ impl Work {
             Ok(_) if !in_place => return Err(RecoverError::Exists { path: to.to_owned() }),
             Ok(_) => {
                 let pid = to.join("postmaster.pid");
-                match crate::postgres::door::Door::running_in(to) {
-                    Ok(_) => return Err(RecoverError::Running { path: to.to_owned() }),
-                    Err(_) if pid.exists() => fs::remove_file(&pid).map_err(RecoverError::file("remove", &pid))?,
-                    Err(_) => {}
+                match crate::postgres::door::Door::may_run_in(to) {
+                    true => return Err(RecoverError::Running { path: to.to_owned() }),
+                    false if pid.exists() => fs::remove_file(&pid).map_err(RecoverError::file("remove", &pid))?,
+                    false => {}
                 }
                 fs::rename(to, &path).map_err(RecoverError::file("take its name from", to))?;
             }
