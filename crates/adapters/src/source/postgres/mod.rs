@@ -219,10 +219,11 @@ async fn look(door: Door) -> Result<Cluster, SessionError> {
     replication.close().await;
     let mut session = Session::open(&door, Purpose::Queries, "lifeboat-base").await?;
     let row = session
+        // Not everyone may see every setting: what `pg_settings` does not show stays unknown.
         .query_one(
             "select current_setting('server_version'), current_setting('data_checksums'), \
              (select rolname from pg_catalog.pg_roles where oid = 10), \
-             current_setting('shared_preload_libraries', true), \
+             (select setting from pg_catalog.pg_settings where name = 'shared_preload_libraries'), \
              (select count(*) > 2 from pg_catalog.pg_tablespace)",
         )
         .await?;
