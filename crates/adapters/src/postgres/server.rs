@@ -189,7 +189,9 @@ impl Server {
         if geteuid().is_root() {
             command.uid(owner.uid()).gid(owner.gid());
         }
-        let child = command.spawn().map_err(failed("`postgres` cannot be run"))?;
+        let child = command.spawn().map_err(failed(
+            "`postgres` cannot be run there; its owner must be able to enter each directory above it",
+        ))?;
         let door = Door::through_socket(private.path(), PORT, &start.user, "postgres");
         Ok(Server { child, data_directory: data.to_owned(), door, private })
     }
