@@ -132,8 +132,7 @@ pub(super) fn restore(
     let programs = runtime.block_on(Programs::of_major(facts.major()?, NEEDED))?;
     let work = Work::begin(&request.to, request.in_place)?;
     tablespaces::gather(&work.path, &request.to)?;
-    let options =
-        RestoreOptions { in_place: request.in_place, delete_extra: request.in_place, ..RestoreOptions::default() };
+    let options = RestoreOptions { in_place: work.is_begun, delete_extra: work.is_begun, ..RestoreOptions::default() };
     let restored = restore_tree(&tree.source, &tree.root, &work.path, &options, progress, cancel.flag());
     let restored = restored.map_err(RecoverError::Files)?;
     make_ready(&work.path)?;
@@ -214,6 +213,8 @@ impl Tree {
 struct Work {
     path: PathBuf,
     to: PathBuf,
+    /// Something is there: what is to be changed, or what a restore that failed has left.
+    is_begun: bool,
 }
 
 impl Work {
@@ -235,7 +236,7 @@ impl Work {
                 fs::rename(to, &path).map_err(RecoverError::file("take its name from", to))?;
             }
         }
-        Ok(Work { path, to: to.to_owned() })
+        Ok(Work { is_begun: path.exists(), path, to: to.to_owned() })
     }
 
     fn finish(&self) -> Result<(), RecoverError> {
