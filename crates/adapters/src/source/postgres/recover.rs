@@ -383,7 +383,7 @@ impl Recovering<'_> {
         settings.push(match goal {
             Goal::Consistent => ("recovery_target", "immediate".to_owned()),
             Goal::Record(at) => ("recovery_target_lsn", at.to_string()),
-            Goal::Moment(at) => ("recovery_target_time", at.to_string()),
+            Goal::Moment(at) => ("recovery_target_time", moment_text(at)),
         });
         settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -477,6 +477,11 @@ impl Recovering<'_> {
         }
         Err(RecoverError::NoRecord { end })
     }
+}
+
+/// As a server reads it on its command line, before it knows any zone by a name: not even `Z`.
+fn moment_text(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string()
 }
 
 /// Whether the server said that its log was at an end before its target came.
