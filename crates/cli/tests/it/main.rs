@@ -13,10 +13,14 @@ mod later;
 mod look;
 mod machine;
 mod newcomer;
+#[path = "../../../adapters/src/postgres/tests/cluster.rs"]
+#[allow(dead_code)] // The client's own tests use the rest.
+mod pg_cluster;
 mod places;
 mod plan;
 #[path = "../../../adapters/tests/it/ports.rs"]
 mod ports;
+mod postgres;
 mod retention;
 mod runs;
 #[path = "../../../adapters/tests/it/objects/servers.rs"]

@@ -46,16 +46,24 @@ pub(super) enum Data {
 impl Item {
     /// A vault within what goes into it would hold itself again and again.
     pub(super) fn check_apart(&self, vault: &Path) -> Result<(), CommandError> {
-        let Data::Files { roots, excludes, .. } = &self.data else { return Ok(()) };
+        let (roots, excludes) = match &self.data {
+            Data::Files { roots, excludes, .. } => (roots.as_slice(), Some(excludes)),
+            Data::Postgres { path, .. } => (std::slice::from_ref(path), None),
+            Data::Sqlite { .. } => return Ok(()),
+        };
         let Ok(vault) = vault.canonicalize() else { return Ok(()) };
         for root in roots {
             let Ok(within) = vault.strip_prefix(root) else { continue };
-            if within.ancestors().any(|path| path != Path::new("") && excludes.matches(path, true)) {
+            let is_excluded = |path: &Path| excludes.is_some_and(|excludes| excludes.matches(path, true));
+            if within.ancestors().any(|path| path != Path::new("") && is_excluded(path)) {
                 continue;
             }
             let message =
                 format!("the vault {} lies within {}, which is to go into it", vault.display(), root.display());
             let hint = match within.to_str().filter(|text| !text.is_empty()) {
+                Some(_) if excludes.is_none() => {
+                    "put the vault elsewhere: a server's backup has all that is there".to_owned()
+                }
                 Some(within) => {
                     format!("leave it out (--exclude '/{within}', or `exclude` in the plan), or put it elsewhere")
                 }

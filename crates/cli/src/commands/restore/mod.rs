@@ -86,7 +86,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         door::check_outside(&task.to, &task.vault.storage().location())?;
     }
     if args.in_place {
-        let what = if args.delete_extra { "and what is extra is removed" } else { "and what is extra stays" };
+        // A cluster with a file more than it had is another one.
+        let removes = args.delete_extra || tasks.iter().any(|task| matches!(task.how, which::How::Postgres(_)));
+        let what = if removes { "and what is extra is removed" } else { "and what is extra stays" };
         let to = args.to.display();
         ui.confirm(&format!("What is in {to} is changed to the recovery point, {what}. Restore?"), args.yes)?;
     }
