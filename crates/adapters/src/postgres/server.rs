@@ -311,6 +311,28 @@ impl Drop for Server {
     }
 }
 
+/// Ends the private server of a process that was killed, in a directory that is nobody else's. False: something is still at work there.
+pub(crate) fn end_left_behind(data: &Path) -> bool {
+    let pid = || {
+        let lock = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
+        lock.lines().next()?.trim().parse::<i32>().ok().and_then(Pid::from_raw)
+    };
+    // A number that is another process's by now is not sent anything: a server works in its data directory.
+    let is_at_work = |pid: &Pid| {
+        let place = std::fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero()));
+        place.is_ok_and(|place| data.canonicalize().is_ok_and(|data| data == place))
+    };
+    let Some(pid) = pid().filter(is_at_work) else { return true };
+    let deadline = Instant::now() + DROP_PATIENCE;
+    for signal in [Signal::CONT, Signal::QUIT] {
+        let _ = kill_process(pid, signal);
+    }
+    while is_at_work(&pid) && Instant::now() < deadline {
+        std::thread::sleep(LOOK_EVERY / 4);
+    }
+    !is_at_work(&pid)
+}
+
 fn private_directory(owner: &std::fs::Metadata) -> io::Result<TempDir> {
     let mut builder = tempfile::Builder::new();
     builder.prefix("lifeboat-postgres-").permissions(Permissions::from_mode(0o700));

@@ -21,7 +21,7 @@ use super::tablespaces;
 use crate::postgres::error::SessionError;
 use crate::postgres::lsn::{Lsn, LsnError, parse_history};
 use crate::postgres::programs::{Programs, ProgramsError};
-use crate::postgres::server::{Awaited, Server, ServerError, Start, Stop};
+use crate::postgres::server::{Awaited, Server, ServerError, Start, Stop, end_left_behind};
 use crate::postgres::session::{Purpose, Session};
 use crate::source::way::{self, ChainError, Way, position_text};
 
@@ -220,6 +220,9 @@ struct Work {
 impl Work {
     fn begin(to: &Path, in_place: bool) -> Result<Work, RecoverError> {
         let path = beside(to, ".lifeboat-restore");
+        if !end_left_behind(&path) {
+            return Err(RecoverError::Running { path });
+        }
         let is_empty = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
         match fs::symlink_metadata(to) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
