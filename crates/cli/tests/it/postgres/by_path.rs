@@ -1,8 +1,11 @@
 //! A data directory named by its path: running, stopped, elsewhere and in place.
 
 use std::fs;
+use std::path::Path;
+use std::process::Stdio;
 
 use super::{Bench, insert, make_directory, rows, table};
+use crate::machine::await_that;
 use crate::pg_cluster::Cluster;
 
 #[test]
@@ -56,6 +59,38 @@ fn in_place_a_damaged_cluster_is_its_point_again_and_only_what_differs_is_writte
     bench.cluster.start();
     assert_eq!(rows(&bench.cluster), "1");
     assert_eq!(bench.cluster.psql("select count(*) from filler"), "200000");
+}
+
+/// While its private server is at work, which outlives it.
+#[test]
+fn a_restore_that_was_killed_goes_on_and_ends_the_server_that_it_left() {
+    let mut bench = Bench::new();
+    table(&bench.cluster);
+    insert(&bench.cluster, 1);
+    bench.point();
+    bench.cluster.stop();
+    for more in ["", "--in-place --yes"] {
+        let to = if more.is_empty() { bench.place_for("restored") } else { bench.cluster.data() };
+        let line = format!("restore --vault {} --key owner.key --to {} {more}", bench.vault(), to.display());
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let mut child = bench.machine.command(&words).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let work = format!("{}.lifeboat-restore", to.display());
+        let lock = Path::new(&work).join("postmaster.pid");
+        let mut pid = String::new();
+        await_that("the private server is at work", || {
+            pid = fs::read_to_string(&lock).unwrap_or_default().lines().next().unwrap_or_default().to_owned();
+            !pid.is_empty()
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!to.exists(), "{more}: nothing half done stands under its name");
+        bench.machine.line(&line).ends(0);
+        assert!(!Path::new(&format!("/proc/{pid}/cwd")).exists(), "{more}: {pid} is still at work");
+        assert!(!Path::new(&work).exists());
+    }
+    bench.cluster.start();
+    assert_eq!(rows(&bench.cluster), "1");
+    assert_eq!(rows(&Cluster::adopted(&bench.place_for("restored"))), "1");
 }
 
 #[test]
