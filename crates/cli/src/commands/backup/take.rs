@@ -117,42 +117,44 @@ fn take_files(
     let draft = SnapshotDraft { epoch: item.epoch, ..summary.draft(source_time) };
     let point = session.commit(draft).map_err(CommandError::of_vault)?;
     let cache_failure = summary.cache_failure.iter();
-    let elsewhere = clusters_among(roots, ui);
+    let lacking = clusters_among(roots, ui);
     Ok(Taken {
         point,
         bytes_read: summary.bytes_read,
         seconds: began.elapsed().as_secs_f64(),
-        skipped_count: summary.skipped_count + elsewhere.len() as u64,
+        skipped_count: summary.skipped_count + lacking.len() as u64,
         notes: cache_failure.map(|why| format!("the file cache could not be written: {why}")).collect(),
-        skipped: summary.skipped.into_iter().chain(elsewhere).collect(),
+        skipped: summary.skipped.into_iter().chain(lacking).collect(),
         changed: summary.changed,
         clock_back_seconds: None,
         doubts: Vec::new(),
     })
 }
 
-/// Says what PostgreSQL's data directories among the roots are as files. Answers their tablespaces: only links to them were stored.
+/// Says what PostgreSQL's data directories among the roots are as files. Answers what they lack: tablespaces, of which only links were stored.
 fn clusters_among(roots: &[PathBuf], ui: &Ui) -> Vec<Skipped> {
-    let mut elsewhere = Vec::new();
+    let mut lacking = Vec::new();
     for root in roots.iter().filter(|root| PostgresSource::is_cluster(root)) {
         let shown = root.display();
         if PostgresSource::is_running_in(root) {
-            ui.warn(format_args!(
-                "a PostgreSQL server may be running in {shown}: its files, taken while it writes, are no database; name it alone, \
-                 or as `postgres` in a plan"
-            ));
+            lacking.push(Skipped {
+                path: root.clone(),
+                reason: "as a database: a PostgreSQL server may be running there, and files taken while it writes are none; \
+                         name it alone, or as `postgres` in a plan"
+                    .to_owned(),
+            });
         } else {
             ui.note(format_args!(
                 "no server runs in {shown}: the files of this PostgreSQL cluster are taken as they lie"
             ));
         }
         let links = std::fs::read_dir(root.join("pg_tblspc")).into_iter().flatten().flatten();
-        elsewhere.extend(links.filter_map(|link| std::fs::read_link(link.path()).ok()).map(|path| Skipped {
+        lacking.extend(links.filter_map(|link| std::fs::read_link(link.path()).ok()).map(|path| Skipped {
             path,
             reason: "(a tablespace: back it up as well, or start the server, then it comes along)".to_owned(),
         }));
     }
-    elsewhere
+    lacking
 }
 
 fn cache_name(dataset: &str) -> String {

@@ -107,7 +107,12 @@ fn a_running_directory_is_never_taken_for_a_stopped_one() {
     exit 1
     "#);
     assert_eq!(bench.points(), 1);
-    let mut command = bench.machine.command(&["restore", "--vault", &bench.vault(), "--key", "owner.key"]);
+    // Among other paths it is files, and that is held against the point.
+    let line = format!("backup --vault {} --as both {} /etc/hostname", bench.vault(), bench.data());
+    let ran = bench.machine.line(&line).ends(3);
+    assert!(ran.err.contains("as a database: a PostgreSQL server may be running there"), "{}", ran.err);
+    let mut command =
+        bench.machine.command(&["restore", &bench.data(), "--vault", &bench.vault(), "--key", "owner.key"]);
     command.args(["--in-place", "--yes", "--to", &bench.data()]).env("PGSSLCERT", "/my/certificate");
     let ran = bench.machine.ran(command).ends(1);
     insta::assert_snapshot!(bench.screen(&ran), @r#"
