@@ -208,7 +208,8 @@ async fn a_run_that_another_has_gone_on_with_is_left_to_that_one() {
     assert_eq!((bench.world.calls("promote"), bench.world.calls("fence/undo")), (0, 0));
     let steps = bench.journal().read("r1").unwrap().entries;
     let state = lifeboat_core::run::State::replay(&failover(), steps.iter().map(|entry| &entry.event)).unwrap();
-    assert_eq!(state.steps["promote"].status, StepStatus::Waiting);
+    // That it was about to begin may stand in the journal here; what another has gone on with it did not do.
+    assert!(matches!(state.steps["promote"].status, StepStatus::Waiting | StepStatus::Running));
 }
 
 /// A storage that is slow to take a journal's entries, and nothing else.
