@@ -254,7 +254,8 @@ impl Shipping {
                 return Err(LaneError::NotInOrder(control.state));
             }
             let chain = Chain::newest(&self.vault, &self.request, control.system_id, control.timeline)?;
-            if let Some(mut chain) = chain.filter(|chain| chain.shipped > control.checkpoint) {
+            // Without a base backup nothing of it can be restored, whatever was shipped.
+            if let Some(mut chain) = chain.filter(|chain| chain.based && chain.shipped > control.checkpoint) {
                 chain.mark(Timestamp::now(), true)?;
                 self.publish(&chain);
             }
