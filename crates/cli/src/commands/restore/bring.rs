@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use lifeboat_adapters::source::{PostgresSource, SqliteSource};
 use lifeboat_core::runbook::Target;
 use lifeboat_core::units::Size;
-use lifeboat_engine::port::{Cancel, RestoreRequest, Restorer};
+use lifeboat_engine::port::{Cancel, RestoreRequest, Restored, Restorer};
 use lifeboat_vault::files::{Browser, RestoreError, RestoreOptions, restore_tree, tree_root};
 use lifeboat_vault::{ChunkId, ChunkSource, PointInfo};
 
@@ -121,19 +121,8 @@ fn bring_database(
     let restored = restored
         .kind(if cancel.is_cancelled() { Kind::Interrupted } else { Kind::Failed })
         .hint("nothing lies under the database's name that is not whole; once the cause is gone, run it again")?;
-    Ok(Brought {
-        point: restored.point,
-        as_of: restored.as_of,
-        to,
-        files: restored.files,
-        bytes: restored.bytes,
-        bytes_written: restored.bytes_written,
-        seconds: restored.seconds,
-        verified: restored.verified.is_some(),
-        resumed: false,
-        notes_count: 0,
-        notes: Vec::new(),
-    })
+    // Its notes are of the vault, and told with it already.
+    Ok(Brought::of_database(Restored { notes: Vec::new(), ..restored }, to))
 }
 
 /// Its data directory becomes the directory that was asked for.
@@ -146,19 +135,7 @@ fn bring_cluster(task: &Task, args: &Args, target: &Target, cancel: &Cancel, ui:
     let restored = restored
         .kind(if cancel.is_cancelled() { Kind::Interrupted } else { Kind::Failed })
         .hint("nothing lies under the cluster's name that was not recovered; once the cause is gone, run it again")?;
-    Ok(Brought {
-        point: restored.point,
-        as_of: restored.as_of,
-        to,
-        files: restored.files,
-        bytes: restored.bytes,
-        bytes_written: restored.bytes_written,
-        seconds: restored.seconds,
-        verified: restored.verified.is_some(),
-        resumed: false,
-        notes_count: restored.notes.len() as u64,
-        notes: restored.notes,
-    })
+    Ok(Brought::of_database(restored, to))
 }
 
 fn database_name(source: &dyn ChunkSource, root: &ChunkId, point: &PointInfo) -> Result<PathBuf, CommandError> {
@@ -184,6 +161,22 @@ fn is_free(directory: &Path, database: &Path) -> bool {
 }
 
 impl Brought {
+    fn of_database(restored: Restored, to: PathBuf) -> Brought {
+        Brought {
+            point: restored.point,
+            as_of: restored.as_of,
+            to,
+            files: restored.files,
+            bytes: restored.bytes,
+            bytes_written: restored.bytes_written,
+            seconds: restored.seconds,
+            verified: restored.verified.is_some(),
+            resumed: false,
+            notes_count: restored.notes.len() as u64,
+            notes: restored.notes,
+        }
+    }
+
     pub(super) fn say(&self, ui: &Ui) {
         let verified = if self.verified { "verified" } else { "not verified" };
         ui.line(format_args!("{} as of {}, restored to {}", self.point.dataset, time(self.as_of), self.to.display()));
