@@ -40,6 +40,11 @@ pub(crate) const FOR_TESTS: &[(&str, &str)] = &[
 /// What `cargo xtask bench` calls.
 pub(crate) const FOR_BENCHMARKS: &[(&str, &str)] = &[
     ("diffutils", "diff: every restore is compared with its source"),
+    ("libacl1-dev", "borgbackup is built against it, where PyPI has no wheel for this Python"),
+    ("liblz4-dev", "so it is against it"),
+    ("libssl-dev", "and it"),
+    ("libxxhash-dev", "and it"),
+    ("libzstd-dev", "and it"),
     ("libsodium-dev", "bupstash is built against it"),
     ("pkg-config", "and finds it so"),
     ("python3-venv", "borgbackup and Litestream come from PyPI"),

@@ -3,7 +3,7 @@
 //! ```text
 //! door (where, who, how)  ──▶  session (queries)  ──▶  replication (a stream of WAL)
 //!                              wire · auth · tls
-//! programs (which version's)  ──▶  control (what a data directory is)  ──▶  server (a private one over it)
+//! programs (which version's)  ──▶  control (what a data directory is)  ──▶  server (a private one over it)  ◀──  sender (its primary, as it thinks)
 //! ```
 //!
 //! Invariant: what a server says is hostile until it is parsed. Every message has a bound that is checked before memory is taken for it, every
@@ -19,6 +19,7 @@ pub(crate) mod error;
 pub(crate) mod lsn;
 pub(crate) mod programs;
 pub(crate) mod replication;
+pub(crate) mod sender;
 pub(crate) mod server;
 pub(crate) mod session;
 pub(crate) mod slot;

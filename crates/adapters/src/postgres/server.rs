@@ -87,6 +87,8 @@ pub(crate) enum ServerError {
 pub(crate) struct Server {
     child: Child,
     data_directory: PathBuf,
+    /// What the source was set to when it was started.
+    of_control: Vec<(&'static str, String)>,
     door: Door,
     /// Socket, configuration and log. Goes when the server has gone.
     private: TempDir,
@@ -146,10 +148,30 @@ impl Server {
         data_directory: &Path,
         start: &Start,
     ) -> Result<Server, ServerError> {
-        let control = Control::read(programs, data_directory).await?;
-        let mut server = Server::spawn(programs, data_directory, start, &control)?;
-        server.wait_for(Awaited::Answers, start.within).await?;
-        Ok(server)
+        let mut control = Control::read(programs, data_directory).await?;
+        loop {
+            let mut server = Server::spawn(programs, data_directory, start, &control)?;
+            let Err(error) = server.wait_for(Awaited::Answers, start.within).await else { return Ok(server) };
+            // The log says what the source was set to later on; a server that was started with less ends there, and has noted it.
+            let now = Control::read(programs, data_directory).await?;
+            if !matches!(error, ServerError::Ended { .. }) || now.settings == control.settings {
+                return Err(error);
+            }
+            control = now;
+        }
+    }
+
+    /// Whether the source was, where the log has come to, set to more than this server was started with. Then it waits for ever.
+    pub(crate) async fn is_outgrown(&self, programs: &Programs) -> Result<bool, ServerError> {
+        Ok(Control::read(programs, &self.data_directory).await?.settings != self.of_control)
+    }
+
+    /// An error if it has ended.
+    pub(crate) fn check(&mut self) -> Result<(), ServerError> {
+        match self.ended()? {
+            Some(status) => Err(ServerError::Ended { path: self.data_directory.clone(), status, log: self.log() }),
+            None => Ok(()),
+        }
     }
 
     fn spawn(programs: &Programs, data: &Path, start: &Start, control: &Control) -> Result<Server, ServerError> {
@@ -193,7 +215,8 @@ impl Server {
             "`postgres` cannot be run there; its owner must be able to enter each directory above it",
         ))?;
         let door = Door::through_socket(private.path(), PORT, &start.user, "postgres");
-        Ok(Server { child, data_directory: data.to_owned(), door, private })
+        let of_control = control.settings.clone();
+        Ok(Server { child, data_directory: data.to_owned(), of_control, door, private })
     }
 
     /// The way in.
@@ -333,7 +356,8 @@ pub(crate) fn end_left_behind(data: &Path) -> bool {
     !is_at_work(&pid)
 }
 
-fn private_directory(owner: &std::fs::Metadata) -> io::Result<TempDir> {
+/// A directory that only the server's user may enter, with a short name.
+pub(crate) fn private_directory(owner: &std::fs::Metadata) -> io::Result<TempDir> {
     let mut builder = tempfile::Builder::new();
     builder.prefix("lifeboat-postgres-").permissions(Permissions::from_mode(0o700));
     let usual = std::env::temp_dir();

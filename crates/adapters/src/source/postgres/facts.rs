@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::inventory::Database;
-use crate::postgres::lsn::{Lsn, Segments};
+use crate::postgres::lsn::{Lsn, Segments, parse_history};
 
 /// Its name in the tree. It is not left in a restored data directory.
 pub(super) const NAME: &str = "lifeboat-backup.json";
@@ -32,6 +32,9 @@ pub(super) struct Facts {
     /// In decimal digits: larger than what every reader of JSON takes for a number.
     pub(super) system_id: String,
     pub(super) timeline: u32,
+    /// Where that timeline came from, as its server keeps it; empty for the first.
+    #[serde(default)]
+    pub(super) history: String,
     pub(super) segment_bytes: u64,
     /// The log is needed from here, ...
     pub(super) start: String,
@@ -58,6 +61,8 @@ impl Facts {
         facts.stop()?;
         facts.system()?;
         facts.segments()?;
+        parse_history(facts.history.as_bytes())
+            .map_err(|_| FactsError::Strange { what: "timeline's history", text: facts.history.clone() })?;
         Ok(facts)
     }
 

@@ -4,7 +4,8 @@
 //!   base   pg_basebackup ─▶ tree   its archive as a tree of files     facts, inventory   what a restore must know of it
 //!   samples  clock and log, to say what is durable up to when
 //!   piece  what a log object holds     stream ─▶ lane   a vault each: slot, receiver, chain
-//!   recover  files, then the log, to an explicit target     spool   the log on its way there
+//!   files  a point's, laid down as a data directory         recover   then the log, to an explicit target     spool   on its way there
+//!   standby  a server that follows a vault                  feed   the log for it, as it comes               rest    where it ends
 //! ```
 //!
 //! Invariant: a position is never called durable before the vault has it, and nothing recovered is called whole before its server stood at
@@ -16,12 +17,16 @@ mod chain;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod doors;
 mod facts;
+mod feed;
+mod files;
 mod inventory;
 mod lane;
 mod piece;
 mod recover;
+mod rest;
 mod samples;
 mod spool;
+mod standby;
 mod stream;
 mod tablespaces;
 mod tree;
@@ -216,6 +221,10 @@ async fn look(door: Door) -> Result<Cluster, SessionError> {
     let mut replication = Session::open(&door, Purpose::Replication, "lifeboat-base").await?;
     let system = replication.identify_system().await?;
     let segment_bytes = replication.wal_segment_bytes().await?;
+    let history = match system.timeline {
+        1 => Vec::new(),
+        timeline => replication.timeline_history(timeline).await?,
+    };
     replication.close().await;
     let mut session = Session::open(&door, Purpose::Queries, "lifeboat-base").await?;
     let row = session
@@ -233,6 +242,8 @@ async fn look(door: Door) -> Result<Cluster, SessionError> {
         server_version: text(0),
         system_id: system.system_id.to_string(),
         timeline: system.timeline,
+        // Why each began is in words, in whatever encoding; nobody parses those.
+        history: String::from_utf8_lossy(&history).into_owned(),
         segment_bytes,
         start: String::new(),
         stop: String::new(),
@@ -360,8 +371,12 @@ impl Restorer for PostgresSource {
             .map_err(|error| port_error(&format!("`{}` was not restored", request.dataset), error.may_pass(), error))
     }
 
-    fn follow(&self, _vault: &Unlocked, request: &FollowRequest) -> Result<Box<dyn Standby>, PortError> {
-        Err(PortError::new(format!("`{}` is a PostgreSQL cluster; standbys of those come later", request.dataset)))
+    fn follow(&self, vault: &Unlocked, request: &FollowRequest) -> Result<Box<dyn Standby>, PortError> {
+        let follower = standby::Follower::open(vault, request);
+        let failed = |error: recover::RecoverError| {
+            port_error(&format!("`{}` cannot be followed", request.dataset), error.may_pass(), error)
+        };
+        Ok(Box::new(follower.map_err(failed)?))
     }
 
     fn has_standby(&self, to: &Path) -> bool {

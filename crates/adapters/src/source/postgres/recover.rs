@@ -6,20 +6,21 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lifeboat_core::runbook::Target;
 use lifeboat_engine::port::{Cancel, RestoreRequest, Restored};
-use lifeboat_vault::files::{Browser, FileReader, Progress, RestoreOptions, TreeError, restore_tree};
-use lifeboat_vault::{ChunkId, LogEntry, PointInfo, Position, Unlocked, VaultError};
+use lifeboat_vault::files::{Progress, TreeError};
+use lifeboat_vault::{LogEntry, Position, Unlocked, VaultError};
 
-use super::facts::{self, Facts, FactsError};
-use super::spool::{Spool, SpoolError, Which, read_piece};
-use super::tablespaces;
+use super::facts::{Facts, FactsError};
+use super::files::{Signal, Tree, beside, owner_to_be};
+use super::inventory::{self, Database};
+use super::rest::last_record;
+use super::spool::{Spool, SpoolError, Which};
 use crate::postgres::error::SessionError;
-use crate::postgres::lsn::{Lsn, LsnError, parse_history};
+use crate::postgres::lsn::Lsn;
 use crate::postgres::programs::{Programs, ProgramsError};
 use crate::postgres::server::{Awaited, Server, ServerError, Start, Stop, end_left_behind};
 use crate::postgres::session::{Purpose, Session};
@@ -53,8 +54,6 @@ pub(super) enum RecoverError {
     Spool(#[from] SpoolError),
     #[error(transparent)]
     Server(#[from] ServerError),
-    #[error("the history of the timeline that the vault holds cannot be read; restore from another vault")]
-    History(#[from] LsnError),
     #[error("the recovering server cannot be asked")]
     Session(#[from] SessionError),
     #[error("{} exists already; restore in place to change it, or restore elsewhere", path.display())]
@@ -76,6 +75,14 @@ pub(super) enum RecoverError {
         "no record begins in the last two segments of the log before {end}; restore to a time before, or from another vault"
     )]
     NoRecord { end: Lsn },
+    #[error(
+        "the log is damaged after {at}: what follows there is no record, and whole ones lie after {after}; restore to a time before it, or from another vault"
+    )]
+    Broken { at: Lsn, after: Lsn },
+    #[error(
+        "the source allows for more connections, workers or locks by now than this server was started with; it is started again"
+    )]
+    Outgrown,
     #[error("recovery stopped at {at}, before its target {target}")]
     Short { at: Lsn, target: Lsn },
     #[error("interrupted; run it again")]
@@ -85,7 +92,7 @@ pub(super) enum RecoverError {
 impl RecoverError {
     pub(super) fn may_pass(&self) -> bool {
         match self {
-            RecoverError::Cancelled | RecoverError::Spool(SpoolError::Cancelled) => true,
+            RecoverError::Cancelled | RecoverError::Outgrown | RecoverError::Spool(SpoolError::Cancelled) => true,
             RecoverError::Chain(ChainError::Vault(source))
             | RecoverError::Vault { source, .. }
             | RecoverError::Spool(SpoolError::Piece { source, .. }) => source.may_pass(),
@@ -112,10 +119,10 @@ enum Goal {
 }
 
 /// What is called of PostgreSQL's own programs.
-const NEEDED: &[&str] = &["postgres", "pg_controldata", "pg_waldump", "pg_archivecleanup"];
+pub(super) const NEEDED: &[&str] = &["postgres", "pg_controldata", "pg_waldump", "pg_archivecleanup"];
 /// How long a log may take to be replayed is not for us to say; who waits can stop it.
-const REPLAY_WITHIN: Duration = Duration::from_secs(30 * 24 * 3600);
-const STOP_WITHIN: Duration = Duration::from_secs(600);
+pub(super) const REPLAY_WITHIN: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(super) const STOP_WITHIN: Duration = Duration::from_secs(600);
 
 pub(super) fn restore(
     vault: &Unlocked,
@@ -131,12 +138,7 @@ pub(super) fn restore(
     let runtime = super::runtime().map_err(RecoverError::file("make threads for", &request.to))?;
     let programs = runtime.block_on(Programs::of_major(facts.major()?, NEEDED))?;
     let work = Work::begin(&request.to, request.in_place)?;
-    tablespaces::gather(&work.path, &request.to)?;
-    let options = RestoreOptions { in_place: work.is_begun, delete_extra: work.is_begun, ..RestoreOptions::default() };
-    let restored = restore_tree(&tree.source, &tree.root, &work.path, &options, progress, cancel.flag());
-    let restored = restored.map_err(RecoverError::Files)?;
-    make_ready(&work.path)?;
-    let mut notes = tablespaces::spread(&work.path, &request.to)?;
+    let laid = tree.lay(&work.path, &request.to, &facts, Signal::Recovery, progress, cancel)?;
     let (way_found, work_path) = (&way, &work.path);
     let recovering = Recovering {
         vault,
@@ -152,16 +154,14 @@ pub(super) fn restore(
     work.finish()?;
     let position =
         way.base.position.as_ref().map(|position| Position { counter: outcome.reached.0, ..position.clone() });
-    notes.extend(way.notes);
-    notes.extend(restored.notes.iter().map(|note| format!("{}: {}", note.path.display(), note.what)));
-    notes.extend(outcome.notes);
+    let notes = laid.notes.into_iter().chain(way.notes).chain(outcome.notes).collect();
     Ok(Restored {
         as_of: outcome.as_of,
         point: way.base,
         position: position.as_ref().map(position_text),
-        files: restored.files,
-        bytes: restored.bytes,
-        bytes_written: restored.written_bytes,
+        files: laid.files,
+        bytes: laid.bytes,
+        bytes_written: laid.bytes_written,
         seconds: began.elapsed().as_secs_f64(),
         verified: Some(outcome.verified),
         notes,
@@ -177,44 +177,10 @@ fn find(vault: &Unlocked, request: &RestoreRequest) -> Result<Way, RecoverError>
     Ok(way)
 }
 
-/// A point's tree of files.
-struct Tree {
-    source: lifeboat_vault::Source,
-    root: ChunkId,
-    point: String,
-}
-
-impl Tree {
-    fn open(vault: &Unlocked, point: &PointInfo) -> Result<Tree, RecoverError> {
-        let failed = |source| RecoverError::Vault { point: point.id.clone(), source };
-        let root = vault.read_root(point).map_err(failed)?;
-        let not = || RecoverError::NotACluster { point: point.id.clone() };
-        let root = ChunkId(root.as_slice().try_into().map_err(|_| not())?);
-        let source = vault.source(&point.dataset).map_err(failed)?;
-        Ok(Tree { source, root, point: point.id.clone() })
-    }
-
-    fn facts(&self) -> Result<Facts, RecoverError> {
-        let failed = |source| RecoverError::Tree { point: self.point.clone(), source };
-        let not = || RecoverError::NotACluster { point: self.point.clone() };
-        let browser = Browser::open(&self.source, &self.root).map_err(failed)?;
-        let node = browser.find(Path::new(facts::NAME)).map_err(|_| not())?;
-        let mut reader = FileReader::open(&self.source, &node).map_err(failed)?;
-        if reader.size() > facts::BYTES_MAX {
-            return Err(not());
-        }
-        let mut bytes = vec![0; reader.size() as usize];
-        reader.read_at(0, &mut bytes).map_err(failed)?;
-        Ok(Facts::decode(&bytes)?)
-    }
-}
-
 /// The directory that is worked in: under another name until it is a database.
 struct Work {
     path: PathBuf,
     to: PathBuf,
-    /// Something is there: what is to be changed, or what a restore that failed has left.
-    is_begun: bool,
 }
 
 impl Work {
@@ -239,63 +205,13 @@ impl Work {
                 fs::rename(to, &path).map_err(RecoverError::file("take its name from", to))?;
             }
         }
-        Ok(Work { is_begun: path.exists(), path, to: to.to_owned() })
+        Ok(Work { path, to: to.to_owned() })
     }
 
     fn finish(&self) -> Result<(), RecoverError> {
         fs::rename(&self.path, &self.to).map_err(RecoverError::file("give its name to", &self.to))?;
         crate::source::sync_directory_of(&self.to).map_err(RecoverError::file("make durable", &self.to))
     }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-/// What a server expects of a data directory, and what must not be left in one.
-fn make_ready(data: &Path) -> Result<(), RecoverError> {
-    let facts = data.join(facts::NAME);
-    fs::remove_file(&facts).map_err(RecoverError::file("remove", &facts))?;
-    for name in ["postmaster.pid", "postmaster.opts", "standby.signal"] {
-        let path = data.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(RecoverError::file("remove", &path)(error));
-            }
-            _ => {}
-        }
-    }
-    use std::os::unix::fs::PermissionsExt;
-    let mode = fs::Permissions::from_mode(0o700);
-    fs::set_permissions(data, mode).map_err(RecoverError::file("set the mode of", data))?;
-    let signal = data.join("recovery.signal");
-    fs::write(&signal, "").map_err(RecoverError::file("write", &signal))?;
-    give_away(&signal, data)
-}
-
-/// Gives it to whom the data directory belongs.
-pub(super) fn give_away(path: &Path, data: &Path) -> Result<(), RecoverError> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let (user, group) = owner_of(data)?;
-    std::os::unix::fs::chown(path, Some(user), Some(group)).map_err(RecoverError::file("give away", path))
-}
-
-pub(super) fn give_link_away(path: &Path, data: &Path) -> Result<(), RecoverError> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let (user, group) = owner_of(data)?;
-    std::os::unix::fs::lchown(path, Some(user), Some(group)).map_err(RecoverError::file("give away", path))
-}
-
-fn owner_of(data: &Path) -> Result<(u32, u32), RecoverError> {
-    use std::os::unix::fs::MetadataExt;
-    let seen = fs::metadata(data).map_err(RecoverError::file("look at", data))?;
-    Ok((seen.uid(), seen.gid()))
 }
 
 struct Outcome {
@@ -341,18 +257,7 @@ impl Recovering<'_> {
     }
 
     fn attempt(&self, goal: Goal) -> Result<Outcome, RecoverError> {
-        let owner = match rustix::process::geteuid().is_root() {
-            true => Some(owner_of(self.work)?),
-            false => None,
-        };
-        let spool = Spool::make(beside(self.work, ".wal"), owner)?;
-        if let Some(first) = self.way.pieces.first().filter(|_| self.which.timeline > 1) {
-            let piece = read_piece(self.vault, &self.which, first)?;
-            if !piece.history.is_empty() {
-                parse_history(&piece.history)?;
-                spool.lay_history(self.which.timeline, &piece.history)?;
-            }
-        }
+        let spool = Spool::make(beside(self.work, ".wal"), owner_to_be(self.work)?)?;
         let settings = self.settings(goal, &spool);
         // The log is fetched while the server starts and replays; whoever fails first ends the other.
         let fetching = Cancel::default();
@@ -409,8 +314,15 @@ impl Recovering<'_> {
     fn replay(&self, goal: Goal, settings: Vec<(String, String)>) -> Result<Outcome, RecoverError> {
         self.wait(async {
             let start = Start { user: self.facts.superuser.clone(), settings, within: REPLAY_WITHIN };
-            let mut server = Server::start(self.programs, self.work, &start).await?;
-            server.wait_for(Awaited::Paused, REPLAY_WITHIN).await?;
+            let mut server = loop {
+                let mut server = Server::start(self.programs, self.work, &start).await?;
+                server.wait_for(Awaited::Paused, REPLAY_WITHIN).await?;
+                // It also waits where the log says that the source was given more than this server was started with.
+                if !server.is_outgrown(self.programs).await? {
+                    break server;
+                }
+                server.stop(Stop::Fast, STOP_WITHIN).await?;
+            };
             let mut session = Session::open(server.door(), Purpose::Queries, "lifeboat").await?;
             let row = session
                 .query_one("select pg_last_wal_replay_lsn(), pg_last_xact_replay_timestamp() at time zone 'utc'")
@@ -421,7 +333,7 @@ impl Recovering<'_> {
                 Goal::Record(target) if reached < target => return Err(RecoverError::Short { at: reached, target }),
                 _ => {}
             }
-            let notes = self.look_around(&server).await?;
+            let notes = differences(&server, &self.facts.databases).await?;
             // At its target, a server that is told to go on ends its recovery.
             session.query_one("select pg_wal_replay_resume()").await?;
             server.wait_for(Awaited::Writable, REPLAY_WITHIN).await?;
@@ -440,23 +352,6 @@ impl Recovering<'_> {
         })
     }
 
-    /// Opens every database; what it finds other than it was at the source is a note.
-    async fn look_around(&self, server: &Server) -> Result<Vec<String>, RecoverError> {
-        let mut notes = Vec::new();
-        for was in &self.facts.databases {
-            let door = server.door().with_database(&was.name);
-            let mut session = Session::open(&door, Purpose::Queries, "lifeboat").await?;
-            let now = super::inventory::of(&mut session, &was.name).await?;
-            let missing = super::inventory::lacking(&mut session, &was.extensions).await?;
-            session.close().await;
-            notes.extend(now.differences(was));
-            notes.extend(missing.into_iter().map(|extension| {
-                format!("database {}: the extension {extension} is not installed on this host", was.name)
-            }));
-        }
-        Ok(notes)
-    }
-
     /// Where the last record before the log's end begins: the last that is whole.
     fn last_record(&self, end: Lsn) -> Result<Lsn, RecoverError> {
         let segments = self.which.segments;
@@ -467,19 +362,31 @@ impl Recovering<'_> {
             let wanted: Vec<LogEntry> =
                 self.way.pieces.iter().filter(|entry| entry.last > segments.start(first).0).cloned().collect();
             directory.fill(self.vault, &self.which, &wanted, self.cancel)?;
-            let mut command = Command::new(self.programs.program("pg_waldump"));
-            command.arg("--path").arg(directory.path()).args(["--timeline", &self.which.timeline.to_string()]);
-            command.args(["--start", &segments.start(first).to_string(), "--end", &end.to_string()]).env("LC_ALL", "C");
-            let output = command.output().map_err(RecoverError::file("run", &self.programs.program("pg_waldump")))?;
-            // It ends with an error where the log does, and names what it found before on its output.
-            let text = String::from_utf8_lossy(&output.stdout);
-            let found = text.lines().rev().find_map(|line| line.split_once("lsn: ")?.1.split(',').next()?.parse().ok());
+            let stretch = (segments.start(first), end);
+            let found = last_record(self.programs, directory.path(), self.which.timeline, stretch)?;
             if let Some(found) = found {
                 return Ok(found);
             }
         }
         Err(RecoverError::NoRecord { end })
     }
+}
+
+/// Opens every database; what it finds other than it was is a note.
+pub(super) async fn differences(server: &Server, databases: &[Database]) -> Result<Vec<String>, RecoverError> {
+    let mut notes = Vec::new();
+    for was in databases {
+        let door = server.door().with_database(&was.name);
+        let mut session = Session::open(&door, Purpose::Queries, "lifeboat").await?;
+        let now = inventory::of(&mut session, &was.name).await?;
+        let missing = inventory::lacking(&mut session, &was.extensions).await?;
+        session.close().await;
+        notes.extend(now.differences(was));
+        notes.extend(missing.into_iter().map(|extension| {
+            format!("database {}: the extension {extension} is not installed on this host", was.name)
+        }));
+    }
+    Ok(notes)
 }
 
 /// As a server reads it on its command line, before it knows any zone by a name: not even `Z`.

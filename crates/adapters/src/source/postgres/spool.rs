@@ -13,7 +13,7 @@ use lifeboat_engine::port::Cancel;
 use lifeboat_vault::{LogEntry, Unlocked, VaultError};
 
 use super::piece::{Piece, PieceError};
-use crate::postgres::lsn::{Lsn, Segments, history_name};
+use crate::postgres::lsn::{Lsn, Segments};
 use crate::source::ahead;
 
 /// So many segments are laid down beyond the one that the server asked for last.
@@ -24,11 +24,11 @@ const FAILED: &str = "failed";
 /// The segment that was asked for last.
 const AT: &str = "at";
 
-/// `fetch NAME TO`. Histories that exist were laid down before the server started.
+/// `fetch NAME TO`. A timeline's history lies in the data directory, if it has one.
 const SCRIPT: &str = r#"#!/bin/sh
 d=${0%/*}
 case $1 in
-*.history) [ -e "$d/$1" ] || exit 1 ;;
+*.history) exit 1 ;;
 *) printf %s "$1" > "$d/at.draft" && mv "$d/at.draft" "$d/at" || exit 200 ;;
 esac
 while :; do
@@ -70,6 +70,8 @@ pub(super) enum SpoolError {
         "log piece {key} is of another database system, timeline or place than its name says; restore from another vault, or to a time before it"
     )]
     Foreign { key: String },
+    #[error("the log is needed from {wanted} on, and what is here of it begins at {first}")]
+    Before { wanted: Lsn, first: Lsn },
     #[error("interrupted; run it again")]
     Cancelled,
 }
@@ -143,11 +145,6 @@ impl Spool {
     fn at(&self, segments: Segments) -> Option<u64> {
         let name = fs::read_to_string(self.path.join(AT)).ok()?;
         segments.parse(&name).map(|(_, number)| number)
-    }
-
-    pub(super) fn lay_history(&self, timeline: u32, history: &[u8]) -> Result<(), SpoolError> {
-        let path = self.path.join(history_name(timeline));
-        fs::write(&path, history).map_err(file("write", &path))
     }
 
     /// Says that nothing comes: the log lies in the data directory itself.

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::files::give_away;
 use super::recover::RecoverError;
 
 const LINKS: &str = "pg_tblspc";
@@ -41,14 +42,14 @@ pub(super) fn spread(data: &Path, to: &Path) -> Result<Vec<String>, RecoverError
         let target = home.join(&oid);
         if notes.is_empty() {
             fs::create_dir_all(&home).map_err(RecoverError::file("make", &home))?;
-            super::recover::give_away(&home, data)?;
+            give_away(&home, data)?;
         }
         if target.exists() {
             return Err(RecoverError::Exists { path: target });
         }
         fs::rename(&place, &target).map_err(RecoverError::file("move", &place))?;
         std::os::unix::fs::symlink(&target, &place).map_err(RecoverError::file("link", &place))?;
-        super::recover::give_link_away(&place, data)?;
+        give_away(&place, data)?;
         notes.push(format!("the tablespace {oid} lies in {}", target.display()));
     }
     let map = data.join(MAP);

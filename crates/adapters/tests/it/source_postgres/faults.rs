@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_core::runbook::Target;
-use lifeboat_engine::port::LogStream;
+use lifeboat_engine::port::{Cancel, LogStream};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::Bench;
+use super::standbys::promote;
 use super::streams::durable;
 use crate::pg_cluster::Cluster;
 
@@ -77,6 +78,20 @@ fn write_on(session: &mut Child, number: &mut u64, until: &AtomicBool, ledger: &
     }
 }
 
+/// What came back holds everything that was promised, and no hole; answers what it holds.
+fn holds_what_was_promised(seed: u64, copy: &Cluster, ledger: &[(u64, Timestamp)], declared: Timestamp) -> Vec<u64> {
+    let present: Vec<u64> =
+        copy.psql("select n from t order by n").lines().map(|number| number.parse().unwrap()).collect();
+    let promised = ledger.iter().filter(|(_, at)| *at <= declared);
+    let lost: Vec<&(u64, Timestamp)> = promised.filter(|(number, _)| present.binary_search(number).is_err()).collect();
+    assert!(lost.is_empty(), "seed {seed}: {declared} was declared, lost: {lost:?}");
+    let last = present.last().copied().unwrap_or(0);
+    let holes: Vec<u64> = ledger.iter().map(|(number, _)| *number).filter(|number| *number <= last).collect();
+    let holes: Vec<&u64> = holes.iter().filter(|number| present.binary_search(number).is_err()).collect();
+    assert!(holes.is_empty(), "seed {seed}: {holes:?} were acknowledged before {last}");
+    present
+}
+
 fn days(seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
     let mut bench = Bench::new();
@@ -84,6 +99,7 @@ fn days(seed: u64) {
     let mut stream: Option<Box<dyn LogStream>> = Some(bench.stream());
     durable(&bench, stream.as_deref().unwrap());
     let mut client = Client::start(&bench.cluster);
+    let mut standby = bench.follow();
     for _ in 0..6 {
         std::thread::sleep(Duration::from_millis(random.random_range(50..400)));
         match random.random_range(0..5) {
@@ -109,6 +125,15 @@ fn days(seed: u64) {
             }
             _ => drop(bench.cluster.psql("select pg_switch_wal(); checkpoint")),
         }
+        // What it cannot reach it says; whether it goes on is seen at the end.
+        match random.random_range(0..3) {
+            0 => drop(standby.apply(&Cancel::default())),
+            1 => {
+                drop(standby);
+                standby = bench.follow();
+            }
+            _ => {}
+        }
     }
     // So that there is something to hold the stream to; then everything ends at once.
     durable(&bench, stream.as_deref().unwrap());
@@ -123,16 +148,13 @@ fn days(seed: u64) {
     let to = bench.place_for("restored");
     let restored = bench.restore(Target::Newest, &to);
     let copy = Cluster::adopted(&to);
-    let present: Vec<u64> =
-        copy.psql("select n from t order by n").lines().map(|number| number.parse().unwrap()).collect();
     assert!(restored.as_of >= declared, "{declared} was declared, {restored:?}");
-    let promised = ledger.iter().filter(|(_, at)| *at <= declared);
-    let lost: Vec<&(u64, Timestamp)> = promised.filter(|(number, _)| present.binary_search(number).is_err()).collect();
-    assert!(lost.is_empty(), "seed {seed}: {declared} was declared, lost: {lost:?}");
-    let last = present.last().copied().unwrap_or(0);
-    let holes: Vec<u64> = ledger.iter().map(|(number, _)| *number).filter(|number| *number <= last).collect();
-    let holes: Vec<&u64> = holes.iter().filter(|number| present.binary_search(number).is_err()).collect();
-    assert!(holes.is_empty(), "seed {seed}: {holes:?} were acknowledged before {last}");
+    let present = holds_what_was_promised(seed, &copy, &ledger, declared);
+    let promoted = promote(&mut *standby);
+    assert!(promoted.applied_to.is_some_and(|to| to >= declared), "seed {seed}: {declared} was declared, {promoted:?}");
+    drop(standby);
+    let standby = Cluster::adopted(&bench.place_for("standby"));
+    assert_eq!(holds_what_was_promised(seed, &standby, &ledger, declared), present, "seed {seed}");
     assert!(ledger.len() > 20, "the client has done nothing");
 }
 

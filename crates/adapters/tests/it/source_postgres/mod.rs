@@ -2,6 +2,7 @@
 
 mod faults;
 mod points;
+mod standbys;
 mod streams;
 
 use std::path::{Path, PathBuf};

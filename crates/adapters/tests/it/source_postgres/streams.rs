@@ -25,7 +25,7 @@ impl Bench {
         Timestamp::from_microsecond(text.parse().unwrap()).unwrap()
     }
 
-    fn insert(&self, n: u64) {
+    pub(super) fn insert(&self, n: u64) {
         self.cluster.psql(&format!("insert into t values ({n})"));
     }
 
@@ -48,7 +48,7 @@ pub(super) fn durable(bench: &Bench, stream: &dyn LogStream) -> Timestamp {
     now
 }
 
-fn numbers(cluster: &Cluster) -> String {
+pub(super) fn numbers(cluster: &Cluster) -> String {
     cluster.psql("select coalesce(string_agg(n::text, ' ' order by n), '') from t")
 }
 
