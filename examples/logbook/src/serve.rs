@@ -31,9 +31,9 @@ const DRAIN_SECONDS: u64 = 5;
 /// Where the service keeps its data and listens.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServeOptions {
-    /// The SQLite database; it is made if it is not there.
-    #[arg(long, value_name = "PATH")]
-    pub database: PathBuf,
+    /// The SQLite database, which is made if it is not there; or a server's: postgres://USER@HOST:PORT/DATABASE.
+    #[arg(long, value_name = "PATH|URL")]
+    pub database: String,
     /// The directory of uploads; it is made if it is not there.
     #[arg(long, value_name = "DIR")]
     pub uploads: PathBuf,
@@ -64,12 +64,9 @@ struct Logbook {
 /// Serves until SIGTERM or SIGINT, then lets requests that are under way finish.
 pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let open = |what| move |source: Box<dyn std::error::Error + Send + Sync>| ServeError::Open { what, source };
-    if let Some(directory) = options.database.parent() {
-        std::fs::create_dir_all(directory).map_err(|error| open("database")(error.into()))?;
-    }
-    let entries = Entries::open(&options.database).map_err(|error| open("database")(error.into()))?;
+    let opened = Entries::open(&options.database).map_err(|error| open("database")(error.into()))?;
     let uploads = Uploads::open(&options.uploads).map_err(|error| open("uploads")(error.into()))?;
-    let logbook = Arc::new(Logbook { entries: Mutex::new(entries), uploads, allow_corrupt: options.allow_corrupt });
+    let logbook = Arc::new(Logbook { entries: Mutex::new(opened), uploads, allow_corrupt: options.allow_corrupt });
     let failed = |source| ServeError::Listen { address: options.listen, source };
     let listener = tokio::net::TcpListener::bind(options.listen).await.map_err(failed)?;
     eprintln!("logbook: listening on {}", listener.local_addr().map_err(failed)?);

@@ -80,7 +80,7 @@ pub(super) struct Said {
 }
 
 /// One line, of printable characters, and not too long: it goes into logs.
-pub(super) fn words(bytes: &[u8]) -> String {
+pub(crate) fn words(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * WORDS_CHARS_MAX)]);
     let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     plain.take(WORDS_CHARS_MAX).collect::<String>().trim().to_owned()

@@ -101,6 +101,17 @@ impl Programs {
     }
 }
 
+/// The directory of the newest version whose server is installed.
+pub(crate) fn newest_installed() -> Option<PathBuf> {
+    let of_debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut majors: Vec<u32> = of_debian.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    majors.sort_unstable();
+    let of_debian = majors.into_iter().rev().map(|major| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let has_server = |directory: &PathBuf| ["initdb", "postgres"].iter().all(|name| directory.join(name).is_file());
+    of_debian.chain(std::env::split_paths(&path)).find(has_server)
+}
+
 /// The major version of a data directory.
 pub(crate) fn data_version(path: &Path) -> Result<u32, ProgramsError> {
     let unreadable = |source| ProgramsError::NoVersion { path: path.to_owned(), source };

@@ -40,6 +40,7 @@ fn instance(address: Option<&str>, port: Option<u16>) -> InstanceSpec {
         address: address.map(str::to_owned),
         port,
         stop_within: Span::seconds(1),
+        stop_signal: Default::default(),
         health: None,
     }
 }

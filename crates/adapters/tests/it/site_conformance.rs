@@ -20,6 +20,7 @@ pub(crate) fn instance(script: &str) -> InstanceSpec {
         address: None,
         port: None,
         stop_within: Span::seconds(60),
+        stop_signal: Default::default(),
         health: None,
     }
 }

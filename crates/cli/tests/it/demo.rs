@@ -182,6 +182,35 @@ fn a_restore_from_the_vault_takes_over_without_privileges() {
     demo.assert_removed();
 }
 
+/// The same over servers of PostgreSQL's, as root: they run as the user of the package; and then a rehearsal.
+#[test]
+fn a_postgresql_standby_takes_over_and_the_rehearsal_passes() {
+    let demo = Demo::new();
+    let output = demo.command(LIFEBOAT, &["--postgres", "--keep"]).output().unwrap();
+    assert_proven(&output, "warm-standby");
+    let drill = demo.verb(&["drill", "logbook", "--yes", "--json"]);
+    assert_eq!(drill.status.code(), Some(0), "{}", said(&drill));
+    assert!(number(&document(&drill), "rto_proven_seconds") > 0.0);
+    assert_eq!(names(&demo.directory.join("sites/london/.lifeboat/isolated")), Vec::<String>::new());
+    let planned = demo.verb(&["failover", "logbook", "--planned", "--yes", "--json"]);
+    assert_eq!(planned.status.code(), Some(0), "{}", said(&planned));
+    let removed = Command::new(LIFEBOAT).args(["demo", "--remove"]).arg(&demo.directory).output().unwrap();
+    assert!(removed.status.success(), "{}", said(&removed));
+    demo.assert_removed();
+}
+
+#[test]
+fn postgresql_is_restored_from_the_vault_without_privileges() {
+    let demo = Demo::new();
+    let program = demo.directory.with_file_name("lifeboat");
+    fs::copy(LIFEBOAT, &program).unwrap();
+    let nobody = 65534;
+    let mut command = demo.command(program.to_str().unwrap(), &["--postgres", "--strategy", "backup-restore"]);
+    let output = command.uid(nobody).gid(nobody).env("HOME", "/nonexistent").current_dir("/").output().unwrap();
+    assert_proven(&output, "backup-restore");
+    demo.assert_removed();
+}
+
 #[test]
 fn a_demo_whose_vault_is_destroyed_says_so() {
     let demo = Demo::new();

@@ -351,6 +351,11 @@ fn launch(table: Reader<'_>) -> Option<Launch> {
         env,
         directory: table.text("directory"),
         stop_within: table.span_or("stop-within", Span::seconds(10)),
+        stop_signal: match table.text("stop-signal").as_deref() {
+            Some("int") => StopSignal::Int,
+            Some("quit") => StopSignal::Quit,
+            _ => StopSignal::Term,
+        },
     })
 }
 

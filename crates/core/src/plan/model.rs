@@ -286,6 +286,25 @@ pub struct Launch {
     pub directory: Option<String>,
     /// How long a graceful stop may take before it is an error.
     pub stop_within: Span,
+    /// What asks for a graceful stop.
+    #[serde(default, skip_serializing_if = "StopSignal::is_usual")]
+    pub stop_signal: StopSignal,
+}
+
+/// The signal that asks a process to stop gracefully.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StopSignal {
+    #[default]
+    Term,
+    Int,
+    Quit,
+}
+
+impl StopSignal {
+    pub fn is_usual(&self) -> bool {
+        *self == StopSignal::default()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{DataKind, Health, HttpExchange, Name, Rerun, Source, Value};
+use crate::plan::{DataKind, Health, HttpExchange, Name, Rerun, Source, StopSignal, Value};
 use crate::units::Span;
 
 /// How one instance of a component is started, looked at and stopped. Templates are already filled in.
@@ -23,6 +23,8 @@ pub struct InstanceSpec {
     pub address: Option<String>,
     pub port: Option<u16>,
     pub stop_within: Span,
+    #[serde(default, skip_serializing_if = "StopSignal::is_usual")]
+    pub stop_signal: StopSignal,
     pub health: Option<Health>,
 }
 

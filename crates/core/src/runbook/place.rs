@@ -142,6 +142,7 @@ impl Place<'_> {
                     // Instances that share an address need ports of their own.
                     port: component.port.map(|port| port.saturating_add(number as u16 - 1)),
                     stop_within: launch.stop_within,
+                    stop_signal: launch.stop_signal,
                     health,
                 })
             })

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lifeboat_core::plan::StopSignal;
 use lifeboat_core::run::Facts;
 use lifeboat_core::runbook::InstanceSpec;
 use lifeboat_core::units::Span;
@@ -148,7 +149,7 @@ impl Inner {
 
     pub(super) fn stop(&self, instance: &InstanceSpec, context: &Context) -> Result<Facts, PortError> {
         let (id, isolation) = (instance.id(), context.isolation.as_deref());
-        self.stop_all(&format!("`{id}`"), instance.stop_within, context, |snapshot| {
+        self.stop_all(&format!("`{id}`"), (instance.stop_within, instance.stop_signal), context, |snapshot| {
             snapshot.of_instance(&id, isolation)
         })
     }
@@ -160,16 +161,16 @@ impl Inner {
             belongs.write_domain.as_deref() == Some(write_domain) && belongs.isolation.as_deref() == isolation
         };
         let what = format!("what else belongs to `{write_domain}`");
-        self.stop_all(&what, REST_WITHIN, context, |snapshot| {
+        self.stop_all(&what, (REST_WITHIN, StopSignal::Term), context, |snapshot| {
             snapshot.of_site(wanted).into_iter().map(|(process, _)| process).collect()
         })
     }
 
-    /// SIGTERM to each process that no other one of them started; its children are its own business until it is gone.
+    /// The signal to each process that no other one of them started; its children are its own business until it is gone.
     fn stop_all(
         &self,
         what: &str,
-        within: Span,
+        (within, signal): (Span, StopSignal),
         context: &Context,
         pick: impl Fn(&Snapshot) -> Vec<&Process>,
     ) -> Result<Facts, PortError> {
@@ -196,7 +197,7 @@ impl Inner {
             for process in running.iter().filter(|process| !running.iter().any(|other| other.pid == process.parent)) {
                 let known = asked.iter().any(|seen| seen.pid == process.pid && seen.start_ticks == process.start_ticks);
                 if !known {
-                    ask_to_stop(process)?;
+                    ask_to_stop(process, signal)?;
                     asked.push((*process).clone());
                 }
             }
@@ -254,15 +255,18 @@ pub(super) fn older_epoch(
 }
 
 /// To its whole group if it leads one.
-fn ask_to_stop(process: &Process) -> Result<(), PortError> {
+fn ask_to_stop(process: &Process, signal: StopSignal) -> Result<(), PortError> {
+    let signal = match signal {
+        StopSignal::Term => Signal::TERM,
+        StopSignal::Int => Signal::INT,
+        StopSignal::Quit => Signal::QUIT,
+    };
     let failed = |error| PortError::new(format!("{process} cannot be asked to stop")).because(error);
     match Pid::from_raw(process.group) {
-        Some(group) if process.group == process.pid && process.is_alive() => {
-            match kill_process_group(group, Signal::TERM) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-                Err(error) => Err(failed(std::io::Error::from(error))),
-            }
-        }
-        _ => process.signal(Signal::TERM).map_err(failed),
+        Some(group) if process.group == process.pid && process.is_alive() => match kill_process_group(group, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(failed(std::io::Error::from(error))),
+        },
+        _ => process.signal(signal).map_err(failed),
     }
 }

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,16 @@ impl Inner {
         self.layout.make()?;
         let place = self.isolation_place(name)?;
         make_directory(&place.volumes, 0o755)?;
+        // A database's own user goes through, as it does to the site's real volumes; the state's names are still its owner's to read.
+        for passed in [self.layout.state(), self.layout.state().join("isolated"), self.layout.isolation(name)] {
+            let passable = || {
+                let mode = fs::metadata(&passed)?.permissions().mode();
+                fs::set_permissions(&passed, fs::Permissions::from_mode(mode | 0o011))
+            };
+            passable().map_err(|error| {
+                PortError::may_pass(format!("`{}` cannot be made passable", passed.display())).because(error)
+            })?;
+        }
         let record = IsolationRecord { name: name.to_owned(), address: place.address };
         write_record(&self.layout.isolation_record(name), &record)?;
         Ok(facts([("address", json!(place.address.to_string())), ("volumes", json!(place.volumes))]))

@@ -130,6 +130,11 @@ impl PostgresSource {
         path.join("PG_VERSION").is_file() && Door::may_run_in(path)
     }
 
+    /// The directory with the programs of the newest version whose server is installed on this machine.
+    pub fn installed() -> Option<PathBuf> {
+        crate::postgres::programs::newest_installed()
+    }
+
     fn door(&self) -> Result<Door, DoorError> {
         match &self.service {
             Some(service) => Door::service(service, &|name| std::env::var(name).ok()),

@@ -72,9 +72,9 @@ pub(super) enum RecoverError {
     )]
     TooShort { reaches: Lsn, stop: Lsn },
     #[error(
-        "no record begins in the last two segments of the log before {end}; restore to a time before, or from another vault"
+        "no record begins in the last segments of the log before {end} ({said}); restore to a time before, or from another vault"
     )]
-    NoRecord { end: Lsn },
+    NoRecord { end: Lsn, said: String },
     #[error(
         "the log is damaged after {at}: what follows there is no record, and whole ones lie after {after}; restore to a time before it, or from another vault"
     )]
@@ -357,18 +357,20 @@ impl Recovering<'_> {
         let segments = self.which.segments;
         let last = segments.number_of(Lsn(end.0.saturating_sub(1)));
         let directory = Spool::make(beside(self.work, ".last"), None)?;
+        let mut said = String::new();
         // A record may be longer than a segment: then it begins in one before.
         for first in (0..=last).rev().take(4) {
             let wanted: Vec<LogEntry> =
                 self.way.pieces.iter().filter(|entry| entry.last > segments.start(first).0).cloned().collect();
             directory.fill(self.vault, &self.which, &wanted, self.cancel)?;
             let stretch = (segments.start(first), end);
-            let found = last_record(self.programs, directory.path(), self.which.timeline, stretch)?;
+            let (found, why) = last_record(self.programs, directory.path(), self.which.timeline, stretch)?;
+            said = why;
             if let Some(found) = found {
                 return Ok(found);
             }
         }
-        Err(RecoverError::NoRecord { end })
+        Err(RecoverError::NoRecord { end, said })
     }
 }
 

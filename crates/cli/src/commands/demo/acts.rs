@@ -66,7 +66,10 @@ pub(super) fn play(stage: &mut Stage<'_>, strategy: Strategy) -> Result<Story, C
 fn protect(stage: &mut Stage<'_>) -> Result<(), CommandError> {
     stage.act(
         "Protect",
-        &format!("{SERVICE} runs at {HOME}; what it writes goes to a vault outside, sealed to two keys"),
+        &format!(
+            "{SERVICE} runs at {HOME} over {}; what it writes goes to a vault outside, sealed to two keys",
+            stage.database.name()
+        ),
     );
     stage.start("dns", &["dns", "--state", &stage.text("outside/name-server")])?;
     stage.verb(&["up", SERVICE, "--yes"])?;

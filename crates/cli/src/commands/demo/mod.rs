@@ -5,6 +5,7 @@
 //! stands in the run's journal, and a part that fails ends the demo with its error.
 
 mod acts;
+mod database;
 mod stage;
 mod story;
 
@@ -16,6 +17,7 @@ use serde::Serialize;
 use crate::error::{CommandError, Exit, Explain, Kind};
 use crate::interrupt;
 use crate::ui::Ui;
+use database::Database;
 use stage::Stage;
 
 /// Watch a disaster and a recovery on this machine; nothing to prepare
@@ -27,6 +29,9 @@ pub(crate) struct Args {
     /// How the service is recovered
     #[arg(long, value_enum, default_value_t = Strategy::WarmStandby)]
     strategy: Strategy,
+    /// Keep the service's entries in PostgreSQL, which must be installed, and not in SQLite
+    #[arg(long, conflicts_with = "remove")]
+    postgres: bool,
     /// Leave everything running, to look around
     #[arg(long)]
     keep: bool,
@@ -62,9 +67,10 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         return Ok(Exit::Done);
     }
     let begun = Instant::now();
+    let database = Database::chosen(args.postgres)?;
     let directory = directory(args.directory)?;
     let interrupt = interrupt::listen(ui)?;
-    let mut stage = match Stage::set(directory.clone(), args.strategy, interrupt, ui) {
+    let mut stage = match Stage::set(directory.clone(), args.strategy, database, interrupt, ui) {
         Ok(stage) => stage,
         Err(error) => {
             stage::remove(&directory)?;

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Strategy;
+use super::database::Database;
 use crate::error::{CommandError, Explain};
 use crate::ui::Ui;
 
@@ -42,6 +44,7 @@ pub(super) struct Stage<'a> {
     pub(super) authority: SocketAddr,
     pub(super) interrupt: Cancel,
     pub(super) ui: &'a Ui,
+    pub(super) database: Database,
     program: PathBuf,
     addresses: [Ipv4Addr; 3],
     background: Vec<(String, Child)>,
@@ -65,12 +68,16 @@ impl<'a> Stage<'a> {
     pub(super) fn set(
         directory: PathBuf,
         strategy: Strategy,
+        database: Database,
         interrupt: Cancel,
         ui: &'a Ui,
     ) -> Result<Stage<'a>, CommandError> {
         let program = std::env::current_exe().saying(|| "this program does not know its own path".into())?;
-        let (addresses, authority) = free_addresses()?;
-        let stage = Stage { directory, authority, interrupt, ui, program, addresses, background: Vec::new() };
+        let (addresses, authority) = free_addresses(&database.ports())?;
+        let stage = Stage { directory, authority, interrupt, ui, database, program, addresses, background: Vec::new() };
+        if stage.database.has_a_user_of_its_own() {
+            fs::set_permissions(&stage.directory, fs::Permissions::from_mode(0o711))?;
+        }
         for below in ["keys", "outside/arbiter", "logs", "evidence", "sites/paris/.lifeboat", "sites/london/.lifeboat"]
         {
             fs::create_dir_all(stage.path(below))?;
@@ -89,6 +96,7 @@ impl<'a> Stage<'a> {
             stage.enrol(host, &state)?;
         }
         stage.run(&["check"])?;
+        stage.database.make(&stage.site_root(HOME).join("volumes"))?;
         Ok(stage)
     }
 
@@ -184,15 +192,10 @@ rpo = "5s"
 rto = "30s"
 
 [service.{SERVICE}.component.app]
-launch = {{ command = [{program}, "logbook", "serve", "--database", "{{{{ dataset.entries.path }}}}", "--uploads", "{{{{ dataset.uploads.path }}}}", "--listen", "{{{{ instance.address }}}}:{{{{ instance.port }}}}", "--allow-corrupt"] }}
+{after}launch = {{ command = [{program}, "logbook", "serve", "--database", {database}, "--uploads", "{{{{ dataset.uploads.path }}}}", "--listen", "{{{{ instance.address }}}}:{{{{ instance.port }}}}", "--allow-corrupt"] }}
 port = {SERVICE_PORT}
 health = {{ http = "/healthz", within = "20s", every = "1s" }}
-
-[service.{SERVICE}.component.app.dataset.entries]
-kind = "persistent"
-sqlite = {{ path = "entries/logbook.db" }}
-protect = [{{ to = "main", base = {{ every = "1h", keep = {{ last = 24 }} }}, log = "stream" }}]
-
+{entries}
 [service.{SERVICE}.component.app.dataset.uploads]
 kind = "persistent"
 files = {{ path = "uploads", exclude = [".*.part"] }}
@@ -221,6 +224,9 @@ every = "30d"
             recipients = recipients.join(", "),
             strategy = strategy.word(),
             authority = self.authority,
+            database = self.database.url(),
+            after = self.database.after(),
+            entries = self.database.plan(SERVICE),
         );
         fs::write(self.plan(), text).saying(|| format!("the demo's plan {} cannot be written", self.plan().display()))
     }
@@ -504,7 +510,7 @@ pub(super) fn remove(directory: &Path) -> Result<(), CommandError> {
 }
 
 /// Three loopback addresses with the service's port free, the third one's for the name server.
-fn free_addresses() -> Result<([Ipv4Addr; 3], SocketAddr), CommandError> {
+fn free_addresses(ports: &[u16]) -> Result<([Ipv4Addr; 3], SocketAddr), CommandError> {
     let seed = std::process::id() ^ Instant::now().elapsed().subsec_nanos();
     for attempt in 0..200_u32 {
         let mixed = seed.wrapping_add(attempt).wrapping_mul(2_654_435_761);
@@ -512,7 +518,8 @@ fn free_addresses() -> Result<([Ipv4Addr; 3], SocketAddr), CommandError> {
         // 127.0.x.x and 127.53.x.x are where resolvers and the like sit.
         let second = 64 + high % 128;
         let [home, away, outside] = [1, 2, 3].map(|last| Ipv4Addr::new(127, second, low, last));
-        let free = |address: Ipv4Addr| TcpListener::bind((address, SERVICE_PORT)).is_ok();
+        let wanted = ports.iter().copied().chain([SERVICE_PORT]);
+        let free = |address: Ipv4Addr| wanted.clone().all(|port: u16| TcpListener::bind((address, port)).is_ok());
         if !free(home) || !free(away) {
             continue;
         }

@@ -27,12 +27,10 @@ pub(super) fn check(checker: &mut Checker<'_>) {
         if let Some(Traffic { dns: Dns::Rfc2136 { .. }, .. }) = service.traffic {
             not_yet(checker, &[&path[..], &["traffic", "dns", "rfc2136"]].concat(), "dynamic updates of a name server");
         }
-        if service.strategy == Strategy::WarmStandby {
-            for (component, dataset) in service.datasets() {
-                if matches!(dataset.source, Source::Postgres { .. }) {
-                    let keys = ["component", &component.name, "dataset", &dataset.name, "postgres"];
-                    not_yet(checker, &[&path[..], &keys].concat(), "a standby of PostgreSQL");
-                }
+        for (component, dataset) in service.datasets() {
+            if dataset.replica.as_ref().is_some_and(|replica| replica.mode != ReplicaMode::Async) {
+                let keys = ["component", &component.name, "dataset", &dataset.name, "replica"];
+                not_yet(checker, &[&path[..], &keys].concat(), "a replica that commits wait for");
             }
         }
         for component in service.components.iter().filter(|component| component.haproxy.is_some()) {

@@ -380,6 +380,16 @@ static LAUNCH: Table = Table {
         ),
         optional("directory", Type::Text(Kind::Template), "The directory that it starts in; templates allowed."),
         with_default("stop-within", DURATION, "\"10s\"", "How long a graceful stop may take."),
+        with_default(
+            "stop-signal",
+            Type::Word(&[
+                ("term", "SIGTERM, as most programs expect it"),
+                ("int", "SIGINT: a PostgreSQL server then ends its sessions, and does not wait until they end"),
+                ("quit", "SIGQUIT"),
+            ]),
+            "\"term\"",
+            "What asks for a graceful stop.",
+        ),
     ],
     choices: &[],
 };

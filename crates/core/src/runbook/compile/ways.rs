@@ -173,6 +173,7 @@ impl Builder<'_> {
             address: Some(address.to_owned()),
             port: port.parse().ok(),
             stop_within: Span::seconds(5),
+            stop_signal: Default::default(),
             health: None,
         };
         self.then(

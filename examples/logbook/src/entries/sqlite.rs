@@ -1,72 +1,31 @@
-//! The entries and canary values, in SQLite.
-//!
-//! Invariant: an answer is given only after the transaction is committed with `synchronous = FULL` in WAL mode, so what
-//! was acknowledged survives the process and the machine's power. Several processes on one host may share one database.
+//! The entries and canary values in SQLite, in WAL mode with `synchronous = FULL`. Several processes on one host may share one database.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
-use serde::{Deserialize, Serialize};
 
-/// Canary values older than the newest so many are dropped.
-const CANARIES_KEPT: i64 = 1000;
+use super::{Added, CANARIES_KEPT, Corruption, EntriesError, Entry};
 
 /// How long a write waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum EntriesError {
-    #[error("the database {path} failed")]
-    Database { path: PathBuf, source: rusqlite::Error },
-    #[error("the database {path} is not the file that was opened any more: it was removed or replaced")]
-    Replaced { path: PathBuf },
-    #[error("the database {path} is in journal mode {mode}, not WAL: put it on a file system with shared memory")]
-    NotWal { path: PathBuf, mode: String },
-}
-
-/// One entry, as it is stored and as clients read it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Entry {
-    pub(crate) id: String,
-    pub(crate) sequence: i64,
-    pub(crate) text: String,
-    pub(crate) at: String,
-}
-
-/// What adding an entry came to.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Added {
-    New {
-        sequence: i64,
-    },
-    /// The same id with the same text was here before: a client that heard no answer asked again.
-    Again {
-        sequence: i64,
-    },
-    /// The id is taken by another text.
-    Conflict,
-}
-
-/// What a bad release did.
-#[derive(Debug, Serialize)]
-pub(crate) struct Corruption {
-    pub(crate) garbled: usize,
-    pub(crate) deleted: usize,
-}
-
 #[derive(Debug)]
-pub(crate) struct Entries {
+pub(super) struct InSqlite {
     path: PathBuf,
     connection: Connection,
     /// Device and inode of the file that was opened.
     identity: (u64, u64),
 }
 
-impl Entries {
-    pub(crate) fn open(path: &Path) -> Result<Entries, EntriesError> {
+impl InSqlite {
+    pub(super) fn open(path: &Path) -> Result<InSqlite, EntriesError> {
         let failed = |source| EntriesError::Database { path: path.to_owned(), source };
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory)
+                .map_err(|source| EntriesError::Directory { path: directory.to_owned(), source })?;
+        }
         let connection = Connection::open(path).map_err(failed)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
         let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(failed)?;
@@ -88,7 +47,7 @@ impl Entries {
             )
             .map_err(failed)?;
         let identity = identity(path).ok_or_else(|| EntriesError::Replaced { path: path.to_owned() })?;
-        Ok(Entries { path: path.to_owned(), connection, identity })
+        Ok(InSqlite { path: path.to_owned(), connection, identity })
     }
 
     fn failed(&self) -> impl Fn(rusqlite::Error) -> EntriesError + use<> {
@@ -96,7 +55,7 @@ impl Entries {
         move |source| EntriesError::Database { path: path.clone(), source }
     }
 
-    pub(crate) fn add(&mut self, id: &str, text: &str) -> Result<Added, EntriesError> {
+    pub(super) fn add(&mut self, id: &str, text: &str) -> Result<Added, EntriesError> {
         let failed = self.failed();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
         let there: Option<(i64, String)> = transaction
@@ -117,7 +76,7 @@ impl Entries {
         Ok(Added::New { sequence })
     }
 
-    pub(crate) fn get(&self, id: &str) -> Result<Option<Entry>, EntriesError> {
+    pub(super) fn get(&self, id: &str) -> Result<Option<Entry>, EntriesError> {
         self.connection
             .query_row("SELECT id, sequence, text, at FROM entries WHERE id = ?1", [id], entry)
             .optional()
@@ -125,7 +84,7 @@ impl Entries {
     }
 
     /// At most `limit` entries after a sequence number, in order.
-    pub(crate) fn after(&self, sequence: i64, limit: u32) -> Result<Vec<Entry>, EntriesError> {
+    pub(super) fn after(&self, sequence: i64, limit: u32) -> Result<Vec<Entry>, EntriesError> {
         let failed = self.failed();
         let mut statement = self
             .connection
@@ -136,7 +95,7 @@ impl Entries {
     }
 
     /// Whether a write could be done now: the file is still the one in its place, and its write lock can be had.
-    pub(crate) fn check_writable(&mut self) -> Result<(), EntriesError> {
+    pub(super) fn check_writable(&mut self) -> Result<(), EntriesError> {
         if identity(&self.path) != Some(self.identity) {
             return Err(EntriesError::Replaced { path: self.path.clone() });
         }
@@ -148,7 +107,7 @@ impl Entries {
         transaction.rollback().map_err(&failed)
     }
 
-    pub(crate) fn write_canary(&mut self, value: &str) -> Result<(), EntriesError> {
+    pub(super) fn write_canary(&mut self, value: &str) -> Result<(), EntriesError> {
         let failed = self.failed();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
         transaction
@@ -163,7 +122,7 @@ impl Entries {
         transaction.commit().map_err(&failed)
     }
 
-    pub(crate) fn newest_canary(&self) -> Result<Option<String>, EntriesError> {
+    pub(super) fn newest_canary(&self) -> Result<Option<String>, EntriesError> {
         self.connection
             .query_row("SELECT value FROM canaries ORDER BY number DESC LIMIT 1", [], |row| row.get(0))
             .optional()
@@ -171,14 +130,14 @@ impl Entries {
     }
 
     /// What a bad release does: every text is garbled, every third entry is gone.
-    pub(crate) fn corrupt(&mut self) -> Result<Corruption, EntriesError> {
+    pub(super) fn corrupt(&mut self) -> Result<Corruption, EntriesError> {
         let failed = self.failed();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
         let deleted = transaction.execute("DELETE FROM entries WHERE sequence % 3 = 0", []).map_err(&failed)?;
         let garbled =
             transaction.execute("UPDATE entries SET text = 'NaN ' || substr(text, 1, 3)", []).map_err(&failed)?;
         transaction.commit().map_err(&failed)?;
-        Ok(Corruption { garbled, deleted })
+        Ok(Corruption { garbled: garbled as u64, deleted: deleted as u64 })
     }
 }
 
