@@ -68,14 +68,14 @@ pub(crate) struct Entries(Store);
 #[derive(Debug)]
 enum Store {
     Sqlite(InSqlite),
-    Postgres(InPostgres),
+    Postgres(Box<InPostgres>),
 }
 
 impl Entries {
     /// `database`: a file, which is made if it is not there, or `postgres://USER@HOST:PORT/DATABASE`.
     pub(crate) fn open(database: &str) -> Result<Entries, EntriesError> {
         Ok(Entries(match database.split_once("://") {
-            Some(_) => Store::Postgres(InPostgres::open(database)?),
+            Some(_) => Store::Postgres(Box::new(InPostgres::open(database)?)),
             None => Store::Sqlite(InSqlite::open(Path::new(database))?),
         }))
     }

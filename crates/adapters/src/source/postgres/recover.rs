@@ -259,12 +259,13 @@ impl Recovering<'_> {
     fn attempt(&self, goal: Goal) -> Result<Outcome, RecoverError> {
         let spool = Spool::make(beside(self.work, ".wal"), owner_to_be(self.work)?)?;
         let settings = self.settings(goal, &spool);
+        let begin = self.which.segments.start(self.which.segments.number_of(self.facts.start()?));
         // The log is fetched while the server starts and replays; whoever fails first ends the other.
         let fetching = Cancel::default();
         std::thread::scope(|scope| {
             let filling = scope.spawn(|| match self.way.pieces.is_empty() {
                 true => spool.close_empty(),
-                false => spool.fill(self.vault, &self.which, &self.way.pieces, &fetching),
+                false => spool.fill(self.vault, &self.which, (begin, &self.way.pieces), &fetching),
             });
             let outcome = self.replay(goal, settings);
             fetching.cancel();
@@ -362,7 +363,7 @@ impl Recovering<'_> {
         for first in (0..=last).rev().take(4) {
             let wanted: Vec<LogEntry> =
                 self.way.pieces.iter().filter(|entry| entry.last > segments.start(first).0).cloned().collect();
-            directory.fill(self.vault, &self.which, &wanted, self.cancel)?;
+            directory.fill(self.vault, &self.which, (segments.start(first), &wanted), self.cancel)?;
             let stretch = (segments.start(first), end);
             let (found, why) = last_record(self.programs, directory.path(), self.which.timeline, stretch)?;
             said = why;

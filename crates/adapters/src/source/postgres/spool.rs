@@ -152,15 +152,15 @@ impl Spool {
         self.mark(COMPLETE)
     }
 
-    /// Lays down all of it, segment by segment, and waits for the server where it is far ahead.
+    /// Lays down all of it from a segment's start on, segment by segment, and waits for the server where it is far ahead.
     pub(super) fn fill(
         &self,
         vault: &Unlocked,
         which: &Which,
-        entries: &[LogEntry],
+        (from, entries): (Lsn, &[LogEntry]),
         cancel: &Cancel,
     ) -> Result<(), SpoolError> {
-        let filled = self.fill_segments(vault, which, entries, cancel);
+        let filled = self.fill_segments(vault, which, (from, entries), cancel);
         self.mark(if filled.is_ok() { COMPLETE } else { FAILED })?;
         filled
     }
@@ -169,10 +169,10 @@ impl Spool {
         &self,
         vault: &Unlocked,
         which: &Which,
-        entries: &[LogEntry],
+        (from, entries): (Lsn, &[LogEntry]),
         cancel: &Cancel,
     ) -> Result<(), SpoolError> {
-        let mut laying = Laying { spool: self, which, open: None };
+        let mut laying = Laying { spool: self, which, from, open: None };
         let all = ahead::for_each(
             entries,
             cancel,
@@ -199,12 +199,15 @@ impl Drop for Spool {
 struct Laying<'a> {
     spool: &'a Spool,
     which: &'a Which,
+    /// The segment before would begin with nothing, which its readers take for damage, in whichever file they look.
+    from: Lsn,
     open: Option<(u64, PathBuf, File)>,
 }
 
 impl Laying<'_> {
     fn take_in(&mut self, piece: &Piece, cancel: &Cancel) -> Result<(), SpoolError> {
-        let (mut at, mut rest) = (piece.start, piece.wal.as_slice());
+        let before = usize::try_from(self.from.0.saturating_sub(piece.start.0)).unwrap_or(usize::MAX);
+        let (mut at, mut rest) = (piece.start.max(self.from), piece.wal.get(before..).unwrap_or_default());
         while !rest.is_empty() {
             let number = self.which.segments.number_of(at);
             let within = at.0 - self.which.segments.start(number).0;
@@ -255,4 +258,38 @@ fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpoolError
 /// For a shell, in a setting where `%` means something.
 fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('%', "%%").replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_segment_is_laid_down_without_its_beginning() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::make(folder.path().join("spool"), None).unwrap();
+        let segments = Segments::new(1 << 20).unwrap();
+        let which = Which { system: 7, timeline: 2, segments };
+        let mut laying = Laying { spool: &spool, which: &which, from: segments.start(9), open: None };
+        let wal: Vec<u8> = (0..3u32 << 18).flat_map(u32::to_le_bytes).collect();
+        let start = Lsn(segments.start(8).0 + 500);
+        let piece = Piece { system: 7, timeline: 2, segments, start, history: Vec::new(), wal: wal.clone() };
+        laying.take_in(&piece, &Cancel::default()).unwrap();
+        laying.close().unwrap();
+        let mut names: Vec<String> = fs::read_dir(spool.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| segments.parse(name).is_some())
+            .collect();
+        names.sort();
+        assert_eq!(names, [9, 10, 11].map(|number| segments.name(2, number)));
+        let ninth = fs::read(spool.path().join(&names[0])).unwrap();
+        let skipped = (1 << 20) - 500;
+        assert_eq!(ninth, wal[skipped..skipped + (1 << 20)]);
+        // What lies before altogether is passed by.
+        let early = Piece { start: segments.start(3), wal: vec![1; 100], ..piece };
+        laying.take_in(&early, &Cancel::default()).unwrap();
+        assert_eq!(fs::read(spool.path().join(&names[0])).unwrap(), ninth);
+    }
 }

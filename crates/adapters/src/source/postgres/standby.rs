@@ -425,8 +425,9 @@ impl Follower {
         if let Some(position) = &mut self.record.position {
             position.counter = position.counter.max(replayed.0);
         }
-        while let Some((_, moment)) = following.moments.pop_front_if(|(at, _)| *at <= reached) {
-            self.record.applied_to = self.record.applied_to.max(Some(moment));
+        while let Some((_, moment)) = following.moments.front().filter(|(at, _)| *at <= reached) {
+            self.record.applied_to = self.record.applied_to.max(Some(*moment));
+            following.moments.pop_front();
         }
         self.record.is_final = all && following.is_final;
         Ok(all)

@@ -302,3 +302,22 @@ fn damage_in_the_log_is_told_before_anything_is_touched() {
     day.cluster.start();
     assert_eq!(rows(&day.cluster), "1");
 }
+
+/// The plan to copy, with keys of one's own in it.
+#[test]
+fn the_example_to_copy_has_nothing_wrong_with_it() {
+    let machine = Machine::new();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/postgres/lifeboat.toml");
+    let mut text = fs::read_to_string(example).unwrap();
+    machine.write("work/lifeboat.toml", text.clone());
+    assert!(machine.line("check").ends(2).err.contains("age1…office"));
+    for holder in ["office", "paper", "south", "north"] {
+        machine.line(&format!("key new -o {holder}.key")).ends(0);
+        let recipient = machine.line(&format!("key inspect {holder}.key")).ends(0).out.trim().to_owned();
+        text = text.replace(&format!("age1…{holder}"), &recipient);
+    }
+    text = text.replace("owner = \"…\"", "owner = \"0af35126fc44eb435cb61585f3775a9b\"");
+    machine.write("work/lifeboat.toml", text);
+    let checked = machine.line("check").ends(0);
+    assert!(checked.out.contains("nothing wrong found") && checked.err.is_empty(), "{}", checked.screen());
+}
