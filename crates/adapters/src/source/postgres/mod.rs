@@ -5,6 +5,7 @@
 //!   samples  clock and log, to say what is durable up to when
 //!   piece  what a log object holds     stream ─▶ lane   a vault each: slot, receiver, chain
 //!   files  a point's, laid down as a data directory         recover   then the log, to an explicit target     spool   on its way there
+//!   former  what a primary that is one no more left behind
 //!   standby  a server that follows a vault                  feed   the log for it, as it comes               rest    where it ends
 //! ```
 //!
@@ -19,6 +20,7 @@ pub(crate) mod doors;
 mod facts;
 mod feed;
 mod files;
+mod former;
 mod inventory;
 mod lane;
 mod piece;

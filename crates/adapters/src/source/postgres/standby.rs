@@ -25,6 +25,7 @@ use super::chain::Lineage;
 use super::facts::Facts;
 use super::feed::VaultFeed;
 use super::files::{Signal, Tree, beside, owner_to_be, remove_if_there, write_for};
+use super::former::Former;
 use super::recover::{NEEDED, REPLAY_WITHIN, RecoverError, STOP_WITHIN, differences};
 use super::rest::{Rest, rest_of_log};
 use super::spool::Which;
@@ -305,7 +306,10 @@ impl Follower {
         let tree = Tree::open(&self.vault, &way.base)?;
         let facts = tree.facts()?;
         // What this host lacks is said before anything is written.
-        self.runtime.block_on(Programs::of_major(facts.major()?, NEEDED))?;
+        let programs = self.runtime.block_on(Programs::of_major(facts.major()?, NEEDED))?;
+        if !exists(&self.work)? {
+            self.begin_with_former(&programs, &facts, cancel)?;
+        }
         let laid = tree.lay(&self.work, &self.to, &facts, Signal::Standby, &(), cancel)?;
         for note in laid.notes {
             tracing::info!(dataset = self.dataset, note, "a base backup was laid down");
@@ -322,6 +326,38 @@ impl Follower {
             promoting: false,
         };
         self.write_record()
+    }
+
+    /// A former primary's directory, set aside here, is the most of what is needed, without having to be fetched.
+    fn begin_with_former(&self, programs: &Programs, facts: &Facts, cancel: &Cancel) -> Result<(), RecoverError> {
+        let Some(former) = self.runtime.block_on(Former::beside(&self.to, programs, facts))? else { return Ok(()) };
+        former.clone_to(&self.work, cancel)?;
+        let Some(parted_at) = former.parted_at(facts)? else { return Ok(()) };
+        let tell = async { former.tell_lost(programs, &self.work, facts, parted_at).await };
+        let aside = former.path().display();
+        match wait(&self.runtime, cancel, None, tell) {
+            Ok(None) => {
+                tracing::info!(dataset = self.dataset, %aside, "what was set aside holds no commit that is not in the vault")
+            }
+            Ok(Some(lost)) => tracing::warn!(
+                dataset = self.dataset,
+                %aside,
+                file = %lost.file.display(),
+                commits = lost.commits,
+                rows = lost.rows,
+                deletes = lost.deletes,
+                "what was set aside holds commits that are nowhere else: their rows are written down"
+            ),
+            Err(RecoverError::Cancelled) => return Err(RecoverError::Cancelled),
+            // It stays where it is: nothing of it is lost by going on.
+            Err(error) => tracing::warn!(
+                dataset = self.dataset,
+                %aside,
+                error = crate::source::in_full(&error),
+                "what only the directory set aside has could not be written down; it is kept"
+            ),
+        }
+        end(&self.work)
     }
 
     /// Starts a server over it, and waits until it is a database.

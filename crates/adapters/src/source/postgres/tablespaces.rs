@@ -40,12 +40,15 @@ pub(super) fn spread(data: &Path, to: &Path) -> Result<Vec<String>, RecoverError
             continue;
         }
         let target = home.join(&oid);
-        if notes.is_empty() {
+        if !home.exists() {
             fs::create_dir_all(&home).map_err(RecoverError::file("make", &home))?;
             give_away(&home, data)?;
         }
-        if target.exists() {
-            return Err(RecoverError::Exists { path: target });
+        if fs::symlink_metadata(&target).is_ok() {
+            // Of a cluster that was set aside: its files are kept, its links lead nowhere.
+            let aside = aside(&target);
+            fs::rename(&target, &aside).map_err(RecoverError::file("move aside", &target))?;
+            notes.push(format!("the tablespace that lay in {} was moved to {}", target.display(), aside.display()));
         }
         fs::rename(&place, &target).map_err(RecoverError::file("move", &place))?;
         std::os::unix::fs::symlink(&target, &place).map_err(RecoverError::file("link", &place))?;
@@ -57,6 +60,12 @@ pub(super) fn spread(data: &Path, to: &Path) -> Result<Vec<String>, RecoverError
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RecoverError::file("remove", &map)(error)),
         _ => Ok(notes),
     }
+}
+
+fn aside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".aside-{}", jiff::Timestamp::now().as_microsecond()));
+    name.into()
 }
 
 fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, RecoverError> {

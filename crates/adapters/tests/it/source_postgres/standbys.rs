@@ -30,6 +30,21 @@ impl Bench {
     }
 }
 
+/// A stream of what was promoted, under the next epoch, into the same vault.
+fn second_stream(bench: &Bench, cluster: &Cluster) -> Box<dyn LogStream> {
+    let source = PostgresSource::new(cluster.data(), None, cluster.place().join("spool"));
+    let request = StreamRequest::new(DATASET, 2, cluster.place().join("state"));
+    match source.stream(&[bench.vault.named()], &request).map_err(told).unwrap() {
+        Streaming::Started(stream) => stream,
+        Streaming::PointsOnly { why } => panic!("{why}"),
+    }
+}
+
+fn durable_now(stream: &dyn LogStream) -> Timestamp {
+    let now = Timestamp::now();
+    wait_for("the log in the vault", || stream.status().vaults["main"].durable_to.filter(|to| *to >= now))
+}
+
 /// Applies until everything up to a moment is in the copy.
 pub(super) fn applied(standby: &mut dyn Standby, moment: Timestamp) -> Applied {
     wait_for("the standby to have it", || {
@@ -114,15 +129,7 @@ fn what_was_promoted_takes_a_timeline_of_its_own_and_goes_on_as_the_source() {
     drop((stream, standby));
     // Its own stream, under the next epoch, and two base backups of it.
     let second = Cluster::adopted(&bench.standby_place());
-    let source = PostgresSource::new(second.data(), None, second.place().join("spool"));
-    let request = StreamRequest::new(DATASET, 2, second.place().join("state"));
-    let Streaming::Started(stream) = source.stream(&[bench.vault.named()], &request).map_err(told).unwrap() else {
-        panic!("no stream");
-    };
-    let durable_now = |stream: &dyn LogStream| {
-        let now = Timestamp::now();
-        wait_for("the log in the vault", || stream.status().vaults["main"].durable_to.filter(|to| *to >= now))
-    };
+    let stream = second_stream(&bench, &second);
     second.psql("insert into t values (2)");
     durable_now(&*stream);
     stream.take_point("main", &Cancel::default()).map_err(told).unwrap();
@@ -314,4 +321,50 @@ fn a_standby_of_nothing_waits_and_says_nothing_of_how_far_it_is() {
     assert!(applied.point.is_some());
     promote(&mut *standby);
     assert_eq!(numbers(&Cluster::adopted(&bench.standby_place())), "1");
+}
+
+#[test]
+fn what_a_lost_primary_alone_had_is_written_down_before_it_follows() {
+    let mut bench = Bench::new();
+    bench.table();
+    bench.cluster.psql("create table \"Odd name\"(t numeric, note text)");
+    let stream = bench.stream();
+    bench.insert(1);
+    durable(&bench, &*stream);
+    // From here on nothing reaches the vault.
+    drop(stream);
+    bench.insert(100);
+    bench
+        .cluster
+        .psql("begin; savepoint s; insert into \"Odd name\" values (0.1234567890123456789012345, 'ä\"b'); commit");
+    bench.cluster.psql("begin; insert into t values (999); rollback");
+    bench.cluster.psql("update t set n = 101 where n = 1");
+    bench.cluster.kill();
+    let aside = bench.place_for("standby.aside-2-20261122T205035.123456Z");
+    std::fs::rename(bench.cluster.data(), &aside).unwrap();
+    let before = std::fs::read(aside.join("global/pg_control")).unwrap();
+
+    let to = bench.place_for("elsewhere");
+    bench.restore(Target::Newest, &to);
+    let second = Cluster::adopted(&to);
+    let stream = second_stream(&bench, &second);
+    second.psql("insert into t values (2)");
+    let moment = durable_now(&*stream);
+
+    let mut standby = bench.follow();
+    applied(&mut *standby, moment);
+    let lost = std::fs::read_to_string(format!("{}.lost-writes.jsonl", aside.display())).unwrap();
+    let mut lines: Vec<&str> = lost.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [
+            r#"{"database":"postgres","table":"public.Odd name","row":{"t":0.1234567890123456789012345,"note":"ä\"b"}}"#,
+            r#"{"database":"postgres","table":"public.t","row":{"n":100}}"#,
+            r#"{"database":"postgres","table":"public.t","row":{"n":101}}"#,
+        ]
+    );
+    assert_eq!(std::fs::read(aside.join("global/pg_control")).unwrap(), before, "what was set aside is only read");
+    promote(&mut *standby);
+    assert_eq!(numbers(&Cluster::adopted(&bench.standby_place())), "1 2");
 }

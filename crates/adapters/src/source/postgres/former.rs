@@ -1,0 +1,343 @@
+//! What a former primary left behind, set aside by its site: the beginning of a standby, and what it committed that nobody else has.
+//!
+//! Invariant: what was set aside is only read. Work goes on in a clone of it, and what could not be told of it is said, never passed over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use lifeboat_engine::port::Cancel;
+
+use super::facts::Facts;
+use super::recover::{REPLAY_WITHIN, RecoverError};
+use crate::postgres::control::Control;
+use crate::postgres::lsn::{Lsn, parse_history};
+use crate::postgres::programs::Programs;
+use crate::postgres::server::{Server, Start};
+use crate::postgres::session::{Purpose, Session, literal};
+
+/// How sites name what they move away: `NAME.aside-EPOCH-TIME`.
+const ASIDE: &str = ".aside-";
+/// Beside it: what only it has.
+const LOST: &str = ".lost-writes.jsonl";
+const ROWS_AT_ONCE: usize = 1000;
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A directory that was set aside, and whose it is.
+#[derive(Debug)]
+pub(super) struct Former {
+    path: PathBuf,
+    control: Control,
+}
+
+/// What was committed after the timelines parted.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Lost {
+    pub(super) commits: u64,
+    pub(super) rows: u64,
+    /// Tuples that those transactions deleted, or replaced by newer ones; they are in none of the files.
+    pub(super) deletes: u64,
+    pub(super) file: PathBuf,
+}
+
+/// What its log says of the time after a place.
+#[derive(Debug, Default)]
+struct After {
+    commits: BTreeSet<u32>,
+    count: u64,
+    deletes: u64,
+    /// Database and relation's file, of ordinary tables and whatever else was written to.
+    relations: BTreeSet<(u32, u32)>,
+}
+
+impl Former {
+    /// The newest of them beside `to` that is of the same database system.
+    pub(super) async fn beside(to: &Path, programs: &Programs, facts: &Facts) -> Result<Option<Former>, RecoverError> {
+        let (Some(directory), Some(name)) = (to.parent(), to.file_name()) else { return Ok(None) };
+        let mut begin = name.to_os_string();
+        begin.push(ASIDE);
+        let listed = match fs::read_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            listed => listed.map_err(RecoverError::file("read", directory))?,
+        };
+        let mut found: Vec<PathBuf> = Vec::new();
+        for entry in listed {
+            let entry = entry.map_err(RecoverError::file("read", directory))?;
+            let begins = entry.file_name().as_encoded_bytes().starts_with(begin.as_encoded_bytes());
+            if begins && super::PostgresSource::is_cluster(&entry.path()) {
+                found.push(entry.path());
+            }
+        }
+        // The name's end is the time.
+        found.sort_by_key(|path| path.to_string_lossy().rsplit('-').next().map(str::to_owned));
+        let system = facts.system()?;
+        for path in found.into_iter().rev() {
+            // Tablespaces lie elsewhere, and would be shared with the clone.
+            let has_tablespaces =
+                fs::read_dir(path.join("pg_tblspc")).is_ok_and(|mut entries| entries.next().is_some());
+            match Control::read(programs, &path).await {
+                Ok(control) if control.system_id == system && !has_tablespaces => {
+                    return Ok(Some(Former { path, control }));
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(path = %path.display(), %error, "what was set aside cannot be used"),
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Copies it, sharing what the file system can share.
+    pub(super) fn clone_to(&self, to: &Path, cancel: &Cancel) -> Result<(), RecoverError> {
+        let draft = super::files::beside(to, ".draft");
+        if draft.exists() {
+            fs::remove_dir_all(&draft).map_err(RecoverError::file("remove", &draft))?;
+        }
+        let mut command = Command::new("cp");
+        command.args(["-a", "--reflink=auto", "--"]).arg(&self.path).arg(&draft).stdin(Stdio::null());
+        let mut child = command.spawn().map_err(RecoverError::file("copy", &self.path))?;
+        let copied = await_end(&mut child, cancel).map_err(RecoverError::file("copy", &self.path))?;
+        if !copied {
+            let _ = fs::remove_dir_all(&draft);
+            let failed = io::Error::other("cp failed; see its own words");
+            return Err(match cancel.is_cancelled() {
+                true => RecoverError::Cancelled,
+                false => RecoverError::file("copy", &self.path)(failed),
+            });
+        }
+        fs::rename(&draft, to).map_err(RecoverError::file("give its name to", to))
+    }
+
+    /// Where its timeline was left by what the vault goes on with; none if it was not.
+    pub(super) fn parted_at(&self, facts: &Facts) -> Result<Option<Lsn>, RecoverError> {
+        let history = parse_history(facts.history.as_bytes()).unwrap_or_default();
+        let left = history.iter().find(|switch| switch.timeline == self.control.timeline);
+        Ok(left.map(|switch| switch.at))
+    }
+
+    /// Writes down every row that it committed after `parted_at`, as its own server shows them in the clone. None: it committed nothing.
+    pub(super) async fn tell_lost(
+        &self,
+        programs: &Programs,
+        clone: &Path,
+        facts: &Facts,
+        parted_at: Lsn,
+    ) -> Result<Option<Lost>, RecoverError> {
+        let after = self.after(programs, parted_at)?;
+        if after.count == 0 {
+            return Ok(None);
+        }
+        let file = super::files::beside(&self.path, LOST);
+        let settings = [
+            ("autovacuum", "off"),
+            ("default_transaction_read_only", "on"),
+            // The clone is written over in a moment.
+            ("fsync", "off"),
+        ];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let start = Start { user: facts.superuser.clone(), settings, within: REPLAY_WITHIN };
+        let server = Server::start(programs, clone, &start).await?;
+        let mut writing = Writing::begin(&file)?;
+        let mut session = Session::open(server.door(), Purpose::Queries, "lifeboat").await?;
+        let names = session.query("select oid, datname from pg_catalog.pg_database where datallowconn").await?;
+        session.close().await;
+        let databases: BTreeMap<u32, String> =
+            names.iter().filter_map(|row| Some((row.get(0)?.parse().ok()?, row.get(1)?.to_owned()))).collect();
+        let written: BTreeSet<u32> = after.relations.iter().map(|(database, _)| *database).collect();
+        for database in written {
+            let Some(name) = databases.get(&database) else { continue };
+            let door = server.door().with_database(name);
+            let mut session = Session::open(&door, Purpose::Queries, "lifeboat").await?;
+            let of_database = after.relations.iter().filter(|(of, _)| *of == database);
+            for (_, relation) in of_database {
+                writing.take_table(&mut session, name, *relation, &after.commits).await?;
+            }
+            session.close().await;
+        }
+        let rows = writing.end()?;
+        // Dropped, the server is stopped as in a crash: nobody needs the clone as it is.
+        drop(server);
+        Ok(Some(Lost { commits: after.count, rows, deletes: after.deletes, file }))
+    }
+
+    fn after(&self, programs: &Programs, parted_at: Lsn) -> Result<After, RecoverError> {
+        let program = programs.program("pg_waldump");
+        let mut command = Command::new(&program);
+        command.arg("--path").arg(self.path.join("pg_wal")).args(["--timeline", &self.control.timeline.to_string()]);
+        command.args(["--start", &parted_at.to_string()]).env("LC_ALL", "C");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().map_err(RecoverError::file("run", &program))?;
+        let mut after = After::default();
+        if let Some(output) = child.stdout.take() {
+            for line in BufReader::new(output).split(b'\n') {
+                let line = line.map_err(RecoverError::file("read what it says:", &program))?;
+                after.take_in(&String::from_utf8_lossy(&line));
+            }
+        }
+        // It ends with an error, where the log does.
+        child.wait().map_err(RecoverError::file("wait for", &program))?;
+        Ok(after)
+    }
+}
+
+impl After {
+    /// `rmgr: Heap …, tx: 735, lsn: …, desc: INSERT …, blkref #0: rel 1663/5/16384 blk 0`
+    fn take_in(&mut self, line: &str) {
+        let Some((head, desc)) = line.split_once("desc: ") else { return };
+        let number = |text: &str| text.trim().parse::<u32>().ok();
+        let own = head.split_once("tx:").and_then(|(_, rest)| number(rest.split(',').next()?));
+        if let Some(rest) = desc.strip_prefix("COMMIT") {
+            self.count += 1;
+            // `COMMIT_PREPARED 735: …` is of another transaction than it is in.
+            let prepared = rest.strip_prefix("_PREPARED ").and_then(|rest| number(rest.split([':', ' ']).next()?));
+            self.commits.extend(prepared.or(own));
+            if let Some((_, subtransactions)) = rest.split_once("subxacts: ") {
+                let numbers = subtransactions.split([';', ',']).next().unwrap_or_default();
+                self.commits.extend(numbers.split_ascii_whitespace().filter_map(number));
+            }
+        }
+        if head.contains("Heap") && (desc.starts_with("DELETE") || desc.contains("UPDATE")) {
+            self.deletes += 1;
+        }
+        if !head.contains("Heap") {
+            return;
+        }
+        for reference in desc.split("rel ").skip(1) {
+            let mut numbers = reference.split(['/', ' ', ',']).map(str::parse::<u32>);
+            if let (Some(Ok(_)), Some(Ok(database)), Some(Ok(relation))) =
+                (numbers.next(), numbers.next(), numbers.next())
+            {
+                self.relations.insert((database, relation));
+            }
+        }
+    }
+}
+
+/// The file of rows, one a line.
+struct Writing {
+    path: PathBuf,
+    draft: PathBuf,
+    out: BufWriter<File>,
+    rows: u64,
+}
+
+impl Writing {
+    fn begin(path: &Path) -> Result<Writing, RecoverError> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let draft = super::files::beside(path, ".draft");
+        let mut options = File::options();
+        // Rows are as secret as the database that they are of.
+        let options = options.create(true).truncate(true).write(true).mode(0o600);
+        let file = options.open(&draft).map_err(RecoverError::file("write", &draft))?;
+        Ok(Writing { path: path.to_owned(), draft, out: BufWriter::new(file), rows: 0 })
+    }
+
+    async fn take_table(
+        &mut self,
+        session: &mut Session,
+        database: &str,
+        relation: u32,
+        commits: &BTreeSet<u32>,
+    ) -> Result<(), RecoverError> {
+        // Tables of the system's own, indexes and what holds long values are not what somebody wrote.
+        let named = session
+            .query(&format!(
+                "select n.nspname, c.relname from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+                 where pg_catalog.pg_relation_filenode(c.oid) = {relation} and c.relkind = 'r' \
+                 and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast')"
+            ))
+            .await?;
+        let Some((schema, table)) =
+            named.first().and_then(|row| Some((row.get(0)?.to_owned(), row.get(1)?.to_owned())))
+        else {
+            return Ok(());
+        };
+        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        let numbers: Vec<String> = commits.iter().map(u32::to_string).collect();
+        let from = format!("{}.{}", quoted(&schema), quoted(&table));
+        session.query("begin").await?;
+        session
+            .query(&format!(
+                "declare lost no scroll cursor for select pg_catalog.row_to_json(lifeboat_row)::text \
+                 from {from} lifeboat_row where lifeboat_row.xmin = any ({}::pg_catalog.xid[])",
+                literal(&format!("{{{}}}", numbers.join(",")))
+            ))
+            .await?;
+        loop {
+            let rows = session.query(&format!("fetch {ROWS_AT_ONCE} from lost")).await?;
+            for row in &rows {
+                self.write(database, &format!("{schema}.{table}"), row.get(0).unwrap_or("null"))?;
+            }
+            if rows.len() < ROWS_AT_ONCE {
+                break;
+            }
+        }
+        session.query("commit").await?;
+        Ok(())
+    }
+
+    fn write(&mut self, database: &str, table: &str, row: &str) -> Result<(), RecoverError> {
+        let mut write = || {
+            let [database, table] =
+                [database, table].map(serde_json::to_string).map(|name| name.map_err(io::Error::other));
+            // The row stays as the server wrote it: numbers there have more digits than readers of JSON keep.
+            writeln!(self.out, "{{\"database\":{},\"table\":{},\"row\":{row}}}", database?, table?)
+        };
+        write().map_err(RecoverError::file("write", &self.draft))?;
+        self.rows += 1;
+        Ok(())
+    }
+
+    fn end(mut self) -> Result<u64, RecoverError> {
+        let ended = self.out.flush().and_then(|()| self.out.get_ref().sync_all());
+        ended.and_then(|()| fs::rename(&self.draft, &self.path)).map_err(RecoverError::file("write", &self.path))?;
+        Ok(self.rows)
+    }
+}
+
+/// False: it failed, or was ended because of a cancel.
+fn await_end(child: &mut Child, cancel: &Cancel) -> io::Result<bool> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.success());
+        }
+        if cancel.is_cancelled() {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_log_says_of_the_time_after() {
+        let mut after = After::default();
+        for line in [
+            "rmgr: Heap        len (rec/tot):     59/   251, tx:        735, lsn: 0/0155A2D0, prev 0/0155A2A0, desc: INSERT off 3 flags 0x00, blkref #0: rel 1663/5/16384 blk 0 FPW",
+            "rmgr: Btree       len (rec/tot):     64/    64, tx:        735, lsn: 0/0155A3D0, prev 0/0155A2D0, desc: INSERT_LEAF off 2, blkref #0: rel 1663/5/16390 blk 1",
+            "rmgr: Heap        len (rec/tot):     54/    54, tx:        736, lsn: 0/0155A4D0, prev 0/0155A3D0, desc: DELETE off 1 flags 0x00 KEYS_UPDATED , blkref #0: rel 1663/5/16384 blk 0",
+            "rmgr: Heap        len (rec/tot):     69/    69, tx:        737, lsn: 0/0155A5D0, prev 0/0155A4D0, desc: HOT_UPDATE off 1 xmax 737 flags 0x20 ; new off 9 xmax 0, blkref #0: rel 1663/6/16400 blk 0",
+            "rmgr: Transaction len (rec/tot):     46/    46, tx:        735, lsn: 0/0155A6D0, prev 0/0155A5D0, desc: COMMIT 2026-11-22 20:50:32.123456 UTC",
+            "rmgr: Transaction len (rec/tot):     82/    82, tx:        736, lsn: 0/0155A7D0, prev 0/0155A6D0, desc: COMMIT 2026-11-22 20:50:33.123456 UTC; subxacts: 738 739",
+            "rmgr: Transaction len (rec/tot):     82/    82, tx:          0, lsn: 0/0155A8D0, prev 0/0155A7D0, desc: COMMIT_PREPARED 741: 2026-11-22 20:50:33.123456 UTC",
+            "rmgr: Transaction len (rec/tot):     34/    34, tx:        740, lsn: 0/0155A9D0, prev 0/0155A8D0, desc: ABORT 2026-11-22 20:50:34.123456 UTC",
+            "pg_waldump: fatal: error in WAL record at 0/0155A9D0: invalid record length",
+        ] {
+            after.take_in(line);
+        }
+        assert_eq!(after.commits, BTreeSet::from([735, 736, 738, 739, 741]));
+        assert_eq!((after.count, after.deletes), (3, 2));
+        assert_eq!(after.relations, BTreeSet::from([(5, 16384), (6, 16400)]));
+    }
+}
