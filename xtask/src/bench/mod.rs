@@ -6,6 +6,7 @@
 //!   figures  medians, and ratios pair by pair              sqlite   a stream beside Litestream
 //!   rounds   each kept when it is finished                 page     docs/benchmarks.md, from what is kept
 //!   catalog  alone: searches among ten million paths, for docs/look.md
+//!   postgres  a running cluster, beside pgBackRest
 //! ```
 //!
 //! Invariant: no figure comes from a restore that was not compared with what was backed up, and a ratio only compares what ran in the
@@ -18,6 +19,7 @@ mod figures;
 mod measure;
 mod page;
 mod peers;
+mod postgres;
 mod rounds;
 mod sqlite;
 mod vault;
@@ -48,6 +50,7 @@ pub(crate) fn run(arguments: &[&str]) -> Outcome {
     match *what {
         "vault" => vault::run(&asked)?,
         "sqlite" => sqlite::run(&asked)?,
+        "postgres" => postgres::run(&asked)?,
         "page" => {}
         _ => return Err(usage()),
     }
@@ -57,7 +60,7 @@ pub(crate) fn run(arguments: &[&str]) -> Outcome {
 
 fn usage() -> String {
     format!(
-        "usage: cargo xtask bench vault|sqlite|catalog|page [--runs {RUNS}] [--data tree,database,small] [--tools lifeboat,restic,…]"
+        "usage: cargo xtask bench vault|sqlite|postgres|catalog|page [--runs {RUNS}] [--data tree,database,small] [--tools lifeboat,restic,…]"
     )
 }
 

@@ -84,6 +84,7 @@ pub(super) fn write() -> Result<(), String> {
         ("database", "A database file"),
         ("small", "One million small files"),
         ("sqlite", "A SQLite database, streamed"),
+        ("postgres", "A PostgreSQL cluster"),
     ] {
         if let Some(results) = newest(name)? {
             let _ = write!(text, "\n## {title}\n\n{}\n\n", about(name));
@@ -104,6 +105,10 @@ fn about(name: &str) -> &'static str {
         "database" => {
             "One file of 4 GiB in pages of 8 KiB, half of each page random and half words, so that it compresses to about half. Then 2 % of its \
              pages are changed in one stretch, then 2 % here and there."
+        }
+        "postgres" => {
+            "A running server with 3 GB (`pgbench -i -s 200`), with data checksums. Then 1 % of its pages are changed here and there, and it is backed up again; \
+             `changed pages` are those alone, compressed with `zstd -1`. `until writes` is from the restore's beginning until the restored server takes writes."
         }
         "small" => "A thousand directories of a thousand files, 200 to 1,223 bytes each, half random and half words.",
         _ => {
@@ -142,6 +147,17 @@ fn section(text: &mut String, results: &Value) {
             ("restore-after-writes", "restore after writes, s"),
             ("restore-memory", "restore memory, MB"),
             ("lost-seconds", "lost by kill -9, s"),
+        ]
+    } else if results["what"] == "postgres" {
+        vec![
+            ("first", "first backup, s"),
+            ("changed", "1 % changed, s"),
+            ("restore", "restore, s"),
+            ("restore-writable", "until writes, s"),
+            ("stored", "stored, MB"),
+            ("changed-stored", "added, MB"),
+            ("changed-pages", "changed pages, MB"),
+            ("backup-memory", "memory, MB"),
         ]
     } else {
         let there = |(phase, _): &Column| tools.iter().any(|tool| !values(tool, phase).is_empty());
@@ -185,6 +201,16 @@ fn goals(text: &mut String, results: &Value, tools: &[Value]) {
             let lost = spread(&values(ours, "lost-seconds")).map_or(f64::INFINITY, |(_, most)| most);
             let said = verdict(results, lost <= 0.2);
             rows.push(format!("| lifeboat | lost, the most | {lost:.2} s | at most 0.2 s | {said} |"));
+        }
+    } else if results["what"] == "postgres" {
+        if let (Some(ours), Some(peer)) = (find("lifeboat"), find("pgbackrest")) {
+            for phase in ["first", "restore-writable"] {
+                let ratios = against_best(&values(ours, phase), &[values(peer, phase)]);
+                rows.push(row(results, ("lifeboat", phase, 1.5), &ratios));
+            }
+            let times = against_best(&values(ours, "changed-pages"), &[values(ours, "changed-stored")]);
+            let said = median(&times).map_or_else(|| "not measured".to_owned(), |times| verdict(results, times <= 3.0));
+            rows.push(format!("| lifeboat | added, times the changed pages | {} | at most 3 | {said} |", cell(&times)));
         }
     } else {
         for goal @ (tool, phase, _) in GOALS {

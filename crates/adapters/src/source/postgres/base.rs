@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 
 use lifeboat_engine::port::Cancel;
-use lifeboat_vault::ChunkSink;
 use lifeboat_vault::files::{Metadata, Progress, TreeSummary};
+use lifeboat_vault::{ChunkSink, SessionOptions};
 
 use super::facts::{self, Facts, FactsError};
 use super::tree::{Gathering, TreeError};
@@ -18,6 +18,8 @@ use crate::postgres::door::Door;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::programs::Programs;
 
+/// As much as anybody may have.
+const PIPE_BYTES: usize = 1 << 20;
 /// Of what the child complains about, the last lines are told.
 const LINES_TOLD: usize = 5;
 
@@ -73,6 +75,11 @@ pub(super) struct Wish<'a> {
 pub(super) struct Taken {
     pub(super) summary: TreeSummary,
     pub(super) facts: Facts,
+}
+
+/// How a cluster's files are stored: pages compress about as well quickly, and the server works on the same cores.
+pub(super) fn options() -> SessionOptions {
+    SessionOptions::fast()
 }
 
 /// Takes a base backup. `tell` completes what is known of it: which range of the log it needs is found out on the way.
@@ -135,7 +142,9 @@ impl Running {
             "--no-password",
             "--label=lifeboat",
         ]);
-        command.args(["--manifest-checksums=SHA256", "--no-sync", &format!("--wal-method={log}")]);
+        // The vault authenticates every byte: what the server's own checksums are for is its own tools, and SHA-256 would take it longer than
+        // reading all of its files.
+        command.args(["--manifest-checksums=CRC32C", "--no-sync", &format!("--wal-method={log}")]);
         for variable in Door::variables() {
             command.env_remove(variable);
         }
@@ -164,7 +173,11 @@ impl Running {
     }
 
     fn stdout(&mut self) -> Option<impl Read + use<>> {
-        self.child.stdout.take().map(|stdout| BufReader::with_capacity(1 << 20, stdout))
+        self.child.stdout.take().map(|stdout| {
+            // Room enough that neither waits for the other at every 64 KiB. Where there is none to be had, it works as well.
+            let _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_BYTES);
+            BufReader::with_capacity(PIPE_BYTES, stdout)
+        })
     }
 
     /// Waits for its end, which must be a good one.

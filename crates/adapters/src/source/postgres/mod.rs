@@ -44,7 +44,7 @@ use lifeboat_engine::port::{
     Standby, StreamRequest, Streaming,
 };
 use lifeboat_vault::files::Progress;
-use lifeboat_vault::{SessionOptions, SnapshotDraft, Unlocked, VaultError};
+use lifeboat_vault::{SnapshotDraft, Unlocked, VaultError};
 
 use self::base::{BaseError, Log, Wish};
 use self::facts::{FORMAT, Facts, FactsError};
@@ -166,7 +166,7 @@ impl PostgresSource {
         let held = runtime.block_on(hold_log(&cluster.door))?;
         let door = cluster.door.clone();
         let clock = Clock::start(Arc::new(move || Ok(door.clone())));
-        let session = vault.vault.begin(&request.dataset, SessionOptions::default())?;
+        let session = vault.vault.begin(&request.dataset, base::options())?;
         let pages = PostgresSource::pages(vault, &request.dataset)?;
         let source = match self.path.as_os_str().is_empty() {
             true => PathBuf::from(format!("{}:{}", cluster.door.host(), cluster.door.port())),

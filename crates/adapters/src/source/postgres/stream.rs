@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use lifeboat_engine::port::{
     Cancel, LogStream, NamedVault, PointRequest, PointTaken, PortError, StreamRequest, StreamStatus,
 };
-use lifeboat_vault::{Position, SessionOptions, SnapshotDraft};
+use lifeboat_vault::{Position, SnapshotDraft};
 
 use super::base::{self, Log, Wish};
 use super::board::Board;
@@ -251,7 +251,7 @@ impl Storing {
         let runtime = super::runtime().map_err(PointError::Threads)?;
         let cluster = runtime.block_on(super::look(self.source.door()?))?;
         let programs = runtime.block_on(Programs::of_server(cluster.version, &["pg_basebackup"]))?;
-        let session = self.vault.vault.begin(&self.request.dataset, SessionOptions::default())?;
+        let session = self.vault.vault.begin(&self.request.dataset, base::options())?;
         let pages = PostgresSource::pages(&self.vault, &self.request.dataset)?;
         let wish = Wish {
             door: &cluster.door,
