@@ -495,7 +495,7 @@ impl Follower {
                 tracing::warn!(dataset = self.dataset, note, "the promoted database differs");
             }
         }
-        for path in &later {
+        for path in later.iter().filter(|path| !path.exists()) {
             write_for(&work, path, b"")?;
         }
         self.record.promoting = true;
@@ -509,16 +509,16 @@ impl Follower {
             following.server.stop(Stop::Fast, STOP_WITHIN).await?;
             Ok::<_, RecoverError>(())
         });
-        for path in &later {
-            remove_if_there(path)?;
-        }
         promoted?;
         self.put_in_place()?;
-        Ok(Applied { ..applied_after(applied, self.applied()) })
+        let Applied { pieces, bytes_written, restarted, .. } = applied;
+        Ok(Applied { pieces, bytes_written, restarted, ..self.applied() })
     }
 
     fn put_in_place(&mut self) -> Result<(), RecoverError> {
         end(&self.work)?;
+        // Its number is taken: what kept others free is of no use to who reads histories, also where a promotion was interrupted.
+        remove_empty_histories(&self.work.join("pg_wal"))?;
         if exists(&self.to)? {
             let stamp = Timestamp::now().as_second();
             let aside = beside(&self.to, &format!(".before-promotion-{stamp}"));
@@ -532,7 +532,7 @@ impl Follower {
         Ok(())
     }
 
-    /// History files, not there, of timelines that others of this system have taken already: a server that sees them takes the next number.
+    /// History files of timelines that others of this system have taken already: a server that sees them takes the next number.
     fn later_timelines(&self) -> Result<Vec<PathBuf>, RecoverError> {
         let Some(facts) = &self.record.facts else { return Ok(Vec::new()) };
         let system = facts.system()?;
@@ -542,7 +542,7 @@ impl Follower {
         let newest = of_system.map(|known| known.timeline).max().unwrap_or(0);
         let last = newest.min(facts.timeline.saturating_add(TIMELINES_MAX));
         let path = |timeline| self.work.join("pg_wal").join(history_name(timeline));
-        Ok((facts.timeline.saturating_add(1)..=last).map(path).filter(|path| !path.exists()).collect())
+        Ok((facts.timeline.saturating_add(1)..=last).map(path).collect())
     }
 
     fn applied(&self) -> Applied {
@@ -600,8 +600,16 @@ fn wait<T>(
     })
 }
 
-fn applied_after(before: Applied, now: Applied) -> Applied {
-    Applied { pieces: before.pieces, bytes_written: before.bytes_written, restarted: before.restarted, ..now }
+/// A history that says nothing only kept a number free.
+fn remove_empty_histories(log: &Path) -> Result<(), RecoverError> {
+    for entry in fs::read_dir(log).map_err(RecoverError::file("read", log))? {
+        let path = entry.map_err(RecoverError::file("read", log))?.path();
+        let is_history = path.extension().is_some_and(|extension| extension == "history");
+        if is_history && fs::metadata(&path).is_ok_and(|seen| seen.len() == 0) {
+            remove_if_there(&path)?;
+        }
+    }
+    Ok(())
 }
 
 impl Standby for Follower {

@@ -240,10 +240,13 @@ fn a_promotion_that_was_interrupted_is_ended_or_begun_again() {
     drop(standby);
     // It was, and then the process was killed.
     std::fs::remove_file(work.join("standby.signal")).unwrap();
+    // What kept timelines' numbers free was not removed any more.
+    std::fs::write(work.join("pg_wal/00000002.history"), "").unwrap();
     let record = std::fs::read_to_string(&record_path).unwrap();
     std::fs::write(&record_path, record.replace("\"promoting\":false", "\"promoting\":true")).unwrap();
     let mut standby = bench.follow();
     promote(&mut *standby);
+    assert!(!bench.standby_place().join("pg_wal/00000002.history").exists());
     assert_eq!(numbers(&Cluster::adopted(&bench.standby_place())), "1 2");
 }
 
