@@ -22,6 +22,8 @@ const PACK_BUFFERS_MAX: usize = 3;
 /// A frame of chunks that came one by one, listings mostly: who needs one of them unpacks little, and what is known of a file hardly compresses better in larger ones.
 const SINGLES_BYTES: usize = 256 << 10;
 const FRAME_BUFFERS_MAX: usize = 16;
+/// What a database's pages are multiples of.
+const PAGE_BYTES: usize = 4096;
 
 /// What one thread compresses with: contexts and buffers are dear to make and cheap to keep.
 struct Press {
@@ -170,9 +172,15 @@ impl Packing {
     /// Compresses one frame and seals it into the pack; returns the pack if it is full.
     fn seal(&self, plain: &[u8], records: Vec<u8>, failed: &AtomicBool) -> Result<Option<PackBuilder>> {
         let mut press = self.take_press()?;
+        let broken = |_| VaultError::crypto("compressing");
+        // Hardly anything else is just so long.
+        let are_pages = plain.len().is_multiple_of(PAGE_BYTES);
+        for parameter in self.options.closeness(are_pages) {
+            press.compressor.set_parameter(*parameter).map_err(broken)?;
+        }
         press.out.clear();
         press.out.reserve(zstd::zstd_safe::compress_bound(plain.len()));
-        press.compressor.compress_to_buffer(plain, &mut press.out).map_err(|_| VaultError::crypto("compressing"))?;
+        press.compressor.compress_to_buffer(plain, &mut press.out).map_err(broken)?;
         // What hardly shrinks is faster to restore as it is.
         let shrinks = press.out.len() + press.out.len() / 32 < plain.len();
         let (codec, body) = if shrinks { (1, press.out.as_slice()) } else { (0, plain) };
