@@ -67,12 +67,26 @@ pub struct AgentReport {
     /// not know of such an end, whatever it has let go of.
     #[serde(default)]
     pub finished: Option<u64>,
+    /// Whether commits wait for vaults, at a writer whose plan asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commits: Option<CommitsWait>,
     /// What is wrong, in a sentence, or nothing.
     pub problem: Option<String>,
     /// RFC 3339, by the host's clock.
     pub at: String,
     /// Counts up with every report of this process, so that a reader sees it live on its own clock.
     pub beat: u64,
+}
+
+/// Whether commits wait until vaults have them, as the source itself shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitsWait {
+    /// False: what is acknowledged now may be lost.
+    pub wait: bool,
+    /// Since when that is so, by the host's clock (RFC 3339).
+    pub since: String,
+    /// For what they wait, or why they do not.
+    pub what: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use lifeboat_core::plan::{Health, HttpExchange};
+use lifeboat_core::desired::CommitsWait;
+use lifeboat_core::plan::{Awaited, Health, HttpExchange};
 use lifeboat_core::run::Facts;
 use lifeboat_core::runbook::{InstanceSpec, Target, VolumeSpec};
 use lifeboat_vault::files::Progress;
@@ -277,12 +278,22 @@ pub struct StreamRequest {
     pub mark: Duration,
     /// How rarely at most, of what has long been idle: what is durable then looks older by so much.
     pub mark_idle_max: Duration,
+    /// What commits are to wait for. Absent: what was set for that before is taken back, and nothing else is touched.
+    pub awaited: Option<Awaited>,
 }
 
 impl StreamRequest {
     pub fn new(dataset: impl Into<String>, epoch: u64, state: impl Into<PathBuf>) -> StreamRequest {
         let (flush, mark) = (Duration::from_millis(100), Duration::from_secs(1));
-        StreamRequest { dataset: dataset.into(), epoch, state: state.into(), flush, mark, mark_idle_max: mark }
+        StreamRequest {
+            dataset: dataset.into(),
+            epoch,
+            state: state.into(),
+            flush,
+            mark,
+            mark_idle_max: mark,
+            awaited: None,
+        }
     }
 
     /// The pause between two marks after so long without a change: a sixtieth of that, so that an hour of idleness costs some hundred
@@ -328,6 +339,8 @@ pub struct StreamStatus {
     pub read_to: Option<Timestamp>,
     /// What is wrong with the source itself.
     pub problem: Option<String>,
+    /// Whether commits wait as was asked for; absent where nothing was.
+    pub commits: Option<CommitsWait>,
     pub vaults: BTreeMap<String, VaultStatus>,
 }
 
@@ -499,6 +512,8 @@ pub struct DataStatus {
     pub applied_epoch: Option<u64>,
     /// A standby has applied all that a frozen writer shipped; its writer said that nothing follows.
     pub complete: bool,
+    /// Whether commits wait for vaults, where the plan asks for it.
+    pub commits: Option<CommitsWait>,
     pub problem: Option<String>,
 }
 

@@ -27,4 +27,4 @@ mod tls;
 mod wire;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -65,6 +65,7 @@ pub(crate) struct Session {
     parameters: BTreeMap<String, String>,
     notices: Vec<String>,
     version: u32,
+    pid: Option<u32>,
     patience: Duration,
     /// Whether an answer is still to come, or the server has closed.
     pub(super) midway: bool,
@@ -245,6 +246,11 @@ impl Session {
         Ok(())
     }
 
+    /// The server's process for this session, as it calls it.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
     /// As a number that compares: 15.18 is 150018.
     pub(crate) fn server_version(&self) -> u32 {
         self.version
@@ -392,6 +398,7 @@ impl Opening<'_> {
             parameters: BTreeMap::new(),
             notices: Vec::new(),
             version: 0,
+            pid: None,
             patience: ANSWER_PATIENCE,
             midway: false,
         };
@@ -408,7 +415,7 @@ impl Opening<'_> {
                 return Err(session.wire.protocol("it copies without being asked to"));
             };
             match message {
-                Message::BackendKeyData(_) => {}
+                Message::BackendKeyData(key) => session.pid = u32::try_from(key.process_id()).ok(),
                 Message::ReadyForQuery(_) => break,
                 Message::ErrorResponse(body) => {
                     let said = Said::read(body.fields()).map_err(|error| session.wire.malformed(error))?;

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use lifeboat_adapters::clock::MachineClock;
 use lifeboat_adapters::source::{restorer_for, source_for};
 use lifeboat_core::desired::{AgentReport, AgentRole};
-use lifeboat_core::plan::{Keep, Protect, Schedule, Source};
+use lifeboat_core::plan::{CommitMode, Keep, Protect, Schedule, Source};
 use lifeboat_core::units::Span;
 use lifeboat_engine::arbitrate::{Arbiter, Claim, Trusted, Trustee};
 use lifeboat_engine::port::{Cancel, Clock, DataAgent, DataStatus, Order, Orders};
@@ -245,7 +245,13 @@ fn domain(root: &Path, site: &str) -> Domain {
     let data = |dataset: &str, source: Source, path: PathBuf, log: bool, every: Span| -> Arc<dyn DataAgent> {
         let state = state.directory().join(dataset);
         fs::create_dir_all(&state).unwrap();
-        let protect = |to: &str| Protect { to: to.into(), every: Schedule::Every(every), keep: Keep::default(), log };
+        let protect = |to: &str| Protect {
+            to: to.into(),
+            every: Schedule::Every(every),
+            keep: Keep::default(),
+            log,
+            mode: CommitMode::Async,
+        };
         Arc::new(HostData {
             dataset: dataset.into(),
             source: source_for(&source, &path, &state).unwrap(),
@@ -253,6 +259,7 @@ fn domain(root: &Path, site: &str) -> Domain {
             path,
             state,
             protect: VAULTS.map(protect).into(),
+            awaited: None,
             vaults: vaults.clone(),
             identities: identities.clone(),
             mark_idle_max: Duration::ZERO,

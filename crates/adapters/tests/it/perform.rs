@@ -181,6 +181,7 @@ async fn a_standby_that_lacks_what_a_vault_holds_is_not_usable() {
                 applied: Some(reported.lock().unwrap().to_string()),
                 settled: false,
                 finished: None,
+                commits: None,
                 problem: None,
                 at: Timestamp::now().to_string(),
                 beat,

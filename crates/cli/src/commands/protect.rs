@@ -290,6 +290,7 @@ fn host_data(
         path,
         state,
         protect: dataset.protect.clone(),
+        awaited: dataset.awaited(),
         vaults,
         identities,
         mark_idle_max: Duration::ZERO,

@@ -391,6 +391,7 @@ fn dataset(name: &str, table: Reader<'_>) -> Option<DataSet> {
         size: table.parsed("size"),
         residency: table.text("residency"),
         protect: table.tables("protect").into_iter().filter_map(protect).collect(),
+        sync_copies: table.value("sync-copies").map(|_| table.count_or("sync-copies", 1)),
         replica: table.0.optional("replica", replica)?,
         verify: table
             .0
@@ -428,16 +429,20 @@ fn protect(table: Reader<'_>) -> Option<Protect> {
         log: table.parsed("log"),
         archive_after: table.parsed("archive-after"),
     });
-    Some(Protect { to: table.text("to")?, every: full.schedule()?, keep, log: table.value("log").is_some() })
+    let (log, mode) = (table.value("log").is_some(), commit_mode(table));
+    Some(Protect { to: table.text("to")?, every: full.schedule()?, keep, log, mode })
+}
+
+fn commit_mode(table: Reader<'_>) -> CommitMode {
+    match table.text("mode").as_deref() {
+        Some("sync" | "sync-required") => CommitMode::SyncRequired,
+        Some("sync-preferred") => CommitMode::SyncPreferred,
+        _ => CommitMode::Async,
+    }
 }
 
 fn replica(table: Reader<'_>) -> Option<Replica> {
-    let mode = match table.text("mode").as_deref() {
-        Some("sync" | "sync-required") => ReplicaMode::SyncRequired,
-        Some("sync-preferred") => ReplicaMode::SyncPreferred,
-        _ => ReplicaMode::Async,
-    };
-    Some(Replica { at: table.text("at")?, mode })
+    Some(Replica { at: table.text("at")?, mode: commit_mode(table) })
 }
 
 fn traffic(table: Reader<'_>) -> Option<Traffic> {

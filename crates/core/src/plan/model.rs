@@ -356,6 +356,9 @@ pub struct DataSet {
     pub size: Option<Size>,
     pub residency: Option<Name>,
     pub protect: Vec<Protect>,
+    /// In how many of the vaults that commits wait for a commit must be; absent: in all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync_copies: Option<u32>,
     pub replica: Option<Replica>,
     pub verify: Option<Verify>,
     /// Commands that make derived data anew after a restore.
@@ -391,6 +394,25 @@ pub enum Source {
     Nothing,
 }
 
+impl DataSet {
+    /// The vaults that commits wait for, how many of them must have a commit, and in which mode.
+    pub fn awaited(&self) -> Option<Awaited> {
+        let waiting: Vec<&Protect> = self.protect.iter().filter(|protect| !protect.mode.is_async()).collect();
+        let mode = waiting.first()?.mode;
+        let vaults: Vec<Name> = waiting.iter().map(|protect| protect.to.clone()).collect();
+        let all = u32::try_from(vaults.len()).unwrap_or(u32::MAX);
+        Some(Awaited { copies: self.sync_copies.unwrap_or(all).clamp(1, all), vaults, mode })
+    }
+}
+
+/// What a commit waits for: that so many of the vaults have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Awaited {
+    pub vaults: Vec<Name>,
+    pub copies: u32,
+    pub mode: CommitMode,
+}
+
 impl Source {
     /// The file or directory that the data lies in.
     pub fn path(&self) -> Option<&str> {
@@ -410,6 +432,9 @@ pub struct Protect {
     pub keep: Keep,
     /// Whether changes are shipped as they happen, between the points.
     pub log: bool,
+    /// Whether commits wait for this vault.
+    #[serde(default, skip_serializing_if = "CommitMode::is_async")]
+    pub mode: CommitMode,
 }
 
 /// How many recovery points are kept, by age; all zero means: all of them.
@@ -432,15 +457,25 @@ pub struct Keep {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
     pub at: Name,
-    pub mode: ReplicaMode,
+    pub mode: CommitMode,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether a commit waits until another place has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ReplicaMode {
+pub enum CommitMode {
+    #[default]
     Async,
+    /// No commit without it.
     SyncRequired,
+    /// While it is there.
     SyncPreferred,
+}
+
+impl CommitMode {
+    pub fn is_async(&self) -> bool {
+        *self == CommitMode::Async
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

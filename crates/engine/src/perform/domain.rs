@@ -356,6 +356,7 @@ mod tests {
             applied: Some("2026-11-21T14:00:00Z".into()),
             settled,
             finished: None,
+            commits: None,
             problem: None,
             at: String::new(),
             beat: 1,

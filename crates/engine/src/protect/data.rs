@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lifeboat_core::plan::{Protect, Schedule};
+use lifeboat_core::plan::{Awaited, Protect, Schedule};
 use lifeboat_vault::{HostVault, Identity};
 
 use super::following::Following;
@@ -29,6 +29,8 @@ const FINISH_WITHIN: Duration = Duration::from_secs(5);
 const FREEZE_LOOK: Duration = Duration::from_millis(10);
 /// Under what the lack of a log is noted.
 const LOG: &str = "log";
+/// Under what it is noted that commits do not wait, though they should.
+const COMMITS: &str = "commits";
 
 /// Everything that the agent needs for one data set.
 pub struct HostData {
@@ -40,6 +42,8 @@ pub struct HostData {
     /// A directory of this host's for the stream's and the standby's memory.
     pub state: PathBuf,
     pub protect: Vec<Protect>,
+    /// What commits are to wait for.
+    pub awaited: Option<Awaited>,
     pub vaults: BTreeMap<String, VaultPlace>,
     /// What this host may open the data set with; empty: it cannot follow.
     pub identities: Vec<Identity>,
@@ -229,6 +233,7 @@ impl Writing<'_> {
         }
         let mut request = StreamRequest::new(&self.data.dataset, self.epoch, self.data.state.join("stream"));
         request.mark_idle_max = self.data.mark_idle_max;
+        request.awaited = self.data.awaited.clone();
         match self.data.source.stream(&logged, &request)? {
             Streaming::Started(started) => {
                 note(self.seen, |seen| seen.problems.remove(LOG));
@@ -419,6 +424,14 @@ impl Writing<'_> {
                 Some(problem) => seen.problems.insert("source".into(), problem),
                 None => seen.problems.remove("source"),
             };
+            match status.commits.as_ref().filter(|commits| !commits.wait) {
+                Some(commits) => {
+                    let problem = format!("acknowledged, they may be lost, since {}: {}", commits.since, commits.what);
+                    seen.problems.insert(COMMITS.into(), problem)
+                }
+                None => seen.problems.remove(COMMITS),
+            };
+            seen.status.commits = status.commits;
             for (name, vault) in status.vaults {
                 match vault.durable_to {
                     Some(durable) => seen.status.durable.insert(name.clone(), durable),

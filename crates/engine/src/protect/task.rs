@@ -298,6 +298,7 @@ impl Task {
             applied: status.applied.map(|at| at.to_string()),
             settled: standing.settled,
             finished: standing.finished,
+            commits: status.commits,
             problem: status.problem,
             at: String::new(),
             beat: 0,
@@ -349,8 +350,8 @@ impl Running {
 
 /// Whether two reports say the same but for how far things are.
 fn same_standing(one: &AgentReport, other: &AgentReport) -> bool {
-    (one.role, one.epoch, one.generation, one.settled, one.finished, &one.problem)
-        == (other.role, other.epoch, other.generation, other.settled, other.finished, &other.problem)
+    (one.role, one.epoch, one.generation, one.settled, one.finished, &one.problem, &one.commits)
+        == (other.role, other.epoch, other.generation, other.settled, other.finished, &other.problem, &other.commits)
         && one.applied.is_some() == other.applied.is_some()
 }
 

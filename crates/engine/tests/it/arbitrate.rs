@@ -372,6 +372,7 @@ fn report(beat: u64) -> AgentReport {
         applied: None,
         finished: None,
         settled: true,
+        commits: None,
         problem: None,
         at: "2026-11-21T12:00:01Z".into(),
         beat,

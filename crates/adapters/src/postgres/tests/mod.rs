@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod cluster;
+pub(crate) mod cluster;
 mod hostile;
 mod login;
 #[path = "../../../tests/it/ports.rs"]

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   base   pg_basebackup ─▶ tree   its archive as a tree of files     facts, inventory   what a restore must know of it
-//!   samples  clock and log, to say what is durable up to when
-//!   piece  what a log object holds     stream ─▶ lane   a vault each: slot, receiver, chain
+//!   stream ─▶ lane   a vault each: slot, receiver          chain, piece   what is stored of the log
+//!     samples  clock and log, to say what is durable up to when     quorum   lets commits wait for vaults
 //!   files  a point's, laid down as a data directory         recover   then the log, to an explicit target     spool   on its way there
 //!   former  what a primary that is one no more left behind
 //!   standby  a server that follows a vault                  feed   the log for it, as it comes               rest    where it ends
@@ -13,7 +13,6 @@
 //! its target.
 
 mod base;
-mod board;
 mod chain;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod doors;
@@ -22,11 +21,9 @@ mod feed;
 mod files;
 mod former;
 mod inventory;
-mod lane;
 mod piece;
 mod recover;
 mod rest;
-mod samples;
 mod spool;
 mod standby;
 mod stream;
@@ -48,7 +45,8 @@ use lifeboat_vault::{SnapshotDraft, Unlocked, VaultError};
 
 use self::base::{BaseError, Log, Wish};
 use self::facts::{FORMAT, Facts, FactsError};
-use self::samples::{Sample, Samples};
+use self::stream::lane::awaited_names;
+use self::stream::samples::{Sample, Samples};
 use crate::postgres::door::{Door, DoorError};
 use crate::postgres::error::SessionError;
 use crate::postgres::programs::{Programs, ProgramsError};
@@ -323,6 +321,7 @@ impl Clock {
         session.set_patience(CLOCK_PATIENCE);
         while !until.load(Ordering::SeqCst) {
             samples.add(Sample::take(&mut session).await?);
+            samples.set_awaited(&awaited_names(&mut session).await?);
             tokio::time::sleep(SAMPLE_EVERY).await;
         }
         session.close().await;

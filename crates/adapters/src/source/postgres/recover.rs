@@ -338,6 +338,8 @@ impl Recovering<'_> {
             // At its target, a server that is told to go on ends its recovery.
             session.query_one("select pg_wal_replay_resume()").await?;
             server.wait_for(Awaited::Writable, REPLAY_WITHIN).await?;
+            let mut notes = notes;
+            notes.extend(wait_for_nobody(&mut session, self.work).await?);
             session.close().await;
             server.stop(Stop::Fast, STOP_WITHIN).await?;
             let as_of = match goal {
@@ -373,6 +375,21 @@ impl Recovering<'_> {
         }
         Err(RecoverError::NoRecord { end, said })
     }
+}
+
+/// A copy's commits wait for none of the vaults that its source's waited for: who streams it sets that anew.
+async fn wait_for_nobody(session: &mut Session, work: &Path) -> Result<Option<String>, RecoverError> {
+    let path = work.join("postgresql.auto.conf");
+    let is_set = fs::read_to_string(&path).is_ok_and(|text| {
+        text.lines().any(|line| line.starts_with("synchronous_standby_names") && line.contains("lifeboat_"))
+    });
+    if !is_set {
+        return Ok(None);
+    }
+    session.query("alter system reset synchronous_standby_names").await?;
+    Ok(Some(
+        "commits waited for vaults at the source; they do not here, until this copy is streamed to them".to_owned(),
+    ))
 }
 
 /// Opens every database; what it finds other than it was is a note.

@@ -118,6 +118,7 @@ impl LogStream for Stream {
             (name.clone(), status)
         });
         StreamStatus {
+            commits: None,
             read_to: state.read.map(|(_, from)| from),
             problem: state.problem.clone(),
             vaults: vaults.collect(),

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use lifeboat_core::plan::CommitMode;
 use lifeboat_core::runbook::Target;
 use lifeboat_engine::port::{Cancel, LogStream};
 use rand::rngs::StdRng;
@@ -19,6 +20,7 @@ use super::Bench;
 use super::standbys::promote;
 use super::streams::durable;
 use crate::pg_cluster::Cluster;
+use crate::vault_world::wait_for;
 
 /// Which numbers were acknowledged, and when at the latest that was.
 type Ledger = Arc<Mutex<Vec<(u64, Timestamp)>>>;
@@ -92,11 +94,19 @@ fn holds_what_was_promised(seed: u64, copy: &Cluster, ledger: &[(u64, Timestamp)
     present
 }
 
-fn days(seed: u64) {
+/// Where commits wait for the vault, all that was acknowledged was promised.
+fn days(seed: u64, commits_wait: bool) {
     let mut random = StdRng::seed_from_u64(seed);
     let mut bench = Bench::new();
     bench.table();
-    let mut stream: Option<Box<dyn LogStream>> = Some(bench.stream());
+    let begin = |bench: &Bench| match commits_wait {
+        true => bench.synchronous(CommitMode::SyncRequired, &[], 1),
+        false => bench.stream(),
+    };
+    let mut stream: Option<Box<dyn LogStream>> = Some(begin(&bench));
+    if commits_wait {
+        wait_for("commits wait", || stream.as_deref()?.status().commits.filter(|commits| commits.wait));
+    }
     durable(&bench, stream.as_deref().unwrap());
     let mut client = Client::start(&bench.cluster);
     let mut standby = bench.follow();
@@ -116,7 +126,7 @@ fn days(seed: u64) {
             2 => {
                 drop(stream.take());
                 std::thread::sleep(Duration::from_millis(random.random_range(0..200)));
-                stream = Some(bench.stream());
+                stream = Some(begin(&bench));
             }
             3 => {
                 bench.vault.storage.crash_after(random.random_range(0..6), random.random_range(0..2) == 0);
@@ -138,7 +148,8 @@ fn days(seed: u64) {
     // So that there is something to hold the stream to; then everything ends at once.
     durable(&bench, stream.as_deref().unwrap());
     std::thread::sleep(Duration::from_millis(random.random_range(0..300)));
-    let declared = stream.as_deref().unwrap().status().vaults["main"].durable_to.unwrap();
+    let durable_to = stream.as_deref().unwrap().status().vaults["main"].durable_to.unwrap();
+    let declared = if commits_wait { Timestamp::MAX } else { durable_to };
     bench.vault.storage.set_gone(true);
     bench.cluster.kill();
     let ledger = client.end();
@@ -148,17 +159,27 @@ fn days(seed: u64) {
     let to = bench.place_for("restored");
     let restored = bench.restore(Target::Newest, &to);
     let copy = Cluster::adopted(&to);
-    assert!(restored.as_of >= declared, "{declared} was declared, {restored:?}");
+    assert!(restored.as_of >= durable_to, "{durable_to} was declared, {restored:?}");
     let present = holds_what_was_promised(seed, &copy, &ledger, declared);
     let promoted = promote(&mut *standby);
-    assert!(promoted.applied_to.is_some_and(|to| to >= declared), "seed {seed}: {declared} was declared, {promoted:?}");
+    let is_declared = promoted.applied_to.is_some_and(|to| to >= durable_to);
+    assert!(is_declared, "seed {seed}: {durable_to} was declared, {promoted:?}");
     drop(standby);
     let standby = Cluster::adopted(&bench.place_for("standby"));
+    if commits_wait {
+        // A standby that took over lets nobody commit without the vault either.
+        assert!(standby.psql("select current_setting('synchronous_standby_names')").contains("lifeboat_"));
+    }
     assert_eq!(holds_what_was_promised(seed, &standby, &ledger, declared), present, "seed {seed}");
     assert!(ledger.len() > 20, "the client has done nothing");
 }
 
 #[test]
 fn what_was_declared_durable_is_there_after_days_of_trouble() {
-    (1..=3).for_each(days);
+    (1..=3).for_each(|seed| days(seed, false));
+}
+
+#[test]
+fn where_commits_wait_whatever_was_acknowledged_is_there_after_days_of_trouble() {
+    (11..=13).for_each(|seed| days(seed, true));
 }

@@ -2,6 +2,7 @@
 
 mod faults;
 mod points;
+mod quorum;
 mod standbys;
 mod streams;
 

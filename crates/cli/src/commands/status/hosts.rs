@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use lifeboat_core::desired::{AgentReport, AgentRole};
+use lifeboat_core::desired::{AgentReport, AgentRole, CommitsWait};
 use lifeboat_core::plan::{KeyPurpose, Name, Service, Strategy};
 use serde::Serialize;
 
@@ -32,6 +32,10 @@ pub(crate) struct HostStatus {
     pub(crate) reported_seconds_ago: Option<f64>,
     /// How far a standby is behind now.
     pub(crate) lag_seconds: Option<f64>,
+    /// Whether the plan wants commits to wait for vaults.
+    pub(crate) commits_asked_for: bool,
+    /// Whether they do, as the host says; absent: unknown.
+    pub(crate) commits: Option<CommitsWait>,
     pub(crate) problem: Option<String>,
 }
 
@@ -100,6 +104,12 @@ impl Looker<'_> {
         troubled
     }
 
+    /// Whether the plan wants commits to wait for vaults.
+    fn commits_wait(&self, dataset: &str) -> bool {
+        let mut datasets = self.wiring.plan().services.values().flat_map(Service::datasets);
+        datasets.any(|(_, known)| known.name == dataset && known.awaited().is_some())
+    }
+
     fn holds_key(&self, site: &str, dataset: &str) -> bool {
         self.wiring.plan().keys.holders.iter().any(|holder| {
             holder.purpose == KeyPurpose::Standby
@@ -137,6 +147,8 @@ impl Looker<'_> {
             is_alive,
             reported_seconds_ago: reported.map(|at| now.duration_since(at).as_secs_f64().max(0.0)),
             lag_seconds: applied.filter(|_| expected.duty == AgentRole::Standby).and_then(|at| age_seconds(at, now)),
+            commits_asked_for: expected.duty == AgentRole::Writer && self.commits_wait(dataset),
+            commits: report.as_ref().and_then(|report| report.commits.clone()),
             problem: unreadable.or_else(|| report.and_then(|report| report.problem)),
         }
     }

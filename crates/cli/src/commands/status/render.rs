@@ -7,6 +7,7 @@ use lifeboat_core::units::Span;
 use lifeboat_engine::evidence::Measure;
 
 use super::data::{CopyStatus, VaultStatus};
+use super::hosts::HostStatus;
 use super::record::{DrillStatus, Proof};
 use super::standing::{ServiceStatus, Status, Writer};
 use crate::report::{counted, objective, seconds};
@@ -80,6 +81,9 @@ fn of_service(status: &ServiceStatus) -> Vec<String> {
             (Some(role), true, None) => super::standing::word(role),
         };
         row(host.duty, format!("{} at {}: {state}", host.dataset, host.site));
+        if host.commits_asked_for {
+            row("commits", format!("to {} {}", host.dataset, commits(host)));
+        }
     }
     if let Some(canary) = &status.canary {
         let text = match (canary.number, canary.age_seconds) {
@@ -109,6 +113,15 @@ fn of_service(status: &ServiceStatus) -> Vec<String> {
         lines.push("  nothing stands against it".to_owned());
     }
     lines
+}
+
+fn commits(host: &HostStatus) -> String {
+    let Some(commits) = host.commits.as_ref().filter(|_| host.is_alive) else {
+        return "are to wait for vaults: whether they do is unknown".to_owned();
+    };
+    let since = commits.since.parse().map_or_else(|_| commits.since.clone(), minute);
+    let how = if commits.wait { "wait" } else { "do not wait" };
+    format!("{how} since {since}: {}", commits.what)
 }
 
 /// What others prove of a vault, where somebody could be asked.

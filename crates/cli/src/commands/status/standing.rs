@@ -271,6 +271,10 @@ fn of_host(status: &ServiceStatus, host: &HostStatus, found: &mut Found<'_>) {
     if let (true, Some(problem)) = (host.is_alive, &host.problem) {
         found("agent-problem", format!("{what}: {problem}"), None);
     }
+    if host.is_alive && host.commits_asked_for && host.commits.is_none() && host.problem.is_none() {
+        let text = format!("{what}: commits are to wait for vaults, and whether they do is unknown");
+        found("commits-unknown", text, None);
+    }
     let behind = host.lag_seconds.filter(|lag| host.is_alive && *lag > 2.0 * status.rpo_objective_seconds);
     if let Some(lag) = behind {
         found("standby-behind", format!("{what}: the standby is {} behind", seconds(lag)), None);

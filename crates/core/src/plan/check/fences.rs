@@ -53,7 +53,7 @@ fn proof(plan: &Plan, service: &Service, scenario: &str) -> Option<&'static str>
     }
     let mut written = service.datasets().filter(|(_, dataset)| dataset.kind == DataKind::Persistent).peekable();
     let quorum =
-        |dataset: &DataSet| dataset.replica.as_ref().is_some_and(|replica| replica.mode == ReplicaMode::SyncRequired);
+        |dataset: &DataSet| dataset.replica.as_ref().is_some_and(|replica| replica.mode == CommitMode::SyncRequired);
     if written.peek().is_some() && written.all(|(_, dataset)| quorum(dataset)) {
         return Some("no commit is possible there without the replica");
     }

@@ -46,7 +46,17 @@ fn recovery_point(checker: &mut Checker<'_>, held: Held<'_>) {
     if dataset.protect.is_empty() {
         return;
     }
-    let synchronous = dataset.replica.as_ref().is_some_and(|replica| replica.mode == ReplicaMode::SyncRequired);
+    let is_outside = |vault: &Name| {
+        let vault = checker.plan.vaults.get(vault);
+        vault.is_some_and(|vault| vault.site.as_ref() != Some(&service.primary))
+    };
+    let replicated = dataset.replica.as_ref().is_some_and(|replica| replica.mode == CommitMode::SyncRequired);
+    // Of any so many vaults one must lie outside, however they are chosen.
+    let in_vaults = dataset.awaited().is_some_and(|awaited| {
+        let inside = awaited.vaults.iter().filter(|vault| !is_outside(vault)).count();
+        awaited.mode == CommitMode::SyncRequired && awaited.copies as usize > inside
+    });
+    let synchronous = replicated || in_vaults;
     let streamed = dataset.protect.iter().any(|protect| protect.log);
     let strictest = objectives(service).into_iter().min_by_key(|(_, objective)| objective.rpo);
     let Some((scenario, objective)) = strictest else { return };
@@ -61,7 +71,7 @@ fn recovery_point(checker: &mut Checker<'_>, held: Held<'_>) {
             "P0705",
             &path,
             message,
-            "only a synchronous replica (mode = \"sync-required\") loses nothing; else allow a few seconds",
+            "nothing is lost only where commits wait for a vault outside the site, or a replica (mode = \"sync-required\"); else allow a few seconds",
         );
         return;
     }

@@ -16,6 +16,7 @@ pub(super) fn check(checker: &mut Checker<'_>) {
             continue;
         }
         schedules(checker, held);
+        awaited(checker, held);
         protected(checker, held);
         if !stranded.contains(&held.service.primary.as_str()) {
             outside(checker, held);
@@ -163,6 +164,34 @@ fn schedules(checker: &mut Checker<'_>, held: Held<'_>) {
                 "only databases have one; take `log` out and give the points a short `every`",
             );
         }
+    }
+}
+
+/// Commits can wait only for a log, only as one, and for no more copies than there are.
+fn awaited(checker: &mut Checker<'_>, held: Held<'_>) {
+    let name = &held.dataset.name;
+    let path = held.path_to(&["protect"]);
+    let mut first: Option<CommitMode> = None;
+    for (number, protect) in held.dataset.protect.iter().enumerate().filter(|(_, protect)| !protect.mode.is_async()) {
+        let number = number.to_string();
+        let path = [&path[..], &[number.as_str(), "mode"]].concat();
+        if !matches!(held.dataset.source, Source::Postgres { .. }) {
+            let message = format!("commits to `{name}` cannot wait for a vault");
+            checker.error("P0325", &path, message, "only PostgreSQL's can; take `mode` out");
+        } else if !protect.log {
+            let message = format!("commits to `{name}` cannot wait for `{}`, which gets no log", protect.to);
+            checker.error("P0325", &path, message, "add log = \"stream\" here, or take `mode` out");
+        } else if first.is_some_and(|first| first != protect.mode) {
+            let message = format!("commits to `{name}` wait in two modes, and a commit waits only once");
+            checker.error("P0326", &path, message, "give every vault that commits wait for the same `mode`");
+        }
+        first = first.or(Some(protect.mode));
+    }
+    let count = held.dataset.protect.iter().filter(|protect| !protect.mode.is_async()).count();
+    if let Some(copies) = held.dataset.sync_copies.filter(|copies| *copies as usize > count) {
+        let message = format!("commits to `{name}` are to be in {copies} vaults, and wait for {count}");
+        let help = "give more vaults mode = \"sync-required\", or lower `sync-copies`";
+        checker.error("P0326", &held.path_to(&["sync-copies"]), message, help);
     }
 }
 

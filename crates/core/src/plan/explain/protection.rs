@@ -173,4 +173,18 @@ pub(super) const ALL: &[Explanation] = &[
         "[vault.far]\nurl = \"/srv/vault\"\nlock = \"30d\"",
         "[vault.far]\nurl = \"s3://bucket/dr\"\nlock = \"30d\"",
     ),
+    explanation(
+        "P0325",
+        "commits that cannot wait",
+        "A commit waits for a vault only where its server sends the vault its log and waits for its word: PostgreSQL does. Files, SQLite and recovery points without a log have nobody who waits.",
+        "protect = [{ to = \"far\", every = \"1h\", mode = \"sync-required\" }]",
+        "protect = [{ to = \"far\", base = { every = \"1d\" }, log = \"stream\", mode = \"sync-required\" }]",
+    ),
+    explanation(
+        "P0326",
+        "commits that wait for what there is not",
+        "All vaults that commits of one data set wait for share one mode, and `sync-copies` says in how many of them a commit must be: at most in all.",
+        "sync-copies = 2\nprotect = [{ to = \"far\", base = { every = \"1d\" }, log = \"stream\", mode = \"sync-required\" }]",
+        "sync-copies = 1\nprotect = [{ to = \"far\", base = { every = \"1d\" }, log = \"stream\", mode = \"sync-required\" }]",
+    ),
 ];

@@ -2,7 +2,7 @@
 //!
 //! Invariant: as in `tables`: an operator understands each `doc` without the rest.
 
-use super::tables::{COMMAND, CRON, DURATION, KEPT, NAME, PLAIN, WHEN, optional, required, with_default};
+use super::tables::{COMMAND, COMMIT_MODE, CRON, DURATION, KEPT, NAME, PLAIN, WHEN, optional, required, with_default};
 use super::{Choice, Table, Type};
 
 pub(super) static ARCHIVE: Table = Table {
@@ -36,6 +36,12 @@ pub(super) static PROTECT: Table = Table {
             "log",
             Type::Word(&[("stream", "as they happen")]),
             "Whether changes are shipped between the full points.",
+        ),
+        with_default(
+            "mode",
+            COMMIT_MODE,
+            "\"async\"",
+            "Whether commits wait until this vault has them (PostgreSQL, with a log).",
         ),
         optional("keep", Type::Table(&KEEP), "How many recovery points are kept; without it, all of them."),
     ],

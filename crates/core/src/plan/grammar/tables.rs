@@ -459,6 +459,11 @@ static DATASET: Table = Table {
             Type::List { of: &Type::Table(&PROTECT), may_be_empty: true },
             "To which vaults, how often, and what is kept.",
         ),
+        optional(
+            "sync-copies",
+            Type::Count { min: 1, max: 100 },
+            "In how many of the vaults that commits wait for (`mode`) a commit must be. Without it: in all of them.",
+        ),
         optional("replica", Type::Table(&REPLICA), "A copy that the database itself keeps up."),
         optional("verify", Type::Table(&VERIFY), "How often a recovery point is restored and looked at."),
         optional("rebuild", COMMAND, "The command that makes derived data anew after a restore."),
@@ -514,22 +519,19 @@ static DATA_COMMAND: Table = Table {
     choices: &[],
 };
 
+pub(super) const COMMIT_MODE: Type = Type::Word(&[
+    ("async", "commits do not wait for it"),
+    ("sync", "the same as sync-required"),
+    ("sync-required", "no commit without it"),
+    ("sync-preferred", "commits wait for it while it is there"),
+]);
+
 static REPLICA: Table = Table {
     what: "a replica",
     doc: "",
     keys: &[
         required("at", NAME, "The site that has it."),
-        with_default(
-            "mode",
-            Type::Word(&[
-                ("async", "commits do not wait for it"),
-                ("sync", "the same as sync-required"),
-                ("sync-required", "no commit without it"),
-                ("sync-preferred", "commits wait for it while it is there"),
-            ]),
-            "\"async\"",
-            "Whether commits wait for it.",
-        ),
+        with_default("mode", COMMIT_MODE, "\"async\"", "Whether commits wait for it."),
     ],
     choices: &[],
 };

@@ -16,14 +16,14 @@ use crate::postgres::session::Session;
 const KEPT: usize = 100_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sample {
-    pub(super) at: Timestamp,
-    pub(super) flushed: Lsn,
+pub(in super::super) struct Sample {
+    pub(in super::super) at: Timestamp,
+    pub(in super::super) flushed: Lsn,
 }
 
 impl Sample {
     /// Asks the server.
-    pub(super) async fn take(session: &mut Session) -> Result<Sample, SessionError> {
+    pub(in super::super) async fn take(session: &mut Session) -> Result<Sample, SessionError> {
         let sql = "select (extract(epoch from clock_timestamp()) * 1000000)::bigint, \
                    case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end";
         let row = session.query_one(sql).await?;
@@ -40,15 +40,18 @@ impl Sample {
 
 /// Samples in order, shared by those who take and those who ask.
 #[derive(Debug, Default)]
-pub(super) struct Samples(Mutex<VecDeque<Sample>>);
+pub(in super::super) struct Samples {
+    samples: Mutex<VecDeque<Sample>>,
+    awaited: Mutex<Option<String>>,
+}
 
 impl Samples {
     fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Sample>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes one in. A clock, or a log, that went back makes all before it worthless: then `false`.
-    pub(super) fn add(&self, sample: Sample) -> bool {
+    pub(in super::super) fn add(&self, sample: Sample) -> bool {
         let mut samples = self.lock();
         let went_back = samples.back().is_some_and(|last| last.at > sample.at || last.flushed > sample.flushed);
         if went_back {
@@ -67,19 +70,28 @@ impl Samples {
         !went_back
     }
 
-    pub(super) fn newest(&self) -> Option<Sample> {
+    /// For whom commits wait, as the server said when it was last asked.
+    pub(in super::super) fn awaited(&self) -> Option<String> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(in super::super) fn set_awaited(&self, names: &str) {
+        *self.awaited.lock().unwrap_or_else(PoisonError::into_inner) = Some(names.to_owned());
+    }
+
+    pub(in super::super) fn newest(&self) -> Option<Sample> {
         self.lock().back().copied()
     }
 
     /// The last moment up to which everything committed lies before `position`.
-    pub(super) fn moment_of(&self, position: Lsn) -> Option<Timestamp> {
+    pub(in super::super) fn moment_of(&self, position: Lsn) -> Option<Timestamp> {
         let samples = self.lock();
         let count = samples.partition_point(|sample| sample.flushed <= position);
         samples.get(count.checked_sub(1)?).map(|sample| sample.at)
     }
 
     /// Forgets what nobody behind `position` asks for any more.
-    pub(super) fn forget_before(&self, position: Lsn) {
+    pub(in super::super) fn forget_before(&self, position: Lsn) {
         let mut samples = self.lock();
         let count = samples.partition_point(|sample| sample.flushed <= position);
         samples.drain(..count.saturating_sub(1));

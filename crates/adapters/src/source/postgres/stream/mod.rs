@@ -2,6 +2,11 @@
 //!
 //! Invariant: a base backup is a recovery point only when its chain in the same vault holds the log up to where the backup ended.
 
+mod board;
+pub(super) mod lane;
+mod quorum;
+pub(super) mod samples;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,11 +16,12 @@ use lifeboat_engine::port::{
 };
 use lifeboat_vault::{Position, SnapshotDraft};
 
+use self::board::Board;
+use self::lane::Shipping;
+use self::quorum::Quorum;
+use self::samples::Sample;
 use super::base::{self, Log, Wish};
-use super::board::Board;
 use super::facts::Facts;
-use super::lane::Shipping;
-use super::samples::Sample;
 use super::{Clock, PointError, PostgresSource};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::programs::Programs;
@@ -63,7 +69,16 @@ impl Stream {
             };
             threads.push(std::thread::spawn(move || storing.run()));
         }
-        let names = vaults.iter().map(|vault| vault.name.clone()).collect();
+        let names: Vec<String> = vaults.iter().map(|vault| vault.name.clone()).collect();
+        let quorum = Quorum {
+            board: board.clone(),
+            door,
+            dataset: request.dataset.clone(),
+            awaited: request.awaited.clone(),
+            vaults: names.clone(),
+            note: request.state.join("commits-wait-for"),
+        };
+        threads.push(std::thread::spawn(move || quorum.run()));
         Stream {
             board,
             source: source.clone(),
@@ -117,7 +132,8 @@ impl LogStream for Stream {
             status.problem = lane.log_problem.clone().or_else(|| lane.base_problem.clone());
             (name.clone(), status)
         });
-        StreamStatus { read_to: newest.map(|sample| sample.at), problem: None, vaults: vaults.collect() }
+        let (commits, problem) = (state.commits.clone(), state.stands_still.clone());
+        StreamStatus { read_to: newest.map(|sample| sample.at), problem, commits, vaults: vaults.collect() }
     }
 
     fn take_point(&self, vault: &str, cancel: &Cancel) -> Result<PointTaken, PortError> {

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use lifeboat_engine::port::{NamedVault, StreamRequest};
 
+use super::super::chain::{Chain, ChainError, Lineage};
+use super::super::piece::Piece;
 use super::board::Board;
-use super::chain::{Chain, ChainError, Lineage};
-use super::piece::Piece;
 use crate::postgres::control::{Control, ControlError, State as Left};
 use crate::postgres::door::{Door, DoorError};
 use crate::postgres::error::SessionError;
@@ -68,10 +68,19 @@ pub(super) struct Shipping {
     pub(super) data: Option<PathBuf>,
 }
 
-/// Whether the server lets commits wait for the standby of this name. A change while we are connected is seen at the next connection.
+/// For whom the server lets commits wait, as it is set.
+pub(in super::super) async fn awaited_names(session: &mut Session) -> Result<String, SessionError> {
+    Ok(session.query_one("SHOW synchronous_standby_names").await?.get(0).unwrap_or_default().to_owned())
+}
+
+fn is_among(names: &str, name: &str) -> bool {
+    names.split([',', '(', ')', ' ', '"']).any(|word| word == name || word == "*")
+}
+
+/// Whether the server lets commits wait for the standby of this name.
 async fn is_awaited(session: &mut Session, name: &str) -> Result<bool, LaneError> {
-    let names = session.query_one("SHOW synchronous_standby_names").await?.get(0).unwrap_or_default().to_owned();
-    let awaited = names.split([',', '(', ')', ' ', '"']).any(|word| word == name || word == "*");
+    let names = awaited_names(session).await?;
+    let awaited = is_among(&names, name);
     if awaited && session.query_one("SHOW synchronous_commit").await?.get(0) == Some("remote_apply") {
         return Err(LaneError::RemoteApply);
     }
@@ -98,7 +107,7 @@ pub(super) fn slot_name(dataset: &str, vault: &str) -> String {
 
 impl Shipping {
     pub(super) fn run(self) {
-        let Ok(runtime) = super::runtime() else { return };
+        let Ok(runtime) = super::super::runtime() else { return };
         let (mut backoff, mut broken) = (BACKOFF_FIRST, false);
         loop {
             let before = Instant::now();
@@ -169,6 +178,8 @@ impl Shipping {
         let kept_from = slot.restart_lsn;
         session.close().await;
         let mut replication = Session::open(&door, Purpose::Replication, &slot_name).await?;
+        let pid = replication.pid();
+        self.board.update(|state| state.lane(self.index).map(|lane| lane.pid = pid));
         let system = replication.identify_system().await?;
         let segments = Segments::new(replication.wal_segment_bytes().await?);
         let segments = segments.ok_or_else(|| self.protocol("its segments have no such length"))?;
@@ -209,6 +220,7 @@ impl Shipping {
             which,
             chain,
             stream,
+            name: slot_name,
             awaited,
             buffer: Vec::new(),
             sent_at: now,
@@ -280,6 +292,8 @@ struct Receiving<'a> {
     which: Which,
     chain: Chain,
     stream: WalStream,
+    /// What we are called at the server.
+    name: String,
     /// Commits wait for our word.
     awaited: bool,
     /// What was received and is not in the vault; follows what the chain has.
@@ -315,6 +329,9 @@ impl Receiving<'_> {
                 // All that is there has been read: those who wait are many, and their commits went into one piece.
                 () = std::future::ready(()), if self.awaited && !self.buffer.is_empty() => self.ship().await?,
                 _ = tick.tick() => {
+                    if let Some(names) = self.shipping.board.samples.awaited() {
+                        self.awaited = is_among(&names, &self.name);
+                    }
                     self.ship().await?;
                     if self.finish_or_mark()? {
                         return Ok(Ended::Stopped);

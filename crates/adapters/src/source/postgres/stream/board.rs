@@ -5,9 +5,10 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lifeboat_core::desired::CommitsWait;
 use lifeboat_engine::port::{Cancel, PointTaken, VaultStatus};
 
-use super::chain::Lineage;
+use super::super::chain::Lineage;
 use super::samples::{Sample, Samples};
 use crate::postgres::lsn::Lsn;
 
@@ -16,6 +17,8 @@ use crate::postgres::lsn::Lsn;
 pub(super) struct Lane {
     /// The chain that is being shipped, and up to where the vault has it.
     pub(super) chain: Option<(Lineage, Lsn)>,
+    /// The server's process that sends the log to this vault's receiver.
+    pub(super) pid: Option<u32>,
     pub(super) based: bool,
     pub(super) status: VaultStatus,
     pub(super) log_problem: Option<String>,
@@ -34,6 +37,10 @@ pub(super) struct State {
     pub(super) freeze: bool,
     /// Up to there everything is to be shipped before the final mark.
     pub(super) frozen_at: Option<Sample>,
+    /// Whether commits wait, where they are to.
+    pub(super) commits: Option<CommitsWait>,
+    /// Why they do not go on, if they wait and do not.
+    pub(super) stands_still: Option<String>,
 }
 
 impl State {
