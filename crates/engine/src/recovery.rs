@@ -110,7 +110,7 @@ impl Vaults {
             Ok(restored) => return Ok(restored),
             Err(error) => error,
         };
-        if first.may_pass || cancel.is_cancelled() || matches!(request.target, Target::Point(_)) {
+        if first.may_pass || cancel.is_cancelled() || is_exact(&request.target) {
             return Err(first);
         }
         failures.push(format!("{}, {}: {}", place.name, said(&request.target), with_cause(&first)));
@@ -167,7 +167,7 @@ impl Vaults {
         request: &RestoreRequest,
         floor: Timestamp,
     ) -> Result<(), PortError> {
-        if let Target::Point(_) = request.target {
+        if is_exact(&request.target) {
             return Ok(());
         }
         let Some(newest) = newest_of(points) else { return Ok(()) };
@@ -205,7 +205,7 @@ impl Vaults {
             _ => durable,
         });
         Ok(match (target, floor) {
-            (Target::Point(_), _) => Timestamp::MIN,
+            (target, _) if is_exact(target) => Timestamp::MIN,
             (_, Floor::At(at)) => at.min(best),
             (_, Floor::Furthest) => best,
         })
@@ -215,7 +215,7 @@ impl Vaults {
     /// secret. What a log brings back all the same costs nothing, and is not among them.
     fn passed_by(&self, volume: &VolumeSpec, target: &Target, epoch: u64, state: Option<Timestamp>) -> Vec<String> {
         let until = match target {
-            Target::Point(_) => return Vec::new(),
+            Target::Point(_) | Target::Position(_) | Target::Named(_) => return Vec::new(),
             Target::At(time) => time.parse::<Timestamp>().ok(),
             Target::Newest => None,
         };
@@ -299,11 +299,18 @@ fn to_thaw(points: &[PointInfo], target: &Target) -> Option<Archived> {
     archived.filter(|archived| archived.thaw_seconds > 0)
 }
 
+/// Whether somebody has named the very state: then no other comes in its place.
+fn is_exact(target: &Target) -> bool {
+    matches!(target, Target::Point(_) | Target::Position(_) | Target::Named(_))
+}
+
 fn said(target: &Target) -> String {
     match target {
         Target::Newest => "the newest".into(),
         Target::At(time) => format!("at {time}"),
         Target::Point(id) => format!("point {id}"),
+        Target::Position(place) => format!("log up to {place}"),
+        Target::Named(name) => format!("restore point `{name}`"),
     }
 }
 
@@ -326,7 +333,8 @@ fn newest_of(points: &[PointInfo]) -> Option<&PointInfo> {
 /// The point that a target is restored from.
 fn meant<'a>(points: &'a [PointInfo], target: &Target) -> Option<&'a PointInfo> {
     match target {
-        Target::Newest => newest_of(points),
+        // Which base a place in the log is reached from, only its source's own reader can say.
+        Target::Newest | Target::Position(_) | Target::Named(_) => newest_of(points),
         Target::Point(id) => points.iter().find(|point| point.id == *id),
         Target::At(time) => {
             let time = time.parse::<Timestamp>().ok()?;

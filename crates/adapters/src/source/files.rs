@@ -42,6 +42,8 @@ enum FilesError {
     Restore(#[from] RestoreError),
     #[error("the vault holds no recovery point of `{dataset}`{which}; `lifeboat points` lists what there is")]
     NoPoint { dataset: String, which: String },
+    #[error("`{dataset}` is files, which have no log; name a time (--at) or a recovery point (--point)")]
+    NoLog { dataset: String },
     #[error("`{text}` is not a time; write it as 2026-11-21T14:00:00Z")]
     Time {
         text: String,
@@ -163,6 +165,7 @@ fn choose(vault: &Unlocked, dataset: &str, target: &Target) -> Result<PointInfo,
         }
         Target::At(text) => Some(text.parse().map_err(|source| FilesError::Time { text: text.clone(), source })?),
         Target::Newest => None,
+        Target::Position(_) | Target::Named(_) => return Err(FilesError::NoLog { dataset: dataset.to_owned() }),
     };
     points.retain(|point| point.badge != Badge::Corrupt && until.is_none_or(|until| point.taken_at <= until));
     let epoch = points.iter().map(|point| point.epoch).max().unwrap_or(0);

@@ -15,6 +15,10 @@ pub(super) enum ChainError {
     NoPoint { dataset: String, until: String },
     #[error("the vault holds no recovery point `{id}` of `{dataset}`; `lifeboat points` lists what there is")]
     NoSuchPoint { dataset: String, id: String },
+    #[error(
+        "`{dataset}` has no log of PostgreSQL's, which alone has {what}; name a time (--at) or a recovery point (--point)"
+    )]
+    NoPlaces { dataset: String, what: &'static str },
     #[error("`{text}` is not a time; write it as 2026-11-21T14:00:00Z")]
     Time {
         text: String,
@@ -55,11 +59,34 @@ pub(super) struct Way {
     pub(super) notes: Vec<String>,
 }
 
+/// Up to where a chain is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bound {
+    End,
+    Time(Timestamp),
+    /// And on to the first piece beyond it, for who stops within a piece.
+    BeyondTime(Timestamp),
+    /// The same, of a place in the log.
+    BeyondPlace(u64),
+}
+
+impl Bound {
+    fn time(self) -> Option<Timestamp> {
+        match self {
+            Bound::Time(until) | Bound::BeyondTime(until) => Some(until),
+            Bound::End | Bound::BeyondPlace(_) => None,
+        }
+    }
+}
+
 /// When the target is reached; none for the newest.
-pub(super) fn until(target: &Target) -> Result<Option<Timestamp>, ChainError> {
+pub(super) fn until(dataset: &str, target: &Target) -> Result<Option<Timestamp>, ChainError> {
+    let no_places = |what| Err(ChainError::NoPlaces { dataset: dataset.to_owned(), what });
     match target {
         Target::At(text) => text.parse().map(Some).map_err(|source| ChainError::Time { text: text.clone(), source }),
         Target::Newest | Target::Point(_) => Ok(None),
+        Target::Position(_) => no_places("positions to restore to"),
+        Target::Named(_) => no_places("named restore points"),
     }
 }
 
@@ -89,7 +116,12 @@ fn search(vault: &Vault, dataset: &str, target: &Target, beyond: bool) -> Result
             notes,
         });
     }
-    let until = until(target)?;
+    let until = until(dataset, target)?;
+    let bound = match until {
+        None => Bound::End,
+        Some(until) if beyond => Bound::BeyondTime(until),
+        Some(until) => Bound::Time(until),
+    };
     let mut best: Option<Way> = None;
     let mut notes = notes;
     let (mut in_stream, mut superseded) = (false, Vec::new());
@@ -102,7 +134,7 @@ fn search(vault: &Vault, dataset: &str, target: &Target, beyond: bool) -> Result
             superseded.push(position.lineage.clone());
             continue;
         }
-        let way = match (follow(vault, dataset, base, until, beyond), &best) {
+        let way = match (follow(vault, dataset, base, bound), &best) {
             (Ok(way), _) => way,
             // The same writer has begun a newer chain since, with a full snapshot: nothing of this one is needed.
             (Err(ChainError::Damaged { what, .. }), Some(newer)) if newer.base.position.is_some() => {
@@ -136,13 +168,30 @@ fn candidates(mut points: Vec<PointInfo>, until: Option<Timestamp>) -> Vec<Point
     chosen
 }
 
-fn follow(
-    vault: &Vault,
-    dataset: &str,
-    base: PointInfo,
-    until: Option<Timestamp>,
-    beyond: bool,
-) -> Result<Way, ChainError> {
+/// The points of streams, chain by chain, the newest first; and what is wrong with any of the data set's.
+pub(super) fn chains(vault: &Vault, dataset: &str) -> Result<(Vec<Vec<PointInfo>>, Vec<String>), ChainError> {
+    let read = vault.points(Some(dataset))?;
+    let mut points = read.points;
+    points.retain(|point| point.badge != Badge::Corrupt && point.position.is_some());
+    // What a writer of a former epoch went on to write, unaware, comes after what counts.
+    points.sort_by_key(|point| point.epoch);
+    let mut chains: Vec<Vec<PointInfo>> = Vec::new();
+    let of = |point: &PointInfo| point.position.as_ref().map(|at| (at.lineage.clone(), at.timeline));
+    for point in points.into_iter().rev() {
+        match chains.iter_mut().find(|chain| chain.first().map(of) == Some(of(&point))) {
+            Some(chain) => chain.push(point),
+            None => chains.push(vec![point]),
+        }
+    }
+    Ok((chains, read.findings.into_iter().map(|finding| finding.message).collect()))
+}
+
+/// The way from a base to the end of its chain, or to the first piece beyond a place. What is wrong beyond it does not matter.
+pub(super) fn from_base(vault: &Vault, dataset: &str, base: PointInfo, place: Option<u64>) -> Result<Way, ChainError> {
+    follow(vault, dataset, base, place.map_or(Bound::End, Bound::BeyondPlace))
+}
+
+fn follow(vault: &Vault, dataset: &str, base: PointInfo, bound: Bound) -> Result<Way, ChainError> {
     let mut way = Way {
         reaches: base.taken_at,
         is_final: base.final_mark,
@@ -153,7 +202,7 @@ fn follow(
         base,
     };
     if let Some(position) = way.base.position.clone() {
-        let onward = walk(vault, dataset, &position, way.base.taken_at, (until, beyond))?;
+        let onward = walk(vault, dataset, &position, way.base.taken_at, bound)?;
         way.reaches = onward.reaches.map_or(way.reaches, |reaches| reaches.max(way.reaches));
         way.is_final |= onward.is_final;
         (way.pieces, way.tail) = (onward.pieces, onward.tail);
@@ -217,7 +266,7 @@ pub(super) fn onward(
     position: &Position,
     as_of: Timestamp,
 ) -> Result<Onward, ChainError> {
-    walk(vault, dataset, position, as_of, (None, false))
+    walk(vault, dataset, position, as_of, Bound::End)
 }
 
 /// Damage after the wanted moment does not matter.
@@ -226,21 +275,31 @@ fn walk(
     dataset: &str,
     position: &Position,
     as_of: Timestamp,
-    (until, beyond): (Option<Timestamp>, bool),
+    bound: Bound,
 ) -> Result<Onward, ChainError> {
     let trail = vault.log_since(dataset, position)?;
     let mut end = position.clone();
     let mut onward = Onward::default();
     let mut whole_to = 0;
     for entry in trail.entries.into_iter().filter(|entry| entry.timeline == position.timeline) {
-        if let Some(until) = until.filter(|until| entry.source_time > *until) {
-            // Nothing was committed between the last piece and this mark.
-            if entry.mark && entry.last == end.counter {
-                onward.reaches = Some(until);
-            } else if beyond {
-                onward.add(dataset, &mut end, entry)?;
+        match bound {
+            Bound::Time(until) | Bound::BeyondTime(until) if entry.source_time > until => {
+                // Nothing was committed between the last piece and this mark.
+                if entry.mark && entry.last == end.counter {
+                    onward.reaches = Some(until);
+                } else if matches!(bound, Bound::BeyondTime(_)) {
+                    onward.add(dataset, &mut end, entry)?;
+                }
+                return Ok(onward);
             }
-            return Ok(onward);
+            Bound::BeyondPlace(place) if entry.last > place => {
+                // What was committed after the place is not reached.
+                let reaches = onward.reaches;
+                onward.add(dataset, &mut end, entry)?;
+                onward.reaches = reaches;
+                return Ok(onward);
+            }
+            _ => {}
         }
         whole_to = entry.last;
         if entry.last < end.counter {
@@ -251,7 +310,11 @@ fn walk(
     }
     let alarm = trail.findings.into_iter().find(|finding| finding.severity == Severity::Alarm);
     let reached = onward.reaches.unwrap_or(as_of).max(as_of);
-    match alarm.filter(|_| until.is_none_or(|until| reached < until)) {
+    let matters = match bound {
+        Bound::BeyondPlace(place) => end.counter < place,
+        _ => bound.time().is_none_or(|until| reached < until),
+    };
+    match alarm.filter(|_| matters) {
         Some(finding) => Err(ChainError::Damaged {
             dataset: dataset.to_owned(),
             what: finding.message,

@@ -54,6 +54,10 @@ pub enum Target {
     /// RFC 3339: the last state at or before it.
     At(String),
     Point(String),
+    /// A place in the source's own log, as the source writes it: everything up to and including the record that reaches it.
+    Position(String),
+    /// A restore point that somebody has put into the source's log, by its name.
+    Named(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -91,7 +91,7 @@ impl World {
         let watch = Watch { cancel: context.cancel.clone(), hears: Arc::new(hears) };
         let from = match &target {
             Target::At(time) => time.parse::<Timestamp>().ok(),
-            Target::Newest | Target::Point(_) => None,
+            Target::Newest | Target::Point(_) | Target::Position(_) | Target::Named(_) => None,
         };
         let from = from.or(self.disaster_at).unwrap_or_else(|| self.clock.now());
         let floor = match approved {

@@ -49,6 +49,7 @@ use self::stream::lane::awaited_names;
 use self::stream::samples::{Sample, Samples};
 use crate::postgres::door::{Door, DoorError};
 use crate::postgres::error::SessionError;
+use crate::postgres::lsn::Lsn;
 use crate::postgres::programs::{Programs, ProgramsError};
 use crate::postgres::session::{Purpose, Session};
 use crate::postgres::slot::SlotError;
@@ -128,6 +129,11 @@ impl PostgresSource {
     /// Whether a directory is a cluster's whose server may be running: its files are no recovery point then.
     pub fn is_running_in(path: &Path) -> bool {
         path.join("PG_VERSION").is_file() && Door::may_run_in(path)
+    }
+
+    /// Whether a text is a place in a server's log, as servers write one.
+    pub fn is_position(text: &str) -> bool {
+        text.parse::<Lsn>().is_ok()
     }
 
     /// The directory with the programs of the newest version whose server is installed on this machine.

@@ -18,7 +18,7 @@ use crate::source::way::{self, Way, position_text};
 
 pub(super) fn restore(vault: &Unlocked, request: &RestoreRequest, cancel: &Cancel) -> Result<Restored, RestoreError> {
     let began = Instant::now();
-    let until = way::until(&request.target)?;
+    let until = way::until(&request.dataset, &request.target)?;
     let way = way::find(vault, &request.dataset, &request.target)?;
     let work_path = beside(&request.to, ".lifeboat-restore");
     prepare(&request.to, &work_path, request.in_place)?;

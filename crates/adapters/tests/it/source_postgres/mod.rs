@@ -1,6 +1,7 @@
 //! PostgreSQL: recovery points of a running cluster, and what comes back of them.
 
 mod faults;
+mod places;
 mod points;
 mod quorum;
 mod standbys;

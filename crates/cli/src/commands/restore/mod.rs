@@ -42,6 +42,12 @@ pub(crate) struct Args {
     /// This recovery point: as `lifeboat points` shows it, or the end of it
     #[arg(long, value_name = "ID")]
     point: Option<String>,
+    /// Of a PostgreSQL cluster: everything up to and including the record of its log that reaches this place (`pg_current_wal_lsn()`)
+    #[arg(long, value_name = "LSN", conflicts_with_all = ["at", "point", "path", "host"])]
+    position: Option<String>,
+    /// Of a PostgreSQL cluster: as it was at the restore point of this name (`pg_create_restore_point`)
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["at", "point", "path", "host", "position"])]
+    named: Option<String>,
     /// Only this path (relative to what was backed up); may be given several times
     #[arg(long, value_name = "PATH")]
     path: Vec<PathBuf>,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use lifeboat_adapters::source::PostgresSource;
 use lifeboat_core::plan::model::Archive;
 use lifeboat_core::plan::{DataSet, Service, Source};
 use lifeboat_core::runbook::Target;
@@ -40,6 +41,10 @@ pub(super) enum How {
 
 pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
     let at = args.at.as_deref().map(moment).transpose()?;
+    if let Some(place) = args.position.as_deref().filter(|place| !PostgresSource::is_position(place)) {
+        return Err(CommandError::usage(format!("`{place}` is no place in the log of a PostgreSQL server"))
+            .hint("write it as the server does: `select pg_current_wal_lsn()` answers one, such as 16/B374D848"));
+    }
     if args.vault.vault.as_deref().is_none_or(|vault| !is_address(vault))
         && let Some(loaded) = plan_file::load_if_any(ui)?
         && args.vault.vault.as_ref().is_none_or(|vault| loaded.plan.vaults.contains_key(vault))
@@ -68,6 +73,11 @@ pub(super) fn find(args: &Args, ui: &Ui) -> Result<Vec<Task>, CommandError> {
     }
     let how = match is_cluster {
         true if args.path.is_empty() => How::Postgres(target(args, &point, at)),
+        _ if place(args).is_some() => {
+            let kind = if is_streamed { "a SQLite database" } else { "files" };
+            door::show(&points.findings, ui);
+            return Err(no_places(&dataset, kind));
+        }
         false if is_streamed => How::Sqlite(target(args, &point, at)),
         _ => How::Files,
     };
@@ -95,11 +105,27 @@ fn mean_path(vault: &Unlocked, args: &Args, points: &[PointInfo], error: Command
 
 /// Up to where a database is brought back.
 fn target(args: &Args, point: &PointInfo, at: Option<Timestamp>) -> Target {
+    if let Some(place) = place(args) {
+        return place;
+    }
     match at {
         _ if args.point.is_some() || args.host.is_some() => Target::Point(point.id.clone()),
         Some(at) => Target::At(at.to_string()),
         None => Target::Newest,
     }
+}
+
+/// The place in a server's log that was asked for.
+fn place(args: &Args) -> Option<Target> {
+    let named = || args.named.clone().map(Target::Named);
+    args.position.clone().map(Target::Position).or_else(named)
+}
+
+fn no_places(dataset: &str, kind: &str) -> CommandError {
+    CommandError::usage(format!(
+        "`{dataset}` is {kind}: only the log of a PostgreSQL cluster has positions and named restore points"
+    ))
+    .hint("restore it to a time (--at), or from a recovery point (--point)")
 }
 
 fn how(args: &Args, dataset: &DataSet, point: &PointInfo, at: Option<Timestamp>) -> How {
@@ -250,6 +276,11 @@ fn of_plan(args: &Args, loaded: &Loaded, at: Option<Timestamp>, ui: &Ui) -> Resu
         return Err(CommandError::usage(format!("the plan has no data set or service `{name}`"))
             .hint("for what is not in the plan, give the vault's address with --vault URL"));
     };
+    if place(args).is_some() && !matches!(dataset.source, Source::Postgres { .. }) {
+        let kind =
+            if matches!(dataset.source, Source::Sqlite { .. }) { "a SQLite database" } else { "no PostgreSQL cluster" };
+        return Err(no_places(&dataset.name, kind));
+    }
     let found = best_vault(args, dataset, at, ui)?;
     let how = how(args, dataset, &found.point, at);
     let made = task(found.vault, found.point, args.to.clone(), how, found.findings);
@@ -263,10 +294,9 @@ fn service_at_one_moment(
     at: Option<Timestamp>,
     ui: &Ui,
 ) -> Result<Vec<Task>, CommandError> {
-    if args.point.is_some() || !args.path.is_empty() {
-        return Err(
-            CommandError::usage("--point and --path are for one data set").hint("a service is restored --at a time")
-        );
+    if args.point.is_some() || !args.path.is_empty() || place(args).is_some() {
+        return Err(CommandError::usage("--point, --position, --named and --path are for one data set")
+            .hint("a service is restored --at a time"));
     }
     let mut found = Vec::new();
     for (_, dataset) in service.datasets().filter(|(_, dataset)| !dataset.protect.is_empty()) {

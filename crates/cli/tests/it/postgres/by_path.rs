@@ -128,3 +128,24 @@ fn tablespaces_that_a_stopped_cluster_has_elsewhere_are_missed_aloud() {
     assert!(ran.err.contains("restored.tablespaces"), "{}", ran.screen());
     assert_eq!(rows(&Cluster::adopted(&to)), "1");
 }
+
+#[test]
+fn places_in_the_log_are_for_clusters_with_a_stream() {
+    let bench = Bench::new();
+    table(&bench.cluster);
+    bench.machine.write("work/notes/a.txt", "a");
+    bench.machine.line(&format!("backup --vault {} --as notes notes", bench.vault())).ends(0);
+    let out = bench.machine.at("out");
+    for place in ["--position 0/3000060", "--named before"] {
+        let ran = bench.restore(&out, &format!("{place} notes")).ends(2);
+        assert!(ran.err.contains("`notes` is files: only the log of a PostgreSQL cluster"), "{}", ran.screen());
+        assert!(ran.err.contains("--point"), "{}", ran.screen());
+    }
+    let ran = bench.restore(&out, "--position here notes").ends(2);
+    assert!(ran.err.contains("`here` is no place in the log"), "{}", ran.screen());
+    bench.point();
+    let to = bench.place_for("restored");
+    let ran = bench.restore(&to.display().to_string(), &format!("--named before {}", bench.data())).ends(1);
+    assert!(ran.err.contains("has no log in this vault, only recovery points"), "{}", ran.screen());
+    assert!(!to.exists());
+}

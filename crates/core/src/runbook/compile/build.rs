@@ -574,5 +574,7 @@ pub(super) fn said(target: &Target) -> String {
         Target::Newest => "newest recovery point and log".into(),
         Target::At(time) => format!("last state at or before {time}"),
         Target::Point(id) => format!("recovery point {id}"),
+        Target::Position(place) => format!("log up to {place}"),
+        Target::Named(name) => format!("restore point `{name}`"),
     }
 }

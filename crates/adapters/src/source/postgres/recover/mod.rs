@@ -3,6 +3,9 @@
 //! Invariant: recovery has an explicit target, stops there and waits; only when the server says that it is at the target is it promoted. A
 //! gap, damage or anything unread ends it with an error, and nothing stands under the cluster's name.
 
+mod place;
+mod scan;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -85,6 +88,29 @@ pub(super) enum RecoverError {
     Outgrown,
     #[error("recovery stopped at {at}, before its target {target}")]
     Short { at: Lsn, target: Lsn },
+    #[error("`{text}` is no place in a write-ahead log: one looks like 16/B374D848")]
+    Place { text: String },
+    #[error(
+        "`{dataset}` has no log in this vault, only recovery points; restore one of them (--point), or as of a time (--at)"
+    )]
+    NoLog { dataset: String },
+    #[error(
+        "{place} lies in no log that this vault holds of `{dataset}`: it can be restored to any place from {ranges}"
+    )]
+    NoPlace { place: Lsn, dataset: String, ranges: String },
+    #[error(
+        "the record that reaches {place} is not whole in the log, which ends with {at}; restore to that place (--position {at})"
+    )]
+    NotWhole { place: Lsn, at: Lsn },
+    #[error(
+        "no restore point `{name}` is in the log that this vault holds of `{dataset}`, from {ranges}; see how it was named, or restore to a \
+         position (--position) or a time (--at)"
+    )]
+    NoName { name: String, dataset: String, ranges: String },
+    #[error("`{name}` names several restore points; restore to the position of one of them (--position): {places}")]
+    Ambiguous { name: String, places: String },
+    #[error("the log is damaged: {said}; restore to a time before it, or from another vault")]
+    Unreadable { said: String },
     #[error("interrupted; run it again")]
     Cancelled,
 }
@@ -116,6 +142,8 @@ enum Goal {
     Record(Lsn),
     /// With the last transaction committed by then.
     Moment(Timestamp),
+    /// Before the first record that begins there or later: with the one that reaches the place.
+    UpTo(Lsn),
 }
 
 /// What is called of PostgreSQL's own programs.
@@ -131,7 +159,7 @@ pub(super) fn restore(
     cancel: &Cancel,
 ) -> Result<Restored, RecoverError> {
     let began = Instant::now();
-    let way = find(vault, request)?;
+    let (way, place) = find(vault, request, cancel)?;
     let tree = Tree::open(vault, &way.base)?;
     let facts = tree.facts()?;
     let which = Which { system: facts.system()?, timeline: facts.timeline, segments: facts.segments()? };
@@ -142,6 +170,7 @@ pub(super) fn restore(
     let (way_found, work_path) = (&way, &work.path);
     let recovering = Recovering {
         vault,
+        place,
         way: way_found,
         facts: &facts,
         which,
@@ -168,13 +197,26 @@ pub(super) fn restore(
     })
 }
 
-/// The way to the target. Of a point in a stream, the log is needed up to where its files are a database.
-fn find(vault: &Unlocked, request: &RestoreRequest) -> Result<Way, RecoverError> {
+/// The way to the target, and where it stops if a place was named. Of a point in a stream, the log is needed up to where its files are a
+/// database.
+fn find(vault: &Unlocked, request: &RestoreRequest, cancel: &Cancel) -> Result<(Way, Option<Goal>), RecoverError> {
+    let search = place::Search { vault, dataset: &request.dataset, to: &request.to, cancel };
+    let found = match &request.target {
+        Target::Position(text) => {
+            let place = text.parse().map_err(|_| RecoverError::Place { text: text.clone() })?;
+            Some(search.position(place)?)
+        }
+        Target::Named(name) => Some(search.named(name)?),
+        _ => None,
+    };
+    if let Some((way, goal)) = found {
+        return Ok((way, Some(goal)));
+    }
     let mut way = way::find_beyond(vault, &request.dataset, &request.target)?;
     if let (Target::Point(_), Some(position)) = (&request.target, way.base.position.clone()) {
         way.pieces = way::onward(vault, &request.dataset, &position, way.base.taken_at)?.pieces;
     }
-    Ok(way)
+    Ok((way, None))
 }
 
 /// The directory that is worked in: under another name until it is a database.
@@ -223,6 +265,8 @@ struct Outcome {
 
 struct Recovering<'a> {
     vault: &'a Unlocked,
+    /// Where it stops, if a place in the log was named.
+    place: Option<Goal>,
     way: &'a Way,
     facts: &'a Facts,
     which: Which,
@@ -239,12 +283,9 @@ impl Recovering<'_> {
         if !self.facts.is_whole && end.is_none_or(|end| end < stop) {
             return Err(RecoverError::TooShort { reaches: end.unwrap_or(self.facts.start()?), stop });
         }
-        let until = way::until(&request.target)?;
-        let goal = match (until, end) {
-            (_, None) => Goal::Consistent,
-            _ if matches!(request.target, Target::Point(_)) => Goal::Consistent,
-            (Some(until), Some(_)) if until < self.way.reaches => Goal::Moment(until),
-            (_, Some(end)) => Goal::Record(self.last_record(end)?),
+        let goal = match self.place {
+            Some(goal) => goal,
+            None => self.goal(request, end)?,
         };
         match self.attempt(goal) {
             // Nothing was committed between the moment and the end of the log: so the end is the moment's state.
@@ -252,8 +293,27 @@ impl Recovering<'_> {
                 let end = end.unwrap_or(stop);
                 self.attempt(Goal::Record(self.last_record(end)?))
             }
+            // No record begins there or later: so the end of the log is the place.
+            Err(RecoverError::Server(error)) if ended_before_target(&error) => {
+                let (Goal::UpTo(place), Some(end)) = (goal, end) else { return Err(error.into()) };
+                let outcome = self.attempt(Goal::Record(self.last_record(end)?))?;
+                if outcome.reached < place {
+                    return Err(RecoverError::NotWhole { place, at: outcome.reached });
+                }
+                Ok(outcome)
+            }
             outcome => outcome,
         }
+    }
+
+    fn goal(&self, request: &RestoreRequest, end: Option<Lsn>) -> Result<Goal, RecoverError> {
+        let until = way::until(&request.dataset, &request.target)?;
+        Ok(match (until, end) {
+            (_, None) => Goal::Consistent,
+            _ if matches!(request.target, Target::Point(_)) => Goal::Consistent,
+            (Some(until), Some(_)) if until < self.way.reaches => Goal::Moment(until),
+            (_, Some(end)) => Goal::Record(self.last_record(end)?),
+        })
     }
 
     fn attempt(&self, goal: Goal) -> Result<Outcome, RecoverError> {
@@ -289,11 +349,16 @@ impl Recovering<'_> {
             // A copy must never write into the archive of what it is a copy of.
             ("archive_mode", "off".to_owned()),
         ];
-        settings.push(match goal {
+        let target = match goal {
             Goal::Consistent => ("recovery_target", "immediate".to_owned()),
             Goal::Record(at) => ("recovery_target_lsn", at.to_string()),
             Goal::Moment(at) => ("recovery_target_time", moment_text(at)),
-        });
+            Goal::UpTo(place) => {
+                settings.push(("recovery_target_inclusive", "off".to_owned()));
+                ("recovery_target_lsn", place.to_string())
+            }
+        };
+        settings.push(target);
         settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
@@ -330,6 +395,8 @@ impl Recovering<'_> {
                 .await?;
             let reached: Lsn = row.get(0).and_then(|text| text.parse().ok()).unwrap_or(Lsn(0));
             let last_commit = row.get(1).map(|at| format!(" with the last transaction of {at} UTC")).unwrap_or_default();
+            let committed = row.get(1).and_then(|at| at.parse::<jiff::civil::DateTime>().ok());
+            let committed = committed.and_then(|at| at.to_zoned(jiff::tz::TimeZone::UTC).ok()).map(|at| at.timestamp());
             match goal {
                 Goal::Record(target) if reached < target => return Err(RecoverError::Short { at: reached, target }),
                 _ => {}
@@ -345,7 +412,9 @@ impl Recovering<'_> {
             let as_of = match goal {
                 Goal::Moment(at) => at,
                 Goal::Consistent => self.way.base.taken_at,
-                Goal::Record(_) => self.way.reaches,
+                // Of what was committed after the last piece before the place, only the server knows.
+                _ if self.place.is_some() => committed.map_or(self.way.reaches, |at| at.max(self.way.reaches)),
+                Goal::Record(_) | Goal::UpTo(_) => self.way.reaches,
             };
             let count = self.facts.databases.len();
             let verified = format!(
