@@ -17,7 +17,7 @@ use crate::plan_file;
 use crate::ui::Ui;
 
 /// Which vault.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct VaultArgs {
     /// The vault: a directory, s3://bucket/prefix (or gs:, az:), or a vault's name in the plan
     #[arg(long, value_name = "URL")]

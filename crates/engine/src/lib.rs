@@ -14,3 +14,4 @@ pub mod protect;
 pub mod recovery;
 pub mod traffic;
 pub mod vaults;
+pub mod verify;

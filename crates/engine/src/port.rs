@@ -17,6 +17,8 @@ use lifeboat_core::runbook::{InstanceSpec, Target, VolumeSpec};
 use lifeboat_vault::files::Progress;
 use lifeboat_vault::{HostVault, PointInfo, Unlocked};
 
+use crate::verify::{Verification, VerifyRequest};
+
 /// Why a port's verb failed. `may_pass` says whether trying again can help.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -367,6 +369,16 @@ pub trait Restorer: Send + Sync {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Restored, PortError>;
+
+    /// Brings it back into a scratch directory, looks at all that can be looked at there, and says what it found. An error: it could not
+    /// be done, which says nothing of the data.
+    fn verify(
+        &self,
+        vault: &Unlocked,
+        request: &VerifyRequest,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Verification, PortError>;
 
     /// Begins, or goes on, to follow the vault into `to`, which no other program may have open.
     fn follow(&self, vault: &Unlocked, request: &FollowRequest) -> Result<Box<dyn Standby>, PortError>;

@@ -48,6 +48,10 @@ impl Row {
         self.buffer.get(self.values.get(column)?.clone()?)
     }
 
+    pub(crate) fn columns(&self) -> usize {
+        self.values.len()
+    }
+
     fn read(body: &DataRowBody) -> io::Result<Row> {
         let values = body.ranges().collect()?;
         Ok(Row { values, buffer: body.buffer_bytes().clone() })

@@ -14,6 +14,7 @@ use lifeboat_engine::port::{
     Applied, Cancel, FollowRequest, NamedVault, PointRequest, PointTaken, PortError, RestoreRequest, Restored,
     Restorer, Source, Standby, StreamRequest, Streaming,
 };
+use lifeboat_engine::verify::{Check, Outcome, Verification, VerifyRequest, said_by_vault};
 use lifeboat_vault::files::{
     BackupError, BackupOptions, ExcludeError, Excludes, Progress, RestoreError, RestoreOptions, backup_tree,
     restore_tree,
@@ -70,6 +71,16 @@ impl FilesError {
             FilesError::Backup(error) => !matches!(error, BackupError::Root { .. } | BackupError::NoRoots),
             FilesError::NoPoint { .. } => true,
             _ => false,
+        }
+    }
+
+    /// What it says of what is stored; nothing where the storage or this host failed.
+    fn said(&self) -> Option<Outcome> {
+        match self {
+            FilesError::Vault(error) => said_by_vault(error),
+            FilesError::Restore(error) => super::said_by_files(error),
+            FilesError::NotATree { .. } => Some(Outcome::Damaged),
+            _ => None,
         }
     }
 
@@ -218,6 +229,43 @@ impl Restorer for FilesSource {
             verified: restored.verified.then(|| "every chunk matched its signed id, every file its length".to_owned()),
             notes: restored.notes.iter().map(|note| format!("{}: {}", note.path.display(), note.what)).collect(),
         })
+    }
+
+    fn verify(
+        &self,
+        vault: &Unlocked,
+        request: &VerifyRequest,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Verification, PortError> {
+        let began = Instant::now();
+        let failed = |error: FilesError| {
+            port_error(&format!("`{}` could not be verified", request.dataset), error.may_pass(), error)
+        };
+        if !request.queries.is_empty() {
+            return Err(PortError::new(format!("`{}` is files, which answer no queries", request.dataset)));
+        }
+        let point = choose(vault, &request.dataset, &request.target).map_err(failed)?;
+        let restored = bring(vault, &point, &request.scratch.join("data"), false, progress, cancel);
+        let is_back = restored.is_ok();
+        let (outcome, what) = match restored {
+            Ok(restored) if restored.verified => {
+                let count = restored.files;
+                (
+                    Outcome::Passed,
+                    format!("{count} brought back, every chunk matched its signed id, every file its length"),
+                )
+            }
+            Ok(_) => (Outcome::NotDone, "not every file could be held against its length".to_owned()),
+            Err(error) => match error.said() {
+                Some(outcome) => (outcome, super::in_full(&error)),
+                None => return Err(failed(error)),
+            },
+        };
+        let seconds = began.elapsed().as_secs_f64();
+        let checks = vec![Check { check: "files".to_owned(), outcome, what, seconds }];
+        let as_of = is_back.then_some(point.taken_at);
+        Ok(Verification { point, as_of, position: None, checks, notes: Vec::new(), seconds })
     }
 
     fn follow(&self, vault: &Unlocked, request: &FollowRequest) -> Result<Box<dyn Standby>, PortError> {

@@ -25,7 +25,7 @@ pub fn restorer_for(source: &plan::Source) -> Result<Arc<dyn Restorer>, PortErro
     match source {
         plan::Source::Files { exclude, .. } => Ok(Arc::new(files(Path::new(""), exclude, None)?)),
         plan::Source::Sqlite { .. } => Ok(Arc::new(SqliteSource::new("", ""))),
-        plan::Source::Postgres { .. } => Ok(Arc::new(PostgresSource::new("", None, ""))),
+        plan::Source::Postgres { service, .. } => Ok(Arc::new(PostgresSource::new("", service.clone(), ""))),
         other => Err(unknown(other)),
     }
 }

@@ -6,6 +6,7 @@ mod ahead;
 mod files;
 mod kinds;
 pub(crate) mod postgres;
+mod scratch;
 pub(crate) mod sqlite;
 mod way;
 
@@ -16,11 +17,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use lifeboat_engine::port::PortError;
-use lifeboat_vault::files::Metadata;
+use lifeboat_engine::verify::{Outcome, said_by_vault};
+use lifeboat_vault::files::{Metadata, RestoreError, TreeError};
 
 pub use files::FilesSource;
 pub use kinds::{restorer_for, source_for};
 pub use postgres::PostgresSource;
+pub use scratch::Scratch;
 pub use sqlite::SqliteSource;
 
 /// A data set that lies beside its own name until it is promoted, and under which name.
@@ -31,6 +34,24 @@ fn has_standby(path: &Path) -> bool {
     let mut work = path.as_os_str().to_owned();
     work.push(STANDBY_SUFFIX);
     Path::new(&work).try_exists().unwrap_or(true)
+}
+
+/// What an error in reading a tree says of what is stored.
+fn said_by_tree(error: &TreeError) -> Option<Outcome> {
+    match error {
+        TreeError::Chunk(source) => said_by_vault(source),
+        TreeError::Damaged { .. } | TreeError::Undecodable(_) | TreeError::UnsafeName { .. } => Some(Outcome::Damaged),
+        _ => None,
+    }
+}
+
+/// What an error in bringing files back says of what is stored.
+fn said_by_files(error: &RestoreError) -> Option<Outcome> {
+    match error {
+        RestoreError::Tree(source) => said_by_tree(source),
+        RestoreError::Chunk { source, .. } | RestoreError::Vault { source, .. } => said_by_vault(source),
+        _ => None,
+    }
 }
 
 /// An error with its causes, in one line.

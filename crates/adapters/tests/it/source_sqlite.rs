@@ -576,3 +576,58 @@ fn a_database_that_is_replaced_is_followed_with_a_full_snapshot() {
     restore_to(&world.unlocked(), root, &to, Target::Newest, false);
     assert_eq!(counter(&to), 7);
 }
+
+#[test]
+fn a_database_is_verified_by_its_own_check_and_by_what_it_answers() {
+    use lifeboat_engine::verify::{Outcome, VerifyRequest};
+    use lifeboat_vault::Badge;
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let world = VaultWorld::new(root, "near");
+    let database = create(root, WAL);
+    let stream = start(root, &[world.named()], 1);
+    await_durable(&*stream, "near", Timestamp::now());
+    for n in 1..=20 {
+        commit(&database, n, 2000);
+        await_durable(&*stream, "near", Timestamp::now());
+    }
+    stream.stop();
+    drop(stream);
+    let verify = |queries: &[&str]| {
+        let scratch = tempfile::tempdir().unwrap();
+        let request = VerifyRequest {
+            dataset: DATASET.into(),
+            target: Target::Newest,
+            scratch: scratch.path().to_owned(),
+            queries: queries.iter().map(|query| (*query).to_owned()).collect(),
+            database: None,
+        };
+        source(root).verify(&world.unlocked(), &request, &(), &Cancel::default()).unwrap()
+    };
+    let found = verify(&["select n = 20 from counter", "select count(*) from t"]);
+    assert_eq!((found.badge(), found.checks.len()), (Some(Badge::Verified), 3), "{found:#?}");
+    for wrong in [
+        "select n = 21 from counter",
+        "select n from nothing",
+        "select id from t",
+        "select id from t where false",
+        "select 1, 1",
+        "select null",
+        "delete from t returning 1",
+    ] {
+        let found = verify(&[wrong]);
+        assert_eq!(found.badge(), Some(Badge::Suspect), "{wrong}: {found:#?}");
+    }
+    // A hole in the log.
+    let logs: Vec<String> = world.storage.list("log/").unwrap().into_iter().map(|object| object.key).collect();
+    world.storage.delete(&logs[logs.len() / 2]).unwrap();
+    let found = verify(&[]);
+    assert_eq!((found.badge(), found.checks[0].outcome), (Some(Badge::Suspect), Outcome::Failed), "{found:#?}");
+    for object in world.storage.list("pack/").unwrap() {
+        world.storage.delete(&object.key).unwrap();
+    }
+    for object in world.storage.list("log/").unwrap() {
+        world.storage.delete(&object.key).unwrap();
+    }
+    assert_ne!(verify(&[]).badge(), Some(Badge::Verified));
+}

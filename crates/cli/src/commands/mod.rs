@@ -25,6 +25,7 @@ mod status;
 mod supervise;
 mod up;
 mod vault;
+mod verify;
 
 use crate::error::{CommandError, Exit};
 use crate::ui::Ui;
@@ -40,6 +41,7 @@ pub(crate) enum Command {
     Backup(backup::Args),
     Points(points::Args),
     Restore(restore::Args),
+    Verify(verify::Args),
     Find(look::find::Args),
     Diff(look::diff::Args),
     Cat(look::cat::Args),
@@ -74,6 +76,7 @@ pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
         Command::Backup(args) => backup::run(args, ui),
         Command::Points(args) => points::run(args, ui),
         Command::Restore(args) => restore::run(args, ui),
+        Command::Verify(args) => verify::run(args, ui),
         Command::Find(args) => look::find::run(args, ui),
         Command::Diff(args) => look::diff::run(args, ui),
         Command::Cat(args) => look::cat::run(args, ui),

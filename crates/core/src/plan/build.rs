@@ -393,9 +393,10 @@ fn dataset(name: &str, table: Reader<'_>) -> Option<DataSet> {
         protect: table.tables("protect").into_iter().filter_map(protect).collect(),
         sync_copies: table.value("sync-copies").map(|_| table.count_or("sync-copies", 1)),
         replica: table.0.optional("replica", replica)?,
-        verify: table
-            .0
-            .optional("verify", |table| Some(Verify { every: table.schedule()?, queries: table.texts("queries") }))?,
+        verify: table.0.optional("verify", |table| {
+            let (queries, database) = (table.texts("queries"), table.text("database"));
+            Some(Verify { every: table.schedule()?, queries, database })
+        })?,
         rebuild: table.value("rebuild").map(|_| table.texts("rebuild")),
     })
 }

@@ -28,6 +28,21 @@ pub struct Plan {
     pub prerequisites: BTreeMap<Name, Prerequisite>,
 }
 
+impl Plan {
+    /// Who can bring a data set back by itself, to verify it: where its key lies, and in which file. Keys that are made for it come first.
+    pub fn verifiers<'a>(&'a self, dataset: &'a DataSet) -> impl Iterator<Item = (&'a Name, &'a str)> {
+        let of = move |purpose: KeyPurpose| {
+            let opens = move |holder: &&KeyHolder| holder.purpose == purpose && holder.datasets.contains(&dataset.name);
+            self.keys.holders.iter().filter(opens)
+        };
+        let holders = [KeyPurpose::Verify, KeyPurpose::Drill, KeyPurpose::Standby].into_iter().flat_map(of);
+        holders.filter_map(|holder| match &holder.identity {
+            Some(Secret::File(path)) => Some((&holder.held_at, path.as_str())),
+            _ => None,
+        })
+    }
+}
+
 /// Scenarios that every plan has, whether it describes them or not.
 pub const BUILT_IN_SCENARIOS: [(&str, &str); 7] = [
     ("instance-lost", "one instance or its host is gone"),
@@ -482,6 +497,9 @@ impl CommitMode {
 pub struct Verify {
     pub every: Schedule,
     pub queries: Vec<String>,
+    /// In which of a server's databases the queries are asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -42,6 +42,9 @@ impl Signal {
     }
 }
 
+/// Looks at what was laid down.
+pub(super) type Look<'a> = &'a mut dyn FnMut(&Path) -> Result<(), RecoverError>;
+
 /// What was done.
 pub(super) struct Laid {
     pub(super) files: u64,
@@ -84,11 +87,25 @@ impl Tree {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Laid, RecoverError> {
+        self.lay_looking(data, to, facts, (signal, &mut |_| Ok(())), progress, cancel)
+    }
+
+    /// As `lay`; what is laid down is looked at when it is still as the source's server sent it, with nothing in it made ready.
+    pub(super) fn lay_looking(
+        &self,
+        data: &Path,
+        to: &Path,
+        facts: &Facts,
+        (signal, look): (Signal, Look<'_>),
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Laid, RecoverError> {
         let in_place = data.exists();
         tablespaces::gather(data, to)?;
         let options = RestoreOptions { in_place, delete_extra: in_place, ..RestoreOptions::default() };
         let restored = restore_tree(&self.source, &self.root, data, &options, progress, cancel.flag());
         let restored = restored.map_err(RecoverError::Files)?;
+        look(data)?;
         make_ready(data, facts, signal)?;
         let mut notes = tablespaces::spread(data, to)?;
         notes.extend(restored.notes.iter().map(|note| format!("{}: {}", note.path.display(), note.what)));

@@ -40,6 +40,7 @@ use lifeboat_engine::port::{
     Cancel, FollowRequest, NamedVault, PointRequest, PointTaken, PortError, RestoreRequest, Restored, Restorer, Source,
     Standby, StreamRequest, Streaming,
 };
+use lifeboat_engine::verify::{Verification, VerifyRequest};
 use lifeboat_vault::files::Progress;
 use lifeboat_vault::{SnapshotDraft, Unlocked, VaultError};
 
@@ -146,6 +147,13 @@ impl PostgresSource {
             Some(service) => Door::service(service, &|name| std::env::var(name).ok()),
             None => Door::running_in(&self.path),
         }
+    }
+
+    /// The database that its service names, where this host knows the service; else the one that every cluster has.
+    fn database(&self) -> String {
+        let service =
+            self.service.as_ref().and_then(|service| Door::service(service, &|name| std::env::var(name).ok()).ok());
+        service.map_or_else(|| "postgres".to_owned(), |door| door.database().to_owned())
     }
 
     /// Where this host remembers the pages of the cluster's relations, as this vault has them.
@@ -381,6 +389,19 @@ impl Restorer for PostgresSource {
     ) -> Result<Restored, PortError> {
         recover::restore(vault, request, progress, cancel)
             .map_err(|error| port_error(&format!("`{}` was not restored", request.dataset), error.may_pass(), error))
+    }
+
+    fn verify(
+        &self,
+        vault: &Unlocked,
+        request: &VerifyRequest,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Verification, PortError> {
+        let database = request.database.clone().unwrap_or_else(|| self.database());
+        recover::verify(vault, request, &database, progress, cancel).map_err(|error| {
+            port_error(&format!("`{}` could not be verified", request.dataset), error.may_pass(), error)
+        })
     }
 
     fn follow(&self, vault: &Unlocked, request: &FollowRequest) -> Result<Box<dyn Standby>, PortError> {

@@ -157,15 +157,20 @@ pub(super) fn verify(path: &Path, check: Check) -> Result<&'static str, RestoreE
             ("pragma quick_check(5)", "every page matched its signed id, and SQLite's quick check found nothing")
         }
     };
-    let uri = format!("file:{}?immutable=1", percent_encode(path));
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let database = Connection::open_with_flags(uri, flags).map_err(RestoreError::Check)?;
+    let database = open_to_read(path)?;
     let mut statement = database.prepare(pragma).map_err(RestoreError::Check)?;
     let findings = statement
         .query_map([], |row| row.get::<_, String>(0))
         .and_then(|rows| rows.collect::<Result<Vec<_>, _>>())
         .map_err(RestoreError::Check)?;
     if findings == ["ok"] { Ok(told) } else { Err(RestoreError::Unsound { finding: findings.join("; ") }) }
+}
+
+/// Opens a finished file that nobody writes to.
+pub(super) fn open_to_read(path: &Path) -> Result<Connection, RestoreError> {
+    let uri = format!("file:{}?immutable=1", percent_encode(path));
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(uri, flags).map_err(RestoreError::Check)
 }
 
 fn percent_encode(path: &Path) -> String {

@@ -26,6 +26,7 @@ mod restore;
 mod resume;
 mod standby;
 mod stream;
+mod validate;
 mod wal;
 
 use std::fs::{self, File};
@@ -38,6 +39,7 @@ use lifeboat_engine::port::{
     Cancel, FollowRequest, NamedVault, PointRequest, PointTaken, PortError, RestoreRequest, Restored, Restorer, Source,
     Standby, StreamRequest, Streaming,
 };
+use lifeboat_engine::verify::{Verification, VerifyRequest};
 use lifeboat_vault::Unlocked;
 use lifeboat_vault::files::Progress;
 
@@ -156,6 +158,18 @@ impl Restorer for SqliteSource {
     ) -> Result<Restored, PortError> {
         restore::restore(vault, request, cancel)
             .map_err(|error| port_error(&format!("`{}` was not restored", request.dataset), error.may_pass(), error))
+    }
+
+    fn verify(
+        &self,
+        vault: &Unlocked,
+        request: &VerifyRequest,
+        _progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Verification, PortError> {
+        validate::verify(vault, request, cancel).map_err(|error| {
+            port_error(&format!("`{}` could not be verified", request.dataset), error.may_pass(), error)
+        })
     }
 
     fn follow(&self, vault: &Unlocked, request: &FollowRequest) -> Result<Box<dyn Standby>, PortError> {

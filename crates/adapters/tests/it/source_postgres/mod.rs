@@ -6,6 +6,7 @@ mod points;
 mod quorum;
 mod standbys;
 mod streams;
+mod verified;
 
 use std::path::{Path, PathBuf};
 

@@ -65,6 +65,39 @@ pub(crate) struct Args {
     yes: bool,
 }
 
+/// What is to be brought back only to be looked at.
+#[derive(Debug, Clone)]
+pub(crate) struct ToVerify {
+    pub(crate) what: Option<String>,
+    pub(crate) vault: VaultArgs,
+    pub(crate) witness: WitnessArgs,
+    pub(crate) key: Vec<PathBuf>,
+    pub(crate) at: Option<String>,
+    pub(crate) point: Option<String>,
+}
+
+/// As a restore finds it: what is verified is what would be restored.
+pub(crate) fn find_to_verify(wanted: ToVerify, ui: &Ui) -> Result<Vec<which::Task>, CommandError> {
+    let ToVerify { what, vault, witness, key, at, point } = wanted;
+    let args = Args {
+        what,
+        vault,
+        witness,
+        key,
+        to: PathBuf::new(),
+        at,
+        point,
+        position: None,
+        named: None,
+        path: Vec::new(),
+        host: None,
+        in_place: false,
+        delete_extra: false,
+        yes: false,
+    };
+    which::find(&args, ui)
+}
+
 #[derive(Serialize)]
 struct Report {
     point: String,

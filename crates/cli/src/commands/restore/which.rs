@@ -19,19 +19,19 @@ use crate::ui::Ui;
 
 /// One data set's part of a restore.
 #[derive(Debug)]
-pub(super) struct Task {
-    pub(super) vault: Unlocked,
-    pub(super) point: PointInfo,
+pub(crate) struct Task {
+    pub(crate) vault: Unlocked,
+    pub(crate) point: PointInfo,
     pub(super) to: PathBuf,
-    pub(super) how: How,
-    pub(super) findings: Vec<Finding>,
+    pub(crate) how: How,
+    pub(crate) findings: Vec<Finding>,
     /// How what is archived is thawed, by the plan.
-    pub(super) archive: Option<Archive>,
+    pub(crate) archive: Option<Archive>,
 }
 
 /// What a recovery point is of, and how its data set comes back.
 #[derive(Debug, Clone)]
-pub(super) enum How {
+pub(crate) enum How {
     Files,
     /// A database: the point, and where there is one the log that goes on from it, up to a moment.
     Sqlite(Target),

@@ -3,6 +3,7 @@
 mod by_path;
 mod planned;
 mod refused;
+mod verify;
 
 use std::path::PathBuf;
 

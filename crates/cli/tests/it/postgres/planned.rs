@@ -56,7 +56,7 @@ protect = [{{ to = "main", base = {{ every = "1d", keep = {{ last = 7 }} }}, log
     )
 }
 
-fn planned(machine: &Machine, source: &str) {
+pub(super) fn planned(machine: &Machine, source: &str) {
     for key in ["owner.key", "paper.key"] {
         machine.line(&format!("key new -o {key}")).ends(0);
     }

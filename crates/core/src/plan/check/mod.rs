@@ -11,6 +11,7 @@ mod places;
 mod protection;
 mod recovery;
 mod templates;
+mod verification;
 mod version;
 
 pub use fences::{FenceOutlook, fence_outlook, scenarios};
@@ -36,6 +37,7 @@ pub(super) fn check(plan: &Plan, tree: &syntax::Table) -> Vec<Diagnostic> {
         recovery::check,
         fences::check,
         objectives::check,
+        verification::check,
         version::check,
     ] {
         part(&mut checker);

@@ -187,4 +187,32 @@ pub(super) const ALL: &[Explanation] = &[
         "sync-copies = 2\nprotect = [{ to = \"far\", base = { every = \"1d\" }, log = \"stream\", mode = \"sync-required\" }]",
         "sync-copies = 1\nprotect = [{ to = \"far\", base = { every = \"1d\" }, log = \"stream\", mode = \"sync-required\" }]",
     ),
+    explanation(
+        "P0327",
+        "queries of what answers none",
+        "A verification asks a restored database the plan's own questions. Files have nobody who could answer; they are verified by reading every part of them.",
+        "files = { path = \"/srv/uploads\" }\nverify = { every = \"1w\", queries = [\"select count(*) > 0 from orders\"] }",
+        "files = { path = \"/srv/uploads\" }\nverify = { every = \"1w\" }",
+    ),
+    explanation(
+        "P0328",
+        "a database to ask in that there cannot be",
+        "A server has several databases, and `verify.database` says in which one the queries are asked. A file of SQLite is one database; names are of at most 63 bytes; and a database without queries is never asked.",
+        "sqlite = { path = \"shop/shop.db\" }\nverify = { every = \"1w\", database = \"shop\", queries = [\"select 1\"] }",
+        "postgres = { path = \"/var/lib/postgresql/15/main\" }\nverify = { every = \"1w\", database = \"shop\", queries = [\"select count(*) > 0 from orders\"] }",
+    ),
+    explanation(
+        "P0329",
+        "a verification of nothing",
+        "What is verified is a recovery point. Where none is taken, the verification would be overdue for ever.",
+        "verify = { every = \"1w\" }",
+        "protect = [{ to = \"far\", every = \"1d\" }]\nverify = { every = \"1w\" }",
+    ),
+    explanation(
+        "P0330",
+        "nobody can verify it",
+        "`verify.every` is carried out by `lifeboat protect` at a site that holds a private key for the data set, in a file that the plan names: one for verification, or one for drills or a standby. A person can run `lifeboat verify` with any key.",
+        "verify = { every = \"1w\" }",
+        "[key]\nverify = { recipient = \"age1…\", held-at = \"south\", datasets = [\"orders\"], identity = { file = \"/etc/lifeboat/verify.key\" } }",
+    ),
 ];

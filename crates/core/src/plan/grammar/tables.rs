@@ -542,7 +542,16 @@ static VERIFY: Table = Table {
     keys: &[
         optional("every", DURATION, "Every so long."),
         optional("cron", CRON, "At these times (UTC)."),
-        optional("queries", Type::List { of: &PLAIN, may_be_empty: true }, "SQL that must answer with something true."),
+        optional(
+            "queries",
+            Type::List { of: &PLAIN, may_be_empty: true },
+            "SQL; each must answer with one row that has one true value.",
+        ),
+        optional(
+            "database",
+            PLAIN,
+            "In which of the server's databases they are asked [default: the one that `service` names, else `postgres`].",
+        ),
     ],
     choices: &[WHEN],
 };

@@ -5,6 +5,8 @@
 
 mod place;
 mod scan;
+mod tool;
+mod validate;
 
 use std::fs;
 use std::io;
@@ -28,6 +30,9 @@ use crate::postgres::programs::{Programs, ProgramsError};
 use crate::postgres::server::{Awaited, Server, ServerError, Start, Stop, end_left_behind};
 use crate::postgres::session::{Purpose, Session};
 use crate::source::way::{self, ChainError, Way, position_text};
+
+use self::validate::Looker;
+pub(super) use self::validate::verify;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RecoverError {
@@ -178,8 +183,9 @@ pub(super) fn restore(
         work: work_path,
         runtime,
         cancel,
+        looker: None,
     };
-    let outcome = recovering.run(request)?;
+    let outcome = recovering.run(&request.dataset, &request.target)?;
     work.finish()?;
     let position =
         way.base.position.as_ref().map(|position| Position { counter: outcome.reached.0, ..position.clone() });
@@ -213,8 +219,10 @@ fn find(vault: &Unlocked, request: &RestoreRequest, cancel: &Cancel) -> Result<(
         return Ok((way, Some(goal)));
     }
     let mut way = way::find_beyond(vault, &request.dataset, &request.target)?;
-    if let (Target::Point(_), Some(position)) = (&request.target, way.base.position.clone()) {
-        way.pieces = way::onward(vault, &request.dataset, &position, way.base.taken_at)?.pieces;
+    if matches!(request.target, Target::Point(_)) && way.base.position.is_some() {
+        // What is wrong with the log after that does not matter.
+        let stop = Tree::open(vault, &way.base)?.facts()?.stop()?;
+        way.pieces = way::from_base(vault, &request.dataset, way.base.clone(), Some(stop.0))?.pieces;
     }
     Ok((way, None))
 }
@@ -274,10 +282,12 @@ struct Recovering<'a> {
     work: &'a Path,
     runtime: tokio::runtime::Runtime,
     cancel: &'a Cancel,
+    /// Looks closely, where that is the purpose of it all.
+    looker: Option<&'a Looker<'a>>,
 }
 
 impl Recovering<'_> {
-    fn run(&self, request: &RestoreRequest) -> Result<Outcome, RecoverError> {
+    fn run(&self, dataset: &str, target: &Target) -> Result<Outcome, RecoverError> {
         let stop = self.facts.stop()?;
         let end = self.way.pieces.last().map(|entry| Lsn(entry.last));
         if !self.facts.is_whole && end.is_none_or(|end| end < stop) {
@@ -285,7 +295,7 @@ impl Recovering<'_> {
         }
         let goal = match self.place {
             Some(goal) => goal,
-            None => self.goal(request, end)?,
+            None => self.goal((dataset, target), end)?,
         };
         match self.attempt(goal) {
             // Nothing was committed between the moment and the end of the log: so the end is the moment's state.
@@ -306,11 +316,11 @@ impl Recovering<'_> {
         }
     }
 
-    fn goal(&self, request: &RestoreRequest, end: Option<Lsn>) -> Result<Goal, RecoverError> {
-        let until = way::until(&request.dataset, &request.target)?;
+    fn goal(&self, (dataset, target): (&str, &Target), end: Option<Lsn>) -> Result<Goal, RecoverError> {
+        let until = way::until(dataset, target)?;
         Ok(match (until, end) {
             (_, None) => Goal::Consistent,
-            _ if matches!(request.target, Target::Point(_)) => Goal::Consistent,
+            _ if matches!(target, Target::Point(_)) => Goal::Consistent,
             (Some(until), Some(_)) if until < self.way.reaches => Goal::Moment(until),
             (_, Some(end)) => Goal::Record(self.last_record(end)?),
         })
@@ -323,9 +333,11 @@ impl Recovering<'_> {
         // The log is fetched while the server starts and replays; whoever fails first ends the other.
         let fetching = Cancel::default();
         std::thread::scope(|scope| {
-            let filling = scope.spawn(|| match self.way.pieces.is_empty() {
+            let (vault, which, pieces) = (self.vault, &self.which, &self.way.pieces);
+            let (spool, fetching) = (&spool, &fetching);
+            let filling = scope.spawn(move || match pieces.is_empty() {
                 true => spool.close_empty(),
-                false => spool.fill(self.vault, &self.which, (begin, &self.way.pieces), &fetching),
+                false => spool.fill(vault, which, (begin, pieces), fetching),
             });
             let outcome = self.replay(goal, settings);
             fetching.cancel();
@@ -401,13 +413,19 @@ impl Recovering<'_> {
                 Goal::Record(target) if reached < target => return Err(RecoverError::Short { at: reached, target }),
                 _ => {}
             }
-            let notes = differences(&server, &self.facts.databases).await?;
+            let notes = match self.looker {
+                Some(looker) => looker.at_target(&server, &format!("{reached}{last_commit}")).await.map(|()| Vec::new())?,
+                None => differences(&server, &self.facts.databases).await?,
+            };
             // At its target, a server that is told to go on ends its recovery.
             session.query_one("select pg_wal_replay_resume()").await?;
             server.wait_for(Awaited::Writable, REPLAY_WITHIN).await?;
             let mut notes = notes;
             notes.extend(wait_for_nobody(&mut session, self.work).await?);
             session.close().await;
+            if let Some(looker) = self.looker {
+                looker.writable(&server).await?;
+            }
             server.stop(Stop::Fast, STOP_WITHIN).await?;
             let as_of = match goal {
                 Goal::Moment(at) => at,
