@@ -2,6 +2,7 @@
 //!
 //! Invariant: every way out of a command goes through `finish`, so that exit codes and the shape of errors are the same everywhere.
 
+mod children;
 mod commands;
 mod door;
 mod error;

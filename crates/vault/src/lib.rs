@@ -73,5 +73,5 @@ pub use roster::{ChainFrom, Holder, Member, Request, Revocation, Role, Roster};
 pub use seal::{Identity, Recipient};
 pub use session::{BackupSession, SessionOptions};
 pub use sign::{PublicKey, Signed, SigningKey};
-pub use snapshot::{Badge, PointInfo, Points, Position, SnapshotDraft};
+pub use snapshot::{Badge, PointInfo, Points, Position, SnapshotDraft, VerifiedPoint};
 pub use source::Source;

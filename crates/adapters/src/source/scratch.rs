@@ -14,8 +14,10 @@ use rustix::fs::{FlockOperation, flock};
 const PREFIX: &str = "lifeboat-verify-";
 const LOCK: &str = "lock";
 const WORK: &str = "work";
-/// A server's user must be let through it; what it holds has modes of its own.
-const MODE: u32 = 0o711;
+/// A server's user must be let through; its data directory has a mode of its own.
+const FOR_A_SERVER: u32 = 0o711;
+/// What was readable by all may have lain where nobody could enter.
+const PRIVATE: u32 = 0o700;
 
 /// One verification's own.
 #[derive(Debug)]
@@ -26,24 +28,33 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes one below a directory, which is made if it is not there.
+    /// Makes one below a directory, which is made if it is not there. Nobody else may enter it.
     pub fn make(below: &Path) -> io::Result<Scratch> {
+        Scratch::with_mode(below, PRIVATE)
+    }
+
+    /// One that a server's user is let through, if it knows the name of what is in it.
+    pub fn for_a_server(below: &Path) -> io::Result<Scratch> {
+        Scratch::with_mode(below, FOR_A_SERVER)
+    }
+
+    fn with_mode(below: &Path, mode: u32) -> io::Result<Scratch> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        fs::DirBuilder::new().recursive(true).mode(MODE).create(below)?;
+        fs::DirBuilder::new().recursive(true).mode(FOR_A_SERVER).create(below)?;
         remove_left_behind(below);
         let below = fs::canonicalize(below)?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}", std::process::id());
         let (draft, path) = (below.join(format!(".{name}")), below.join(name));
         let made = || -> io::Result<File> {
-            fs::DirBuilder::new().mode(MODE).create(&draft)?;
+            fs::DirBuilder::new().mode(PRIVATE).create(&draft)?;
             let lock = File::create_new(draft.join(LOCK))?;
             flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
             let work = draft.join(WORK);
             fs::create_dir(&work)?;
             // Whatever mask this process has: the server's user must be let through.
             for place in [&draft, &work] {
-                fs::set_permissions(place, fs::Permissions::from_mode(MODE))?;
+                fs::set_permissions(place, fs::Permissions::from_mode(mode))?;
             }
             // Only under its own name may another process ask whether it is in use.
             fs::rename(&draft, &path)?;

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::commands::block_on;
 use crate::commands::recover::scheduled;
+use crate::commands::verify::scheduled as verification;
 use crate::error::{CommandError, Exit, Explain, Kind};
 use crate::interrupt;
 use crate::run_ui;
@@ -37,7 +38,7 @@ const ALONE_WITHIN: Duration = Duration::from_secs(5);
 /// Where the host's site is the writer, recovery points and logs go to the vaults; where it is a standby with a key,
 /// what the vaults hold is applied. Which of the two it is stands in the arbiter and changes with a failover, without a
 /// restart. Nobody connects to this process; it talks to the vaults and the arbiter only. Where the plan schedules drills and places their key at
-/// this site, it starts them as they are due.
+/// this site, it starts them as they are due; in the same way it has recovery points verified.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The site that this host belongs to [default: the plan's only one]
@@ -109,11 +110,13 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         let believing =
             tokio::spawn(keep_believing(Arc::clone(&wiring.arbiter), wiring.vaults.clone(), wiring.state.clone()));
         let drills = tokio::spawn(scheduled::keep(Arc::clone(&wiring), site.clone(), cancel.clone()));
+        let verified = tokio::spawn(verification::keep(Arc::clone(&wiring), site.clone(), cancel.clone()));
         let served: Vec<_> = domains.into_iter().map(|domain| tokio::spawn(domain.serve(cancel.clone()))).collect();
         for domain in served {
             domain.await?;
         }
         drills.await?;
+        verified.await?;
         believing.abort();
         Ok(())
     })?;

@@ -6,6 +6,7 @@
 mod points;
 mod shapes;
 mod suspicion;
+mod verified;
 
 use jiff::Timestamp;
 use minicbor::{Decode, Encode};
@@ -20,6 +21,7 @@ use crate::roster::{Role, Roster};
 use crate::sign::{PublicKey, Signed};
 
 pub use self::points::Points;
+pub use self::verified::VerifiedPoint;
 
 pub(crate) const KIND: &str = "vault.snapshot";
 pub(crate) const VERIFICATION_KIND: &str = "vault.verification";
@@ -256,6 +258,15 @@ impl Badge {
             Badge::Corrupt => 3,
         }
     }
+
+    fn from_number(number: u8) -> Badge {
+        match number {
+            0 => Badge::Verified,
+            1 => Badge::Unverified,
+            2 => Badge::Suspect,
+            _ => Badge::Corrupt,
+        }
+    }
 }
 
 pub(crate) fn verification_prefix(snapshot_key: &str) -> String {
@@ -352,10 +363,5 @@ pub(crate) fn badge_from(roster: &Roster, snapshot: &Snapshot, key: &str, bytes:
     if value.vault != roster.vault || value.snapshot != snapshot.key || value.hash != snapshot.hash {
         return Err(VaultError::untrusted(key, "it belongs to another place"));
     }
-    Ok(match value.badge {
-        0 => Badge::Verified,
-        1 => Badge::Unverified,
-        2 => Badge::Suspect,
-        _ => Badge::Corrupt,
-    })
+    Ok(Badge::from_number(value.badge))
 }

@@ -273,6 +273,25 @@ fn a_point_says_what_it_is_and_whether_it_was_verified() {
     world.vault.record_verification(point, Badge::Corrupt, "every chunk read").unwrap();
     let points = world.vault.points(None).unwrap();
     assert_eq!(points.points[0].badge, Badge::Corrupt);
+    // The last of those that went as deep as is asked for.
+    let last = |dataset: &str, depth: &str| world.vault.last_verification(dataset, depth).unwrap();
+    assert_eq!((last("my/data set", "restored"), last("data set", "every")), (None, None));
+    let last = last("my/data set", "every").unwrap();
+    assert_eq!(
+        (last.badge, last.point.as_str(), last.depth.as_str()),
+        (Badge::Corrupt, points.points[0].id.as_str(), "every chunk read")
+    );
+    assert!(last.at > points.points[0].stored_at);
+    // What is signed by nobody, and what was put under a later name, counts for nothing.
+    let keys: Vec<String> = world.storage.list("verify/").unwrap().into_iter().map(|object| object.key).collect();
+    let (place, name) = keys[0].rsplit_once('/').unwrap();
+    let later = format!("{place}/{}", name.replacen("01", "09", 1));
+    world.storage.put(&later, &world.storage.get(&keys[0]).unwrap()).unwrap();
+    world.storage.put(&format!("{place}/09999999999999999999-00000000"), b"a lie").unwrap();
+    assert_eq!(world.vault.last_verification("my/data set", "every").unwrap(), Some(last));
+    for key in [later, format!("{place}/09999999999999999999-00000000")] {
+        world.storage.delete(&key).unwrap();
+    }
     assert!(points.newest("my/data set", None).is_none());
     assert_eq!(world.unlock().read_notes(&points.points[0]).unwrap(), ["socket skipped"]);
     assert!(world.vault.roster().permits(&world.state.signing_key().public(), Role::Host));

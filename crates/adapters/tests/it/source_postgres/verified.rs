@@ -19,7 +19,7 @@ use crate::pg_cluster::Cluster;
 impl Bench {
     fn try_verify(&self, target: Target, queries: &[&str], cancel: &Cancel) -> Result<Verification, PortError> {
         let below = self.place_for("scratch");
-        let scratch = Scratch::make(&below).unwrap();
+        let scratch = Scratch::for_a_server(&below).unwrap();
         let request = VerifyRequest {
             dataset: DATASET.into(),
             target,
@@ -261,7 +261,7 @@ fn a_storage_that_is_away_proves_nothing_and_a_pack_that_is_gone_does() {
     assert!(told(error).contains("interrupted"));
     let vault = bench.unlocked();
     bench.vault.storage.set_gone(true);
-    let scratch = Scratch::make(&bench.place_for("scratch")).unwrap();
+    let scratch = Scratch::for_a_server(&bench.place_for("scratch")).unwrap();
     let request = VerifyRequest {
         dataset: DATASET.into(),
         target: Target::Newest,

@@ -4,8 +4,6 @@
 //! plan does not place at this site, none beside a run that has not ended, and one that failed not again at once.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +11,7 @@ use jiff::SignedDuration;
 use lifeboat_core::plan::{KeyPurpose, Name, Reach, Secret, Service};
 use lifeboat_engine::port::Cancel;
 
+use crate::children;
 use crate::commands::status;
 use crate::wiring::Wiring;
 
@@ -100,48 +99,19 @@ fn due_at(wiring: &Wiring, site: &str) -> Vec<Due> {
 }
 
 async fn rehearse(wiring: &Wiring, due: &Due, site: &str, cancel: &Cancel) {
-    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("lifeboat"));
     tracing::info!("the drill `{}` of {} is due and begins", due.drill, due.service);
-    let started = tokio::process::Command::new(program)
-        .arg("--plan")
-        .arg(&wiring.loaded.path)
-        .arg("--state")
-        .arg(wiring.state.directory())
-        .args(["--quiet", "drill", &due.service, "--scenario", &due.scenario, "--to", site, "--yes"])
-        .args(["--by", &format!("the schedule of `{}`", due.drill)])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn();
-    let mut child = match started {
-        Ok(child) => child,
-        Err(error) => {
-            tracing::warn!("the drill `{}` cannot be started: {error}", due.drill);
-            return;
-        }
-    };
-    let mut told: Option<Instant> = None;
-    let ended = loop {
-        match tokio::time::timeout(PATIENCE, child.wait()).await {
-            Ok(ended) => break ended,
-            Err(_) if cancel.is_cancelled() && told.is_none() => {
-                told = Some(Instant::now());
-                if let Some(pid) = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
-                }
-            }
-            Err(_) if told.is_some_and(|at| at.elapsed() > STOP_WITHIN) => {
-                let _ = child.start_kill();
-            }
-            Err(_) => {}
-        }
-    };
-    match ended.map(|status| status.code()) {
+    let mut command = children::this_program(&wiring.loaded.path, wiring.state.directory());
+    command.args(["drill", &due.service, "--scenario", &due.scenario, "--to", site, "--yes"]);
+    command.args(["--by", &format!("the schedule of `{}`", due.drill)]);
+    // A person may have to go on with what it left: it is not killed with this process.
+    command.kill_on_drop(false);
+    match children::to_its_end(command, cancel, STOP_WITHIN).await {
         Ok(Some(0)) => tracing::info!("the drill `{}` has succeeded", due.drill),
         Ok(code) => tracing::warn!(
             "the drill `{}` ended with {}: `lifeboat status` and `lifeboat run list` tell more",
             due.drill,
             code.map_or_else(|| "a signal".to_owned(), |code| format!("exit code {code}"))
         ),
-        Err(error) => tracing::warn!("the drill `{}` cannot be waited for: {error}", due.drill),
+        Err(error) => tracing::warn!("the drill `{}` cannot be run: {error}", due.drill),
     }
 }

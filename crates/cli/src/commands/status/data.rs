@@ -9,11 +9,12 @@ use lifeboat_engine::port::PortError;
 use lifeboat_engine::recovery::{Held, held};
 use lifeboat_vault::copy::KnownCopy;
 use lifeboat_vault::prune::{LockRecord, LockStanding};
-use lifeboat_vault::{Severity, Vault, Witness, storage};
+use lifeboat_vault::{Badge, Severity, Vault, Witness, storage};
 use serde::Serialize;
 
 use super::standing::Looker;
 use crate::commands::points::time;
+use crate::commands::verify::scheduled::{Standing, standing};
 use crate::door;
 use crate::error::CommandError;
 use crate::report::counted;
@@ -54,8 +55,38 @@ pub(crate) struct VaultStatus {
     pub(crate) copies: Vec<CopyStatus>,
     /// How long what points need is locked there, where the plan wants it locked or this machine has locked it.
     pub(crate) locks: Option<LockStatus>,
+    /// How its verification stands, where the plan wants it verified or it was.
+    pub(crate) verified: Option<VerifiedStatus>,
     /// What makes this less certain than it looks.
     pub(crate) findings: Vec<String>,
+}
+
+/// What a restore that was only made to look at it has found, as the vault has it.
+#[derive(Debug, Serialize)]
+pub(crate) struct VerifiedStatus {
+    /// Absent: never.
+    pub(crate) at: Option<Timestamp>,
+    pub(crate) point: Option<String>,
+    pub(crate) badge: Option<Badge>,
+    /// What was looked at.
+    pub(crate) what: Option<String>,
+    /// Absent: the plan wants none, or there is nothing to verify yet.
+    pub(crate) due_at: Option<Timestamp>,
+    pub(crate) is_overdue: bool,
+}
+
+impl VerifiedStatus {
+    fn of(standing: Standing) -> VerifiedStatus {
+        let (due_at, is_overdue) = (standing.due_at, standing.is_overdue);
+        let (at, badge) = (standing.last.as_ref().map(|last| last.at), standing.last.as_ref().map(|last| last.badge));
+        let (point, what) = standing.last.map(|last| (last.point, last.depth)).unzip();
+        VerifiedStatus { at, point, badge, what, due_at, is_overdue }
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        let (Some(at), Some(point), Some(what)) = (self.at, &self.point, &self.what) else { return "never".to_owned() };
+        format!("{}, {point}: {what}", time(at))
+    }
 }
 
 /// What the last run on this machine that made locks longer has left behind. The storage is not asked.
@@ -132,7 +163,7 @@ impl Looker<'_> {
 
     fn dataset(&mut self, dataset: &DataSet, writer: Option<&str>) -> DatasetStatus {
         let vaults: Vec<VaultStatus> =
-            dataset.protect.iter().map(|protect| self.vault(&protect.to, &dataset.name, writer)).collect();
+            dataset.protect.iter().map(|protect| self.vault(&protect.to, dataset, writer)).collect();
         let outside = || vaults.iter().filter(|vault| vault.is_outside);
         let best = outside()
             .filter_map(|vault| Some((vault.age_seconds?, vault.vault.clone())))
@@ -157,7 +188,8 @@ impl Looker<'_> {
         DatasetStatus { dataset: dataset.name.clone(), rpo_now_seconds, vault, why_unknown, vaults }
     }
 
-    fn vault(&mut self, name: &str, dataset: &str, writer: Option<&str>) -> VaultStatus {
+    fn vault(&mut self, name: &str, of: &DataSet, writer: Option<&str>) -> VaultStatus {
+        let dataset = of.name.as_str();
         let site = self.wiring.plan().vaults.get(name).and_then(|vault| vault.site.as_deref());
         let is_outside = site.is_none() || site != writer;
         let (held, problem) = match self.held(name, dataset) {
@@ -183,6 +215,7 @@ impl Looker<'_> {
             is_outside,
             witnesses,
             copies: self.copies(name, dataset).unwrap_or_default(),
+            verified: self.verified(name, of),
             findings: doubts.map(|finding| finding.message.clone()).chain(unlocked.map(LockStatus::describe)).collect(),
             locks,
             points_archived: archived.len() as u64,
@@ -193,6 +226,12 @@ impl Looker<'_> {
             age_seconds: held.durable.and_then(|at| age_seconds(at, self.wiring.clock.now())),
             problem,
         }
+    }
+
+    /// How its verification stands; nothing where the vault cannot say, which is told of already.
+    fn verified(&self, name: &str, dataset: &DataSet) -> Option<VerifiedStatus> {
+        let standing = standing(self.vaults.get(name)?, dataset, self.wiring.clock.now()).ok()?;
+        (dataset.verify.is_some() || standing.last.is_some()).then(|| VerifiedStatus::of(standing))
     }
 
     /// How locks stand where the plan wants them, by what is recorded here.

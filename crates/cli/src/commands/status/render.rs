@@ -65,6 +65,9 @@ fn of_service(status: &ServiceStatus) -> Vec<String> {
             if let Some(locks) = &vault.locks {
                 row("locks", format!("{} in {}: {}", dataset.dataset, vault.vault, locks.describe()));
             }
+            if let Some(verified) = &vault.verified {
+                row("verified", format!("{} in {}: {}", dataset.dataset, vault.vault, verified.describe()));
+            }
             for copy in &vault.copies {
                 row("copy", format!("{} of {} in {}: {}", dataset.dataset, vault.vault, copy.to, standing(copy)));
             }

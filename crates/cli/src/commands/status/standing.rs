@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use lifeboat_core::plan::{Name, Service};
 use lifeboat_engine::evidence::Judgement;
 use lifeboat_engine::journal::Journal;
-use lifeboat_vault::Vault;
+use lifeboat_vault::{Badge, Vault};
 use serde::Serialize;
 
 use super::data::DatasetStatus;
@@ -246,6 +246,25 @@ fn of_dataset(status: &ServiceStatus, dataset: &DatasetStatus, found: &mut Found
             let text = format!("`{name}`: the copy of `{}` in {} {what}", vault.vault, copy.to);
             let again = format!("lifeboat vault copy --from {} --to {}", vault.vault, copy.to);
             found("copy-incomplete", text, Some(again));
+        }
+        if let Some(verified) = &vault.verified {
+            let again = || Some(format!("lifeboat verify {name} --vault {} --key FILE", vault.vault));
+            if verified.is_overdue {
+                let last = verified.at.map_or_else(
+                    || "it never was".to_owned(),
+                    |at| format!("the last time was {}", super::render::minute(at)),
+                );
+                let text = format!("`{name}` in the vault `{}` should have been verified by now: {last}", vault.vault);
+                found("verify-overdue", text, again());
+            }
+            if verified.badge.is_some_and(|badge| badge != Badge::Verified) {
+                let text = format!(
+                    "`{name}` in the vault `{}` was verified, and is not sound: {}",
+                    vault.vault,
+                    verified.describe()
+                );
+                found("verify-failed", text, again());
+            }
         }
         for doubt in &vault.findings {
             found("vault-doubtful", format!("`{name}` in the vault `{}`: {doubt}", vault.vault), None);

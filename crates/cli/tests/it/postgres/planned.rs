@@ -57,14 +57,19 @@ protect = [{{ to = "main", base = {{ every = "1d", keep = {{ last = 7 }} }}, log
 }
 
 pub(super) fn planned(machine: &Machine, source: &str) {
+    planned_with(machine, source, |_, text| text);
+}
+
+/// With something in the plan changed.
+pub(super) fn planned_with(machine: &Machine, source: &str, change: impl Fn(&Machine, String) -> String) {
     for key in ["owner.key", "paper.key"] {
         machine.line(&format!("key new -o {key}")).ends(0);
     }
     machine.shell(&format!("mkdir {}", machine.at("arbiter"))).ends(0);
-    machine.write("work/lifeboat.toml", plan(machine, source, ""));
+    machine.write("work/lifeboat.toml", change(machine, plan(machine, source, "")));
     let made = machine.line("--json vault init --host alpha").ends(0).json();
     let owner = format!("owner = {}\n", made["owner"]);
-    machine.write("work/lifeboat.toml", plan(machine, source, &owner));
+    machine.write("work/lifeboat.toml", change(machine, plan(machine, source, &owner)));
 }
 
 /// Whoever is let in over the network needs none of the server's files, and no privileges.
@@ -113,22 +118,26 @@ fn a_service_of_libpqs_is_enough_to_back_up_and_nobody_can_do_it() {
 }
 
 /// A planned machine, its server, and the daemon that streams it.
-struct Day {
-    machine: Machine,
-    cluster: Cluster,
+pub(super) struct Day {
+    pub(super) machine: Machine,
+    pub(super) cluster: Cluster,
     daemon: Option<Child>,
 }
 
 impl Day {
-    fn new() -> Day {
+    pub(super) fn new() -> Day {
+        Day::with(|_, text| text)
+    }
+
+    pub(super) fn with(change: impl Fn(&Machine, String) -> String) -> Day {
         let cluster = Cluster::started();
         table(&cluster);
         let machine = Machine::new();
-        planned(&machine, &format!("path = \"{}\"", cluster.data().display()));
+        planned_with(&machine, &format!("path = \"{}\"", cluster.data().display()), change);
         Day { machine, cluster, daemon: None }
     }
 
-    fn protect(&mut self) {
+    pub(super) fn protect(&mut self) {
         // Into a file: nobody reads along.
         let said = File::options().create(true).append(true).open(self.machine.path("said")).unwrap();
         let mut command = self.machine.command(&["protect", "--site", "home"]);
@@ -142,7 +151,7 @@ impl Day {
         daemon.wait().unwrap();
     }
 
-    fn end_protect(&mut self) -> Option<i32> {
+    pub(super) fn end_protect(&mut self) -> Option<i32> {
         let mut daemon = self.daemon.take().unwrap();
         let pid = rustix::process::Pid::from_child(&daemon);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -155,7 +164,7 @@ impl Day {
     }
 
     /// What `status` says of the one vault.
-    fn status(&self) -> Value {
+    pub(super) fn status(&self) -> Value {
         let ran = self.machine.line("--json status");
         assert!(matches!(ran.code, 0 | 3), "{}", ran.err);
         ran.json()["services"][0].clone()
@@ -166,7 +175,7 @@ impl Day {
     }
 
     /// Waits until `status` says that all that was committed up to now can be restored. Answers a moment of then.
-    fn durable(&self) -> Timestamp {
+    pub(super) fn durable(&self) -> Timestamp {
         let now = self.now();
         await_that("what was committed is durable", || self.durable_to().is_some_and(|to| to >= now));
         now

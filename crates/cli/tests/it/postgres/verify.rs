@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use super::planned::planned;
+use super::planned::{Day, planned};
 use super::{Bench, insert, table};
 use crate::machine::{Machine, Ran, await_that};
 use crate::pg_cluster::Cluster;
@@ -153,4 +153,122 @@ fn files_are_verified_by_reading_all_of_them() {
     assert_eq!(fs::read_dir(machine.path("scratch")).unwrap().count(), 0);
     let ran = machine.line(&format!("{verify} nothing")).ends(2);
     assert!(ran.err.contains("nothing"), "{}", ran.screen());
+}
+
+/// A plan whose cluster is verified every so often, at the site that writes it.
+fn verified_day(verify: &str) -> Day {
+    Day::with(|machine, text| {
+        if !machine.path("work/verify.key").exists() {
+            machine.line("key new -o verify.key").ends(0);
+        }
+        let recipient = machine.line("key inspect verify.key").ends(0).out.trim().to_owned();
+        let file = machine.at("work/verify.key");
+        let holder = format!(
+            "[key]\nverify = {{ recipient = \"{recipient}\", held-at = \"home\", datasets = [\"ledger\"], identity = {{ file = \"{file}\" }} }}"
+        );
+        let protect = "protect = [";
+        text.replace("[key]", &holder).replace(protect, &format!("verify = {{ {verify} }}\n{protect}"))
+    })
+}
+
+impl Day {
+    fn verified(&self) -> Value {
+        self.status()["datasets"][0]["vaults"][0]["verified"].clone()
+    }
+
+    fn codes(&self) -> Vec<String> {
+        let status = self.status();
+        let findings = status["findings"].as_array().unwrap().iter();
+        findings.map(|finding| finding["code"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Whether the daemon has one under way.
+    fn is_verifying(&self) -> bool {
+        let key = self.machine.at("work/verify.key");
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        processes.into_iter().any(|entry| {
+            let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
+            words.contains(&key.as_bytes()) && words.contains(&b"verify".as_slice())
+        })
+    }
+
+    fn verifications(&self) -> usize {
+        crate::machine::files_below(&self.machine.path("backup/verify")).len()
+    }
+}
+
+#[test]
+fn the_daemon_verifies_what_is_due_beside_its_shipping_and_a_restart_repeats_nothing() {
+    // Asked until it is let go on.
+    let go = tempfile::tempdir().unwrap();
+    let go = go.path().join("go");
+    let waiting = format!(
+        "with recursive w(n) as (select 1 union all select n + 1 from w where (pg_stat_file('{}', true)).size is null \
+         and pg_sleep(0.05) is not null) select count(*) > 0 from w",
+        go.display()
+    );
+    fs::set_permissions(go.parent().unwrap(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut day = verified_day(&format!("every = \"1h\", queries = [\"{waiting}\"]"));
+    day.protect();
+    day.durable();
+    assert_eq!(day.end_protect(), Some(0));
+    assert!(day.verified()["at"].is_null(), "{}", day.verified());
+
+    day.protect();
+    await_that("a verification is under way", || day.is_verifying());
+    insert(&day.cluster, 1);
+    day.durable();
+    assert!(day.is_verifying() && day.verified()["at"].is_null(), "the log was shipped meanwhile");
+    fs::write(&go, "").unwrap();
+    await_that("the vault has the result", || day.verified()["badge"] == "verified");
+    await_that("it is over", || !day.is_verifying());
+    assert!(
+        day.verified()["what"].as_str().unwrap().starts_with("restored and sound: files, log"),
+        "{}",
+        day.verified()
+    );
+    let told = day.machine.line("status").out;
+    assert!(
+        told.contains("verified   ledger in main: ") && !day.codes().contains(&"verify-overdue".to_owned()),
+        "{told}"
+    );
+    assert_eq!(day.verifications(), 1);
+
+    assert_eq!(day.end_protect(), Some(0));
+    day.protect();
+    insert(&day.cluster, 2);
+    day.durable();
+    assert_eq!((day.end_protect(), day.verifications()), (Some(0), 1));
+}
+
+#[test]
+fn one_that_is_told_to_stop_leaves_nothing_and_what_it_did_not_record_is_still_due() {
+    let mut day = verified_day("every = \"1h\", queries = [\"select pg_sleep(3600) is not null\"]");
+    day.protect();
+    day.durable();
+    assert_eq!(day.end_protect(), Some(0));
+    day.protect();
+    await_that("a verification is under way", || day.is_verifying());
+    assert_eq!(day.end_protect(), Some(0));
+    assert!(!day.is_verifying());
+    assert_eq!((day.verifications(), day.verified()["badge"].is_null()), (0, true));
+}
+
+#[test]
+fn what_was_never_verified_is_overdue_and_what_failed_stands_as_a_finding() {
+    let day = verified_day("every = \"1s\", queries = [\"select count(*) = 1 from t\"]");
+    assert!(!day.codes().contains(&"verify-overdue".to_owned()), "there is nothing to verify yet");
+    day.machine.line("backup").ends(0);
+    await_that("it is overdue", || day.codes().contains(&"verify-overdue".to_owned()));
+    let told = day.machine.line("status").ends(3).out;
+    assert!(told.contains("should have been verified by now: it never was"), "{told}");
+    let scratch = day.cluster.place().join("scratch").display().to_string();
+    day.machine.line(&format!("verify ledger --key verify.key --scratch {scratch}")).ends(3);
+    assert!(day.codes().contains(&"verify-failed".to_owned()), "{:?}", day.codes());
+    let told = day.machine.line("status").ends(3).out;
+    assert!(told.contains("is not sound") && told.contains("restored and not sound: query"), "{told}");
+    // Another way to look at a point does not count for it.
+    day.machine.line("vault check --key owner.key --read-data").ends(0);
+    assert!(day.codes().contains(&"verify-failed".to_owned()), "{:?}", day.codes());
 }

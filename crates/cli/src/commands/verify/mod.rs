@@ -3,6 +3,8 @@
 //! Invariant: a badge is recorded only for what was found out; whatever could not be done leaves the badge as it was. The scratch directory
 //! is gone at the end, however it ends.
 
+pub(crate) mod scheduled;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -161,7 +163,8 @@ fn one(task: &Task, args: &Args, plan: Option<&Plan>, cancel: &Cancel, ui: &Ui) 
     thaw::make_readable(&task.vault, &task.point, &[], task.archive.as_ref(), "verified", cancel, ui)?;
     let below = args.scratch.clone().unwrap_or_else(|| PathBuf::from(SCRATCH));
     door::check_outside(&below, &task.vault.storage().location())?;
-    let scratch = Scratch::make(&below)
+    let make = if matches!(task.how, How::Postgres(_)) { Scratch::for_a_server } else { Scratch::make };
+    let scratch = make(&below)
         .saying(|| format!("no scratch directory can be made in {}", below.display()))
         .hint("name a place with room for what is restored: --scratch DIR")?;
     let found = look(task, of_plan, &scratch, cancel, ui);
