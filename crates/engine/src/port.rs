@@ -510,6 +510,10 @@ pub trait DataAgent: Send + Sync {
     fn has_volume(&self) -> bool;
     /// Whether a standby that was not promoted yet lies beside it.
     fn has_standby(&self) -> bool;
+    /// Whether it has no place of its own here: points are taken of it while its site writes, and that is all.
+    fn is_apart(&self) -> bool {
+        false
+    }
 }
 
 /// What a data set's agent says of itself while it works.

@@ -3,7 +3,8 @@
 //! ```text
 //! door (where, who, how)  ──▶  session (queries)  ──▶  replication (a stream of WAL)
 //!                              wire · auth · tls
-//! programs (which version's)  ──▶  control (what a data directory is)  ──▶  server (a private one over it)  ◀──  sender (its primary, as it thinks)
+//! programs (which version's)  ──▶  output (of one at work)
+//!                             ──▶  control (what a data directory is)  ──▶  server (a private one over it)  ◀──  sender (its primary, as it thinks)
 //! ```
 //!
 //! Invariant: what a server says is hostile until it is parsed. Every message has a bound that is checked before memory is taken for it, every
@@ -17,6 +18,7 @@ pub(crate) mod door;
 pub(crate) mod doors;
 pub(crate) mod error;
 pub(crate) mod lsn;
+pub(crate) mod output;
 pub(crate) mod programs;
 pub(crate) mod replication;
 pub(crate) mod sender;

@@ -3,6 +3,7 @@
 //! Invariant: a kind that cannot stream says so; nothing here pretends to a smaller loss than it can show.
 
 mod ahead;
+mod dump;
 mod files;
 mod kinds;
 pub(crate) mod postgres;
@@ -20,6 +21,7 @@ use lifeboat_engine::port::PortError;
 use lifeboat_engine::verify::{Outcome, said_by_vault};
 use lifeboat_vault::files::{Metadata, RestoreError, TreeError};
 
+pub use dump::{PostgresDump, Server};
 pub use files::FilesSource;
 pub use kinds::{restorer_for, source_for};
 pub use postgres::PostgresSource;

@@ -257,6 +257,7 @@ fn domain(root: &Path, site: &str) -> Domain {
             source: source_for(&source, &path, &state).unwrap(),
             restorer: restorer_for(&source).unwrap(),
             path,
+            is_apart: false,
             state,
             protect: VAULTS.map(protect).into(),
             awaited: None,

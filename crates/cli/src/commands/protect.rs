@@ -252,8 +252,11 @@ fn datasets(wiring: &Wiring, service: &Service, site_name: &str) -> Result<Vec<H
     let place = Place { plan, service, site_name, site, isolation: None };
     let mut data = Vec::new();
     for (_, dataset) in service.datasets().filter(|(_, dataset)| !dataset.protect.is_empty()) {
-        let path = place.dataset_path(dataset).ok_or_else(|| {
-            CommandError::usage(format!("`{}`: this version protects files, sqlite and postgres only", dataset.name))
+        // A server that is reached by a service has no place at this site.
+        let dumped = dataset.source.is_dump().then(|| place.dumped_path(dataset).unwrap_or_default());
+        let path = dumped.or_else(|| place.dataset_path(dataset)).ok_or_else(|| {
+            let what = "this version protects files, sqlite and postgres, and dumps of it";
+            CommandError::usage(format!("`{}`: {what}", dataset.name))
         })?;
         let state = state_of(wiring, service).join(&dataset.name);
         let mut data_set = host_data(wiring, dataset, PathBuf::from(path), state, site_name)?;
@@ -291,6 +294,7 @@ fn host_data(
         source: lifeboat_adapters::source::source_for(&dataset.source, &path, &state)?,
         restorer: lifeboat_adapters::source::restorer_for(&dataset.source)?,
         path,
+        is_apart: dataset.source.is_dump(),
         state,
         protect: dataset.protect.clone(),
         awaited: dataset.awaited(),

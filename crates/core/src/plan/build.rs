@@ -401,6 +401,9 @@ fn dataset(name: &str, table: Reader<'_>) -> Option<DataSet> {
     })
 }
 
+/// Long enough for what usually holds a table: short enough that whoever waits behind us does not wait long.
+const DUMP_LOCK_WAIT: Span = Span::seconds(60);
+
 fn source(table: Reader<'_>) -> Option<Source> {
     Some(if let Some(files) = table.table("files") {
         Source::Files { path: files.text("path")?, exclude: files.texts("exclude") }
@@ -408,6 +411,13 @@ fn source(table: Reader<'_>) -> Option<Source> {
         Source::Sqlite { path: database.text("path")? }
     } else if let Some(database) = table.table("postgres") {
         Source::Postgres { path: database.text("path")?, service: database.text("service") }
+    } else if let Some(dump) = table.table("postgres-dump") {
+        Source::PostgresDump {
+            path: dump.text("path"),
+            service: dump.text("service"),
+            databases: dump.texts("databases"),
+            lock_wait: dump.span_or("lock-wait", DUMP_LOCK_WAIT),
+        }
     } else if let Some(database) = table.table("mariadb") {
         Source::Mariadb { service: database.text("service")? }
     } else if let Some(commands) = table.table("command") {

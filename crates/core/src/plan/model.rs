@@ -380,6 +380,13 @@ pub struct DataSet {
     pub rebuild: Option<Vec<String>>,
 }
 
+impl DataSet {
+    /// Whether a recovery brings it back from a vault.
+    pub fn is_recovered(&self) -> bool {
+        !self.protect.is_empty() && !self.source.is_dump()
+    }
+}
+
 /// Where the data lies. A relative path lies in the site's own volumes (`reach = "local"` needs that).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -397,6 +404,20 @@ pub enum Source {
         /// How its server is reached, where not by the socket that the data directory names.
         #[serde(default)]
         service: Option<String>,
+    },
+    /// What the programs of a PostgreSQL server write, for any version and any provider: the same data in another form.
+    PostgresDump {
+        /// The data directory of a server that runs here, or ...
+        #[serde(default)]
+        path: Option<String>,
+        /// ... how a server is reached, wherever it is.
+        #[serde(default)]
+        service: Option<String>,
+        /// Empty: all that allow connections.
+        #[serde(default)]
+        databases: Vec<String>,
+        /// How long a lock is waited for that somebody else holds.
+        lock_wait: Span,
     },
     Mariadb {
         service: String,
@@ -433,8 +454,15 @@ impl Source {
     pub fn path(&self) -> Option<&str> {
         match self {
             Source::Files { path, .. } | Source::Sqlite { path } | Source::Postgres { path, .. } => Some(path),
+            // A dump comes back as files, to wherever somebody wants them.
+            Source::PostgresDump { .. } => None,
             Source::Mariadb { .. } | Source::Command { .. } | Source::Nothing => None,
         }
+    }
+
+    /// Whether it is data in a second form: it has no place of its own at a site, and no recovery puts it into one.
+    pub fn is_dump(&self) -> bool {
+        matches!(self, Source::PostgresDump { .. })
     }
 }
 

@@ -3,7 +3,7 @@
 //! Invariant: two calls with the same plan and place give the same specs, so a run-book compiled twice is the same.
 
 use crate::desired::TrafficAnswer;
-use crate::plan::{Component, DataSet, Name, Plan, Probe, Reach, Service, Site, Value};
+use crate::plan::{Component, DataSet, Name, Plan, Probe, Reach, Service, Site, Source, Value};
 
 use super::template::{TemplateError, fill};
 use super::{InstanceSpec, VolumeSpec};
@@ -60,6 +60,14 @@ impl Place<'_> {
     /// The path of a data set's file or directory here.
     pub fn dataset_path(&self, dataset: &DataSet) -> Option<String> {
         dataset.source.path().map(|path| self.path_of(path))
+    }
+
+    /// Where the server runs here that a data set is a dump of, if it is known by its directory.
+    pub fn dumped_path(&self, dataset: &DataSet) -> Option<String> {
+        match &dataset.source {
+            Source::PostgresDump { path, .. } => path.as_deref().map(|path| self.path_of(path)),
+            _ => None,
+        }
     }
 
     /// The address at which instance `number` (from 1) of a component listens.

@@ -39,6 +39,8 @@ pub struct HostData {
     pub restorer: Arc<dyn Restorer>,
     /// Where the data lies: the database file, or the directory.
     pub path: PathBuf,
+    /// It has no place of its own here: points are taken of it while its site writes, and that is all.
+    pub is_apart: bool,
     /// A directory of this host's for the stream's and the standby's memory.
     pub state: PathBuf,
     pub protect: Vec<Protect>,
@@ -86,11 +88,15 @@ impl DataAgent for HostData {
 
     fn has_volume(&self) -> bool {
         // What cannot be looked at is there.
-        self.path.try_exists().unwrap_or(true)
+        self.is_apart || self.path.try_exists().unwrap_or(true)
     }
 
     fn has_standby(&self) -> bool {
-        self.restorer.has_standby(&self.path)
+        !self.is_apart && self.restorer.has_standby(&self.path)
+    }
+
+    fn is_apart(&self) -> bool {
+        self.is_apart
     }
 
     fn can_follow(&self) -> bool {

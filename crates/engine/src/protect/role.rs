@@ -129,6 +129,14 @@ pub fn work(duty: Duty, record: Record, found: Found, past: Past) -> Work {
     }
 }
 
+/// What to do with data that has no volume: nothing is to be finished, followed or put in place.
+pub fn work_apart(duty: Duty) -> Work {
+    match duty {
+        Duty::Write { epoch } => Work::Write { epoch },
+        Duty::Hold | Duty::Follow => Work::LetGo { reserved: false },
+    }
+}
+
 /// A frozen writer finishes what it wrote; a reserved site has nothing that counts, or nothing that may be built on.
 fn hold(record: Record, found: Found, past: Past) -> Work {
     let let_go = Work::LetGo { reserved: past.last_here.is_none() };
@@ -158,6 +166,14 @@ mod tests {
 
     fn frozen(last: u64) -> Past {
         Past { last_here: Some(last), superseded: false }
+    }
+
+    #[test]
+    fn what_has_no_volume_is_written_or_let_be() {
+        assert_eq!(work_apart(Duty::Write { epoch: 3 }), Work::Write { epoch: 3 });
+        for duty in [Duty::Hold, Duty::Follow] {
+            assert_eq!(work_apart(duty), Work::LetGo { reserved: false });
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use lifeboat_core::desired::{AgentReport, AgentRole};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::role::{Duty, Found, Orders, Past, Record, Work, work};
+use super::role::{Duty, Found, Orders, Past, Record, Work, work, work_apart};
 use super::{Domain, blocking};
 use crate::arbitrate::{Arbiter, ArbiterError};
 use crate::port::{Cancel, Clock, DataAgent, DataStatus, Order, Orders as WorkOrders, PortError};
@@ -104,6 +104,9 @@ impl Task {
 
     /// What is to be done; nothing new while the arbiter cannot say what has to be known.
     async fn wanted(&mut self, now: Orders) -> Option<Work> {
+        if self.data.is_apart() {
+            return Some(work_apart(now.duty));
+        }
         let record = read_record(&self.record);
         let past = match now.duty {
             Duty::Hold => self.past(now.generation, record).await?,

@@ -2,11 +2,9 @@
 //!
 //! Invariant: nothing counts before the child has ended with 0: it finds damaged pages while it sends, and says so at its end.
 
-use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read};
+use std::ffi::OsString;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::JoinHandle;
 
 use lifeboat_engine::port::Cancel;
 use lifeboat_vault::files::{Metadata, Progress, TreeSummary};
@@ -16,23 +14,13 @@ use super::facts::{self, Facts, FactsError};
 use super::tree::{Gathering, TreeError};
 use crate::postgres::door::Door;
 use crate::postgres::lsn::Lsn;
+use crate::postgres::output::{OutputError, Running};
 use crate::postgres::programs::Programs;
-
-/// As much as anybody may have.
-const PIPE_BYTES: usize = 1 << 20;
-/// Of what the child complains about, the last lines are told.
-const LINES_TOLD: usize = 5;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BaseError {
-    #[error("cannot run {}", program.display())]
-    Run {
-        program: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("pg_basebackup ended with {status}: {complaint}")]
-    Ended { status: String, complaint: String },
+    #[error(transparent)]
+    Output(#[from] OutputError),
     #[error("cannot {what} {}", path.display())]
     Spool {
         what: &'static str,
@@ -94,10 +82,10 @@ pub(super) fn take(
     let is_cancelled = || cancel.is_cancelled();
     if wish.has_tablespaces {
         let spool = Spool::make(wish.spool, wish.door.comes_as())?;
-        Running::start(wish, spool.path())?.end(cancel)?;
+        start(wish, spool.path())?.end(cancel)?;
         spool.each_archive(|prefix, archive| Ok(gathering.take_in(archive, prefix, progress, &is_cancelled)?))?;
     } else {
-        let mut running = Running::start(wish, Path::new("-"))?;
+        let mut running = start(wish, Path::new("-"))?;
         let taken = match running.stdout() {
             Some(mut archive) => {
                 let taken = gathering.take_in(&mut archive, &[], progress, &is_cancelled);
@@ -111,7 +99,7 @@ pub(super) fn take(
         // What the child says of itself is the better reason.
         match taken {
             Err(TreeError::Cancelled) => return Err(TreeError::Cancelled.into()),
-            taken => running.end(cancel).and(taken.map_err(BaseError::from))?,
+            taken => running.end(cancel).map_err(BaseError::from).and(taken.map_err(BaseError::from))?,
         }
     }
     let (timeline, start, stop) = facts::range_of(gathering.manifest())?;
@@ -122,90 +110,19 @@ pub(super) fn take(
     Ok(Taken { summary, facts })
 }
 
-/// The child at work; killed when it is dropped before its end.
-struct Running {
-    child: Child,
-    complaints: Option<JoinHandle<Vec<String>>>,
-}
-
-impl Running {
-    fn start(wish: &Wish<'_>, to: &Path) -> Result<Running, BaseError> {
-        let program = wish.programs.program("pg_basebackup");
-        let log = match wish.log {
-            Log::Within => "fetch",
-            Log::Shipped => "none",
-        };
-        let mut command = Command::new(&program);
-        command.arg("--pgdata").arg(to).args([
-            "--format=tar",
-            "--checkpoint=fast",
-            "--no-password",
-            "--label=lifeboat",
-        ]);
-        // The vault authenticates every byte: what the server's own checksums are for is its own tools, and SHA-256 would take it longer than
-        // reading all of its files.
-        command.args(["--manifest-checksums=CRC32C", "--no-sync", &format!("--wal-method={log}")]);
-        for variable in Door::variables() {
-            command.env_remove(variable);
-        }
-        command.envs(wish.door.environment()).env("LC_ALL", "C").env("PGAPPNAME", "lifeboat-base");
-        if let Some((user, group)) = wish.door.comes_as() {
-            std::os::unix::process::CommandExt::uid(&mut command, user);
-            std::os::unix::process::CommandExt::gid(&mut command, group);
-            // It may not be let into the directory that we are in.
-            command.current_dir("/");
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|source| BaseError::Run { program, source })?;
-        let complaints = child.stderr.take().map(|stderr| {
-            std::thread::spawn(move || {
-                let mut last = VecDeque::new();
-                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                    last.push_back(line);
-                    if last.len() > LINES_TOLD {
-                        last.pop_front();
-                    }
-                }
-                last.into()
-            })
-        });
-        Ok(Running { child, complaints })
-    }
-
-    fn stdout(&mut self) -> Option<impl Read + use<>> {
-        self.child.stdout.take().map(|stdout| {
-            // Room enough that neither waits for the other at every 64 KiB. Where there is none to be had, it works as well.
-            let _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_BYTES);
-            BufReader::with_capacity(PIPE_BYTES, stdout)
-        })
-    }
-
-    /// Waits for its end, which must be a good one.
-    fn end(mut self, cancel: &Cancel) -> Result<(), BaseError> {
-        let waited = loop {
-            match self.child.try_wait() {
-                Ok(None) if cancel.is_cancelled() => return Err(TreeError::Cancelled.into()),
-                Ok(None) => std::thread::sleep(std::time::Duration::from_millis(5)),
-                Ok(Some(status)) => break Ok(status),
-                Err(error) => break Err(error),
-            }
-        };
-        let lines = self.complaints.take().and_then(|lines| lines.join().ok()).unwrap_or_default();
-        match waited {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(BaseError::Ended { status: status.to_string(), complaint: lines.join("; ") }),
-            Err(source) => Err(BaseError::Run { program: "pg_basebackup".into(), source }),
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
+/// Starts the program that sends all of it.
+fn start(wish: &Wish<'_>, to: &Path) -> Result<Running, OutputError> {
+    let log = match wish.log {
+        Log::Within => "fetch",
+        Log::Shipped => "none",
+    };
+    let mut arguments: Vec<OsString> = vec!["--pgdata".into(), to.into()];
+    // The vault authenticates every byte: what the server's own checksums are for is its own tools, and SHA-256 would take it longer than
+    // reading all of its files.
+    let usual = ["--format=tar", "--checkpoint=fast", "--no-password", "--label=lifeboat"];
+    arguments.extend(usual.iter().chain(&["--manifest-checksums=CRC32C", "--no-sync"]).map(OsString::from));
+    arguments.push(format!("--wal-method={log}").into());
+    Running::start(wish.programs, "pg_basebackup", arguments, (wish.door, "lifeboat-base"))
 }
 
 /// A directory that archives pass through; removed with what is in it.

@@ -1,5 +1,6 @@
 //! PostgreSQL: recovery points of a running cluster, and what comes back of them.
 
+mod dumps;
 mod faults;
 mod places;
 mod points;

@@ -38,6 +38,12 @@ pub(crate) struct Args {
     /// Take less time and about an eighth more space, for a first backup in a hurry. Points taken either way share what is alike
     #[arg(long)]
     fast: bool,
+    /// Dump a PostgreSQL server, for other versions and providers: a service of pg_service.conf, such as a replica's, or its data directory
+    #[arg(long, value_name = "SERVICE|DIR")]
+    dump: Option<std::ffi::OsString>,
+    /// With --dump: this database only; may be given several times [default: all that allow connections]
+    #[arg(long, value_name = "NAME", requires = "dump")]
+    database: Vec<String>,
     /// The plan's site that this host is at [default: each service's primary]
     #[arg(long, value_name = "NAME")]
     site: Option<String>,

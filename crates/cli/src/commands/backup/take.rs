@@ -51,6 +51,10 @@ pub(super) fn take(
             let hint = "check that it is there, may be read, and is not locked for long; then run the backup again";
             take_from(&source, (vault_name, host), item, hint, cancel, ui)?
         }
+        Data::Dump(source) => {
+            let hint = "put that right, then run the backup again; there is no half of a dump";
+            take_from(source, (vault_name, host), item, hint, cancel, ui)?
+        }
         Data::Postgres { path, service } => {
             let source = PostgresSource::new(path, service.clone(), spool()?);
             let hint =

@@ -1,11 +1,13 @@
 //! What is to be backed up, and to where: from paths, or from the plan.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use lifeboat_adapters::source::PostgresSource;
+use lifeboat_adapters::source::{PostgresDump, PostgresSource, Server};
 use lifeboat_core::plan::{DataSet, Name, Plan, Reach, Service, Source};
 use lifeboat_vault::files::Excludes;
 
@@ -41,6 +43,7 @@ pub(super) enum Data {
         path: PathBuf,
         service: Option<String>,
     },
+    Dump(PostgresDump),
 }
 
 impl Item {
@@ -49,7 +52,7 @@ impl Item {
         let (roots, excludes) = match &self.data {
             Data::Files { roots, excludes, .. } => (roots.as_slice(), Some(excludes)),
             Data::Postgres { path, .. } => (std::slice::from_ref(path), None),
-            Data::Sqlite { .. } => return Ok(()),
+            Data::Sqlite { .. } | Data::Dump(_) => return Ok(()),
         };
         let Ok(vault) = vault.canonicalize() else { return Ok(()) };
         for root in roots {
@@ -84,7 +87,8 @@ pub(super) struct Work {
 }
 
 pub(super) fn find(args: Args, ui: &Ui) -> Result<Work, CommandError> {
-    if args.vault.vault.as_deref().is_none_or(|vault| !is_address(vault))
+    if args.dump.is_none()
+        && args.vault.vault.as_deref().is_none_or(|vault| !is_address(vault))
         && let Some(loaded) = plan_file::load_if_any(ui)?
         && args.vault.vault.as_ref().is_none_or(|vault| loaded.plan.vaults.contains_key(vault))
     {
@@ -92,12 +96,50 @@ pub(super) fn find(args: Args, ui: &Ui) -> Result<Work, CommandError> {
         return of_plan(&args, &loaded.plan, &writers);
     }
     let vault = args.vault.find(ui)?;
-    Ok(Work { vaults: vec![(vault, of_paths(args)?)], unable: Vec::new() })
+    let items = match &args.dump {
+        Some(server) => vec![of_server(server, &args)?],
+        None => of_paths(args)?,
+    };
+    Ok(Work { vaults: vec![(vault, items)], unable: Vec::new() })
+}
+
+/// As a plan has it by itself.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
+
+/// A dump of the server that runs in a directory, or that a service leads to.
+fn of_server(named: &OsStr, args: &Args) -> Result<Item, CommandError> {
+    if !args.what.is_empty() || !args.exclude.is_empty() || args.one_file_system {
+        return Err(CommandError::usage("--dump is for one server, and for nothing else")
+            .hint("take the paths out, and back them up by themselves"));
+    }
+    let path = Path::new(named);
+    // A service and a directory that is here may have one name.
+    let (server, shown) = if named.as_encoded_bytes().contains(&b'/') {
+        let real = path
+            .canonicalize()
+            .saying(|| format!("no server can be found by {}", path.display()))
+            .kind(Kind::Usage)
+            .hint("name the data directory of a server that runs, or a service of pg_service.conf")?;
+        let shown = real.display().to_string();
+        (Server::Directory(real), shown)
+    } else {
+        let service = named.to_str().ok_or_else(|| CommandError::usage("the service's name is not text"))?;
+        (Server::Service(service.to_owned()), service.to_owned())
+    };
+    // Not the name of the directory's own points: those are its files.
+    let dataset = match &args.name {
+        Some(name) => name.clone(),
+        None => name_of(Path::new(&format!("{shown}.dump")))?,
+    };
+    let data = Data::Dump(PostgresDump { server, databases: args.database.clone(), lock_wait: LOCK_WAIT });
+    Ok(Item { dataset, data, epoch: 0 })
 }
 
 fn of_paths(args: Args) -> Result<Vec<Item>, CommandError> {
     if args.what.is_empty() {
-        return Err(CommandError::usage("there is nothing to back up").hint("name one or more paths"));
+        return Err(
+            CommandError::usage("there is nothing to back up").hint("name one or more paths, or a server with --dump")
+        );
     }
     let excludes = Excludes::new(&args.exclude).map_err(CommandError::from).kind(Kind::Usage)?;
     let one_file_system = args.one_file_system;
@@ -199,7 +241,12 @@ fn of_plan(args: &Args, plan: &Plan, writers: &BTreeMap<String, (Name, u64)>) ->
                 ))
                 .hint(format!("take it there (`lifeboat backup --site {writer}`); `lifeboat status {named}` shows who writes")));
             }
-            let path = match dataset.source.path() {
+            let lies_in = match &dataset.source {
+                // A service leads to a server that is none of the site's.
+                Source::PostgresDump { path, .. } => Some(path.as_deref().unwrap_or("/")),
+                source => source.path(),
+            };
+            let path = match lies_in {
                 Some(path) => path_of(plan, dataset, path, site)?,
                 None if named => return Err(CommandError::failed(unable(dataset))),
                 None => {
@@ -218,6 +265,14 @@ fn of_plan(args: &Args, plan: &Plan, writers: &BTreeMap<String, (Name, u64)>) ->
                         one_file_system: false,
                     },
                     Source::Postgres { service, .. } => Data::Postgres { path: path.clone(), service: service.clone() },
+                    Source::PostgresDump { service, databases, lock_wait, .. } => Data::Dump(PostgresDump {
+                        server: match service {
+                            Some(service) => Server::Service(service.clone()),
+                            None => Server::Directory(path.clone()),
+                        },
+                        databases: databases.clone(),
+                        lock_wait: lock_wait.0,
+                    }),
                     _ => Data::Sqlite { path: path.clone() },
                 };
                 add(
@@ -251,7 +306,10 @@ fn add(work: &mut Work, plan: &Plan, vault: &str, args: &Args, item: Item) -> Re
 }
 
 fn unable(dataset: &DataSet) -> String {
-    format!("`{}` is of a kind that this version cannot back up: it takes files, sqlite and postgres", dataset.name)
+    format!(
+        "`{}` is of a kind that this version cannot back up: it takes files, sqlite, postgres and its dumps",
+        dataset.name
+    )
 }
 
 /// Whether a service's data can be at a site.

@@ -71,7 +71,7 @@ fn has_key(wiring: &Wiring, service: &Service, site: &str) -> bool {
                 && matches!(&holder.identity, Some(Secret::File(path)) if std::fs::metadata(path).is_ok())
         })
     };
-    let mut protected = service.datasets().filter(|(_, dataset)| !dataset.protect.is_empty()).peekable();
+    let mut protected = service.datasets().filter(|(_, dataset)| dataset.is_recovered()).peekable();
     protected.peek().is_some() && protected.all(|(_, dataset)| opens(&dataset.name))
 }
 

@@ -299,7 +299,7 @@ fn service_at_one_moment(
             .hint("a service is restored --at a time"));
     }
     let mut found = Vec::new();
-    for (_, dataset) in service.datasets().filter(|(_, dataset)| !dataset.protect.is_empty()) {
+    for (_, dataset) in service.datasets().filter(|(_, dataset)| dataset.is_recovered()) {
         found.push((dataset, best_vault(args, dataset, at, ui)?));
     }
     let reaches = found.iter().map(|(_, found)| found.reach);

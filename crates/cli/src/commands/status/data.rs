@@ -157,7 +157,8 @@ pub(crate) struct CopyStatus {
 
 impl Looker<'_> {
     pub(super) fn datasets(&mut self, service: &Service, writer: Option<&str>) -> Vec<DatasetStatus> {
-        let protected = service.datasets().filter(|(_, dataset)| !dataset.protect.is_empty());
+        // How old a dump is says nothing about what would be lost.
+        let protected = service.datasets().filter(|(_, dataset)| dataset.is_recovered());
         protected.map(|(_, dataset)| self.dataset(dataset, writer)).collect()
     }
 

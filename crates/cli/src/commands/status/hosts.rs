@@ -74,7 +74,9 @@ impl Looker<'_> {
         let mut expected = Vec::new();
         for site in std::iter::once(&service.primary).chain(&service.recovery) {
             for (_, dataset) in service.datasets().filter(|(_, dataset)| !dataset.protect.is_empty()) {
-                let follows = service.strategy == Strategy::WarmStandby && self.holds_key(site, &dataset.name);
+                let follows = service.strategy == Strategy::WarmStandby
+                    && dataset.is_recovered()
+                    && self.holds_key(site, &dataset.name);
                 let duty = match site == writes {
                     true => AgentRole::Writer,
                     false if follows => AgentRole::Standby,

@@ -1,6 +1,7 @@
 //! PostgreSQL as its users meet it: the binary beside a real server.
 
 mod by_path;
+mod dumped;
 mod planned;
 mod refused;
 mod verify;

@@ -121,7 +121,7 @@ fn a_service_of_libpqs_is_enough_to_back_up_and_nobody_can_do_it() {
 pub(super) struct Day {
     pub(super) machine: Machine,
     pub(super) cluster: Cluster,
-    daemon: Option<Child>,
+    pub(super) daemon: Option<Child>,
 }
 
 impl Day {

@@ -51,7 +51,10 @@ fn proof(plan: &Plan, service: &Service, scenario: &str) -> Option<&'static str>
     if matches!(scenario, "data-corrupted" | "data-destroyed") {
         return Some("its hosts stop what writes, and show it");
     }
-    let mut written = service.datasets().filter(|(_, dataset)| dataset.kind == DataKind::Persistent).peekable();
+    let mut written = service
+        .datasets()
+        .filter(|(_, dataset)| dataset.kind == DataKind::Persistent && !dataset.source.is_dump())
+        .peekable();
     let quorum =
         |dataset: &DataSet| dataset.replica.as_ref().is_some_and(|replica| replica.mode == CommitMode::SyncRequired);
     if written.peek().is_some() && written.all(|(_, dataset)| quorum(dataset)) {

@@ -231,7 +231,7 @@ fn on_host(checker: &Checker<'_>, site: &str, path: &str) -> String {
 fn standbys(checker: &mut Checker<'_>) {
     for held in checker.datasets() {
         let follows = matches!(held.service.strategy, Strategy::WarmStandby | Strategy::PilotLight);
-        if !follows || held.dataset.protect.is_empty() {
+        if !follows || !held.dataset.is_recovered() {
             continue;
         }
         for site in &held.service.recovery {

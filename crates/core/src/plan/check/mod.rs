@@ -115,6 +115,12 @@ impl<'a> Held<'a> {
         vec!["service", &self.service.name, "component", &self.component.name, "dataset", &self.dataset.name]
     }
 
+    /// Whether the component has a cluster's files as a data set that comes back from a vault.
+    fn has_cluster_beside(&self) -> bool {
+        let is_cluster = |dataset: &DataSet| matches!(dataset.source, Source::Postgres { .. });
+        self.component.datasets.iter().any(|dataset| is_cluster(dataset) && !dataset.protect.is_empty())
+    }
+
     fn path_to(&self, rest: &[&'a str]) -> Vec<&'a str> {
         let mut path = self.path();
         path.extend(rest);

@@ -43,7 +43,9 @@ fn objective_path<'a>(service: &'a Service, scenario: Option<&'a str>, key: &'a 
 
 fn recovery_point(checker: &mut Checker<'_>, held: Held<'_>) {
     let Held { service, dataset, .. } = held;
-    if dataset.protect.is_empty() {
+    // A second form of what is protected by itself needs not be as new.
+    let is_second = dataset.source.is_dump() && held.has_cluster_beside();
+    if dataset.protect.is_empty() || is_second {
         return;
     }
     let is_outside = |vault: &Name| {
@@ -140,8 +142,11 @@ fn transfer(checker: &mut Checker<'_>, service: &Service, scenario: Option<&str>
     if service.strategy != Strategy::BackupRestore {
         return;
     }
-    let bytes: u64 =
-        service.datasets().filter_map(|(_, dataset)| dataset.size).fold(0, |sum, size| sum.saturating_add(size.0));
+    let bytes: u64 = service
+        .datasets()
+        .filter(|(_, dataset)| !dataset.source.is_dump())
+        .filter_map(|(_, dataset)| dataset.size)
+        .fold(0, |sum, size| sum.saturating_add(size.0));
     for name in &service.recovery {
         let Some(rate) = checker.site(name).and_then(|site| site.bandwidth) else { continue };
         let takes = Span::seconds(bytes / rate.bytes_per_second.max(1));

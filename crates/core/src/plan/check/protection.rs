@@ -12,7 +12,12 @@ pub(super) fn check(checker: &mut Checker<'_>) {
         let has_source = held.dataset.source != Source::Nothing;
         if !has_source && held.dataset.kind != DataKind::Transient {
             let message = format!("nothing says where the data of `{}` lies", held.dataset.name);
-            checker.error("P0316", &held.path(), message, "add `files`, `sqlite`, `postgres`, `mariadb` or `command`");
+            checker.error(
+                "P0316",
+                &held.path(),
+                message,
+                "add `files`, `sqlite`, `postgres`, `postgres-dump`, `mariadb` or `command`",
+            );
             continue;
         }
         schedules(checker, held);
@@ -25,6 +30,7 @@ pub(super) fn check(checker: &mut Checker<'_>) {
         history(checker, held);
         archived(checker, held);
         path(checker, held);
+        loaded_by_hand(checker, held);
     }
     overlaps(checker);
     classes(checker);
@@ -330,8 +336,16 @@ fn data_path(dataset: &DataSet) -> Option<(&str, &'static str)> {
     Some((dataset.source.path()?, key))
 }
 
+/// Where the server runs that a dump is taken of, if the plan knows it by that.
+fn dumped_path(dataset: &DataSet) -> Option<(&str, &'static str)> {
+    match &dataset.source {
+        Source::PostgresDump { path, .. } => Some((path.as_deref()?, "postgres-dump")),
+        _ => None,
+    }
+}
+
 fn path(checker: &mut Checker<'_>, held: Held<'_>) {
-    let Some((path, key)) = data_path(held.dataset) else { return };
+    let Some((path, key)) = data_path(held.dataset).or_else(|| dumped_path(held.dataset)) else { return };
     let place = held.path_to(&[key, "path"]);
     let local = |site: &&str| checker.site(site).is_some_and(|site| matches!(site.reach, Reach::Local { .. }));
     let local_sites = places(held.service).filter(local).count();
@@ -355,6 +369,16 @@ fn path(checker: &mut Checker<'_>, held: Held<'_>) {
         let file = path.trim_start_matches("./");
         let message = format!("the database `{path}` has no directory of its own");
         checker.error("P0320", &place, message, format!("write \"{}/{file}\"", stem(file)));
+    }
+}
+
+/// A dump is no directory that a server starts over.
+fn loaded_by_hand(checker: &mut Checker<'_>, held: Held<'_>) {
+    if held.dataset.source.is_dump() && held.dataset.kind == DataKind::Persistent && !held.has_cluster_beside() {
+        let message = format!("`{}` is a dump, and nothing else of that server is protected", held.dataset.name);
+        let help = "no recovery brings it back by itself: add a data set with `postgres`, or have the loading of the dump \
+                    as part of your run-book";
+        checker.warning("P0331", &held.path_to(&["postgres-dump"]), message, help);
     }
 }
 

@@ -41,7 +41,8 @@ pub(super) fn check(checker: &mut Checker<'_>) {
         let (key, what) = match held.dataset.source {
             Source::Mariadb { .. } => ("mariadb", "MariaDB"),
             Source::Command { .. } => ("command", "data that commands read and write"),
-            Source::Files { .. } | Source::Sqlite { .. } | Source::Postgres { .. } | Source::Nothing => continue,
+            Source::Files { .. } | Source::Sqlite { .. } | Source::Nothing => continue,
+            Source::Postgres { .. } | Source::PostgresDump { .. } => continue,
         };
         not_yet(checker, &held.path_to(&[key]), what);
     }

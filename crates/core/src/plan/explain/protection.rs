@@ -215,4 +215,11 @@ pub(super) const ALL: &[Explanation] = &[
         "verify = { every = \"1w\" }",
         "[key]\nverify = { recipient = \"age1…\", held-at = \"south\", datasets = [\"orders\"], identity = { file = \"/etc/lifeboat/verify.key\" } }",
     ),
+    explanation(
+        "P0331",
+        "a database of which there are dumps only",
+        "A dump is for other versions and other providers. It has to be loaded, which takes long and is done by hand; a recovery puts a cluster's files and its log back, and starts the server.",
+        "postgres-dump = { service = \"shop-replica\" }",
+        "postgres-dump = { service = \"shop-replica\" }    # and another data set: postgres = { path = \"/var/lib/postgresql/15/main\" }",
+    ),
 ];

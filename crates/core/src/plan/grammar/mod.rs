@@ -2,6 +2,7 @@
 //!
 //! Invariant: the parser, the JSON Schema and the reference are all made from `tables`, so that they cannot disagree.
 
+mod databases;
 mod protection;
 mod schema;
 mod tables;

@@ -2,6 +2,7 @@
 //!
 //! Invariant: `doc` is one or two sentences that an operator understands without the rest.
 
+use super::databases::{CONNECTION, POSTGRES, POSTGRES_DUMP, SQLITE};
 use super::protection::{ARCHIVE, PROTECT};
 use super::{Choice, Key, Table, Type};
 use crate::plan::text::Kind;
@@ -20,7 +21,7 @@ pub(super) const fn with_default(name: &'static str, is: Type, default: &'static
 
 pub(super) const PLAIN: Type = Type::Text(Kind::Plain);
 pub(super) const NAME: Type = Type::Text(Kind::Name);
-const PATH: Type = Type::Text(Kind::Path);
+pub(super) const PATH: Type = Type::Text(Kind::Path);
 pub(super) const DURATION: Type = Type::Text(Kind::Duration);
 pub(super) const CRON: Type = Type::Text(Kind::Cron);
 const NAMES: Type = Type::List { of: &NAME, may_be_empty: true };
@@ -446,6 +447,11 @@ static DATASET: Table = Table {
         optional("files", Type::Table(&FILES), "Files in a directory."),
         optional("sqlite", Type::Table(&SQLITE), "One SQLite database, captured consistently while it is in use."),
         optional("postgres", Type::Table(&POSTGRES), "A PostgreSQL cluster, while its server runs."),
+        optional(
+            "postgres-dump",
+            Type::Table(&POSTGRES_DUMP),
+            "What `pg_dump` and `pg_dumpall` write of a PostgreSQL server, such as a replica: for other versions and providers. It comes back as files.",
+        ),
         optional("mariadb", Type::Table(&CONNECTION), "A MariaDB server."),
         optional(
             "command",
@@ -468,7 +474,10 @@ static DATASET: Table = Table {
         optional("verify", Type::Table(&VERIFY), "How often a recovery point is restored and looked at."),
         optional("rebuild", COMMAND, "The command that makes derived data anew after a restore."),
     ],
-    choices: &[Choice { of: &["files", "sqlite", "postgres", "mariadb", "command"], may_be_none: true }],
+    choices: &[Choice {
+        of: &["files", "sqlite", "postgres", "postgres-dump", "mariadb", "command"],
+        may_be_none: true,
+    }],
 };
 
 static FILES: Table = Table {
@@ -482,30 +491,6 @@ static FILES: Table = Table {
             "What is left out: patterns such as `*.tmp`.",
         ),
     ],
-    choices: &[],
-};
-
-static SQLITE: Table =
-    Table { what: "an SQLite database", doc: "", keys: &[required("path", PATH, "The database file.")], choices: &[] };
-
-static POSTGRES: Table = Table {
-    what: "a PostgreSQL cluster",
-    doc: "",
-    keys: &[
-        required("path", PATH, "Its data directory. A recovery puts it there."),
-        optional(
-            "service",
-            PLAIN,
-            "The name of a service in `pg_service.conf` by which its server is reached. Without it: the socket that the data directory names, as the directory's owner.",
-        ),
-    ],
-    choices: &[],
-};
-
-static CONNECTION: Table = Table {
-    what: "a database server",
-    doc: "",
-    keys: &[required("service", PLAIN, "The name of its connection service (or option group) on the host.")],
     choices: &[],
 };
 

@@ -74,11 +74,11 @@ impl<'a> Builder<'a> {
         CompileError::Template { service: self.service.name.clone(), source }
     }
 
-    /// Data sets that a vault protects, in the plan's order.
+    /// Data sets that come back from a vault, in the plan's order.
     pub(super) fn protected(&self) -> Vec<Name> {
         self.service
             .datasets()
-            .filter(|(_, dataset)| !dataset.protect.is_empty())
+            .filter(|(_, dataset)| dataset.is_recovered())
             .map(|(_, dataset)| dataset.name.clone())
             .collect()
     }
@@ -88,7 +88,7 @@ impl<'a> Builder<'a> {
         Ok(self
             .service
             .datasets()
-            .filter(|(_, dataset)| !dataset.protect.is_empty())
+            .filter(|(_, dataset)| dataset.is_recovered())
             .map(|(_, dataset)| place.volume(dataset))
             .collect())
     }
@@ -397,6 +397,7 @@ impl<'a> Builder<'a> {
         let mut outside: Vec<Name> = self
             .service
             .datasets()
+            .filter(|(_, dataset)| dataset.is_recovered())
             .flat_map(|(_, dataset)| &dataset.protect)
             .map(|protect| protect.to.clone())
             .filter(|vault| self.plan.vaults.get(vault).is_some_and(|vault| vault.site.as_ref() != Some(&to)))

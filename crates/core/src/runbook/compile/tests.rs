@@ -133,6 +133,20 @@ fn a_failover_to_a_warm_standby_reads_as_a_whole() {
     );
 }
 
+/// It is the same data in another form, with no place of its own: nothing waits for it and nothing brings it back.
+#[test]
+fn a_dump_changes_no_run_book() {
+    let dump = "\n[service.notes.component.app.dataset.notes-dump]\nkind = \"persistent\"\n\
+                postgres-dump = { service = \"replica\" }\nprotect = [{ to = \"far\", every = \"1d\" }]\n";
+    for text in [PLAN.to_owned(), backup_restore()] {
+        for purpose in [Purpose::Failover, Purpose::Switchover, Purpose::Start] {
+            let without = compiled(&text, &at("north", 1), &request(purpose, "site-lost"));
+            let with = compiled(&format!("{text}{dump}"), &at("north", 1), &request(purpose, "site-lost"));
+            assert_eq!(with, without);
+        }
+    }
+}
+
 #[test]
 fn every_other_way_has_its_own_outline() {
     let failover = compiled(&backup_restore(), &at("north", 1), &request(Purpose::Failover, "site-lost"));
