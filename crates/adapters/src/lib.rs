@@ -13,3 +13,4 @@ pub mod site;
 pub mod source;
 pub mod storage;
 pub mod traffic;
+pub mod volume;

@@ -5,6 +5,7 @@
 mod agent;
 mod children;
 mod dns;
+mod loops;
 mod objects;
 mod perform;
 #[path = "../../src/postgres/tests/cluster.rs"]
@@ -25,4 +26,5 @@ mod source_sqlite_days;
 #[path = "../../../vault/tests/it/storage_suite.rs"]
 mod storage_suite;
 mod vault_world;
+mod volumes;
 mod web;
