@@ -7,6 +7,7 @@ use lifeboat_vault::{Badge, PointInfo};
 use serde::Serialize;
 
 use super::restore::which::is_meant;
+use super::status::LockStatus;
 use crate::door::{self, VaultArgs, WitnessArgs};
 use crate::error::{CommandError, Exit};
 use crate::report;
@@ -48,7 +49,8 @@ struct Listed<'a> {
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
-    let vault = args.vault.find(ui)?.against(&args.witness).open(ui)?;
+    let named = args.vault.find(ui)?.against(&args.witness);
+    let vault = named.open(ui)?;
     let found = vault.points(None).map_err(CommandError::of_vault)?;
     let wanted = args.dataset.map(|name| dataset_named(&found.points, &name)).transpose()?;
     let points: Vec<&PointInfo> =
@@ -60,6 +62,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
         ui.note("there are no recovery points yet; `lifeboat backup` takes one");
     } else {
         ui.line(table(&points, &holds).trim_end());
+    }
+    if let Some(locks) = LockStatus::seen(&vault, &door::state(ui, None)?, named.lock.is_some()) {
+        ui.note(format_args!("locks: {}", locks.describe()));
     }
     door::show(&found.findings, ui);
     door::show(&hold_findings, ui);

@@ -212,6 +212,8 @@ fn what_points_need_is_locked_by_the_verb_and_by_every_prune_where_the_plan_says
     let said = run("--plan plan.toml status").out;
     let line = said.lines().find(|line| line.trim_start().starts_with("locks")).unwrap();
     assert!(line.contains("orders in main: what points needed at 20") && line.contains("is locked until 20"), "{line}");
+    let said = run("--plan plan.toml points --vault main").err;
+    assert!(said.contains("locks: what points needed at 20") && said.contains("is locked until 20"), "{said}");
     let elsewhere = machine.at("elsewhere");
     let unknown = run(&format!("--state {elsewhere} --plan plan.toml status")).out;
     assert!(unknown.contains("orders in main: unknown: neither"), "{unknown}");

@@ -393,6 +393,23 @@ fn keys_vaults_and_arbiters_that_are_not_there_are_told_before_anything_is_done(
 }
 
 #[test]
+fn a_key_that_opens_the_vault_but_not_every_data_set_begins_nothing() {
+    let notes = "[service.pages.component.web.dataset.notes]\nkind = \"persistent\"\nfiles = { path = \"notes\" }\n\
+                 protect = [{ to = \"main\", every = \"1s\" }]\n";
+    let world = World::new(&Options { drill_key: true, more: notes, ..Options::default() });
+    fs::create_dir(world.root.join("north/volumes/notes")).unwrap();
+    fs::write(world.root.join("north/volumes/notes/one"), "a note").unwrap();
+    world.backup();
+    let before = listing(&world);
+    // It lies in the site for drills of `docs`, and reaches no further.
+    let said = world.ends(1, &["failover", "pages", "--yes", "--key", &world.path("south/drill.key")]);
+    assert!(said.contains("no key given here opens `notes` in the vault `main`"), "{said}");
+    assert!(said.contains("nothing was begun") && !said.contains("`docs`"), "{said}");
+    assert_eq!(world.runs(), 0);
+    assert_eq!(listing(&world), before);
+}
+
+#[test]
 fn a_held_run_waits_for_a_vault_and_an_arbiter_that_are_away() {
     let mut world = World::new(&Options { approval: true, ..Options::default() });
     world.backup();

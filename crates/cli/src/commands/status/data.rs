@@ -9,7 +9,7 @@ use lifeboat_engine::port::PortError;
 use lifeboat_engine::recovery::{Held, held};
 use lifeboat_vault::copy::KnownCopy;
 use lifeboat_vault::prune::{LockRecord, LockStanding};
-use lifeboat_vault::{Badge, Severity, Vault, Witness, storage};
+use lifeboat_vault::{Badge, Severity, State, Vault, Witness, storage};
 use serde::Serialize;
 
 use super::standing::Looker;
@@ -103,6 +103,13 @@ pub(crate) struct LockStatus {
 }
 
 impl LockStatus {
+    /// What this machine saw last of a vault's locks, where some are wanted or there were some.
+    pub(crate) fn seen(vault: &Vault, state: &State, is_wanted: bool) -> Option<LockStatus> {
+        let directory = state.vault_directory(&vault.id()).ok()?;
+        let record = LockRecord::read(&directory, &vault.storage().location());
+        (is_wanted || record.is_some()).then(|| LockStatus::of(record, Timestamp::now()))
+    }
+
     fn of(record: Option<LockRecord>, now: Timestamp) -> LockStatus {
         LockStatus {
             seen_at: record.as_ref().map(|record| record.at),
@@ -238,10 +245,7 @@ impl Looker<'_> {
     /// How locks stand where the plan wants them, by what is recorded here.
     fn locks(&self, name: &str) -> Option<LockStatus> {
         let wanted = self.wiring.plan().vaults.get(name).is_some_and(|vault| vault.lock.is_some());
-        let vault = self.vaults.get(name)?;
-        let directory = self.wiring.state.vault_directory(&vault.id()).ok()?;
-        let record = LockRecord::read(&directory, &vault.storage().location());
-        (wanted || record.is_some()).then(|| LockStatus::of(record, self.wiring.clock.now()))
+        LockStatus::seen(self.vaults.get(name)?, &self.wiring.state, wanted)
     }
 
     /// How long each point takes to thaw that must be.

@@ -18,6 +18,7 @@ use crate::error::{CommandError, Exit};
 use crate::interrupt;
 use crate::ui::Ui;
 use crate::wiring::Wiring;
+pub(crate) use data::LockStatus;
 use standing::{Looker, Status};
 
 /// Show where each service writes, how much could be lost now, what was proven, and what needs somebody
