@@ -188,7 +188,7 @@ fn what_cannot_be_backed_up() {
     "#);
     insta::assert_snapshot!(backup(""), @r#"
     error: there is nothing to back up
-    help: name one or more paths
+    help: name one or more paths, or a server with --dump
     exit 2
     "#);
     insta::assert_snapshot!(backup(&format!("--exclude [ {}", machine.at("data"))), @r#"
