@@ -212,6 +212,8 @@ impl Quorum {
         let mut set_at: Option<Instant> = None;
         let mut strangers = Strangers::new();
         let mut refused = None;
+        // What was seen in force last: where it is not any more though it is wanted still, others changed it.
+        let mut in_force = String::new();
         loop {
             let seen = Seen::look(&mut session, &names).await?;
             let now = Instant::now();
@@ -236,7 +238,7 @@ impl Quorum {
             let applies = seen.commit == "remote_apply";
             let differs = seen.setting != wanted && !seen.in_recovery && !(applies && waiting);
             if differs && set_at.is_none_or(|at| at.elapsed() >= SET_EVERY) {
-                if set_at.is_some() {
+                if in_force == wanted && set_at.is_some() {
                     tracing::warn!(
                         dataset = self.dataset,
                         found = seen.setting,
@@ -246,6 +248,9 @@ impl Quorum {
                 }
                 refused = self.set(&mut session, wanted).await?;
                 set_at = Some(now);
+            }
+            if seen.setting == wanted {
+                wanted.clone_into(&mut in_force);
             }
             let late = differs && set_at.is_some_and(|at| at.elapsed() >= IN_FORCE_WITHIN);
             strangers = self.strangers(&seen, std::mem::take(&mut strangers));
