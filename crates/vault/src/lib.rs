@@ -57,6 +57,7 @@ pub mod sign;
 mod snapshot;
 mod source;
 pub mod storage;
+mod unpack;
 
 pub use check::{CheckOptions, CheckReport, DatasetStat, Stat};
 pub use error::{Result, VaultError};

@@ -12,8 +12,9 @@ use minicbor::{Decode, Encode};
 use crate::codec::{self, Hash};
 use crate::crypt::{FrameKey, TAG_BYTES, hash, random};
 use crate::error::{Result, VaultError};
-use crate::port::{CHUNK_BYTES_MAX, ChunkId, Scratch};
+use crate::port::{CHUNK_BYTES_MAX, ChunkId};
 use crate::seal::{Identity, unseal};
+use crate::unpack::Unpacker;
 
 const MAGIC: &[u8; 5] = b"LBPK\x01";
 const END: &[u8; 4] = b"LBPE";
@@ -337,49 +338,29 @@ impl PackBuilder {
     }
 }
 
-/// Opens one frame that was read from its place into `sealed`, into `scratch`. `object` is the pack's name. Both keep their room.
-pub(crate) fn open_frame_into(
+/// Opens one frame that was read from its place into the room of `unpacker`, which then unpacks it. `object` is the pack's name.
+pub(crate) fn open_frame_in(
     (object, vault, salt): (&str, &str, &Hash),
     key: &FrameKey,
     ordinal: u64,
     record: &FrameRecord,
-    sealed: &mut Vec<u8>,
-    scratch: &mut Scratch,
+    unpacker: &mut Unpacker,
 ) -> Result<()> {
     let damaged = |why: &str| VaultError::damaged(object, format!("frame {ordinal} {why}"));
     let plain_bytes = record.plain_bytes as usize;
     if plain_bytes > FRAME_BYTES_MAX {
         return Err(damaged("claims to be larger than any frame"));
     }
-    if !key.open_in(ordinal, &aad(vault, salt, ordinal), sealed) {
+    if !key.open_in(ordinal, &aad(vault, salt, ordinal), unpacker.room()) {
         return Err(damaged("does not open: its bytes were changed"));
     }
     match record.codec {
-        0 => std::mem::swap(&mut scratch.plain, sealed),
-        1 => {
-            let claimed = zstd::bulk::Decompressor::upper_bound(sealed).unwrap_or(plain_bytes);
-            if claimed > plain_bytes {
-                return Err(damaged("does not unpack"));
-            }
-            let mut decompressor = match scratch.decompressor.take() {
-                Some(kept) => kept,
-                None => zstd::bulk::Decompressor::new().map_err(|_| VaultError::crypto("unpacking"))?,
-            };
-            scratch.plain.clear();
-            scratch.plain.reserve(plain_bytes);
-            let unpacked = decompressor.decompress_to_buffer(sealed, &mut scratch.plain);
-            scratch.decompressor = Some(decompressor);
-            unpacked.map_err(|_| damaged("does not unpack"))?;
-        }
-        other => return Err(damaged(&format!("is packed in a way this version does not know ({other})"))),
+        codec @ (0 | 1) => unpacker.begin(codec == 1, plain_bytes),
+        other => Err(damaged(&format!("is packed in a way this version does not know ({other})"))),
     }
-    if scratch.plain.len() != plain_bytes {
-        return Err(damaged("has another length than its record says"));
-    }
-    Ok(())
 }
 
-/// Opens one frame that was read from its place. `object` is the pack's name.
+/// Opens and unpacks one whole frame that was read from its place. `object` is the pack's name.
 pub(crate) fn open_frame(
     object: &str,
     vault: &str,
@@ -387,11 +368,14 @@ pub(crate) fn open_frame(
     key: &FrameKey,
     ordinal: u64,
     record: &FrameRecord,
-    mut sealed: Vec<u8>,
+    sealed: Vec<u8>,
 ) -> Result<Vec<u8>> {
-    let mut scratch = Scratch::default();
-    open_frame_into((object, vault, salt), key, ordinal, record, &mut sealed, &mut scratch)?;
-    Ok(scratch.plain)
+    let mut unpacker = Unpacker::default();
+    *unpacker.room() = sealed;
+    open_frame_in((object, vault, salt), key, ordinal, record, &mut unpacker)?;
+    let whole = unpacker.reach(usize::MAX);
+    whole.map_err(|misfit| VaultError::damaged(object, format!("frame {ordinal} {}", misfit.why())))?;
+    Ok(unpacker.into_plain())
 }
 
 /// The directory of a pack, read with the content key from nothing but the pack; also its sealed session secret.

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use crate::crypt::hex;
 use crate::error::{Result, VaultError};
+use crate::unpack::Unpacker;
 
 /// No chunk is larger; a sink refuses it, a source does not read it.
 pub const CHUNK_BYTES_MAX: usize = 16 << 20;
@@ -96,10 +97,9 @@ pub struct Sealed {
 pub struct Scratch {
     /// What is to be unpacked next, if it was fetched ahead.
     pub(crate) sealed: Sealed,
-    /// Which frame is in `plain`.
+    /// Which frame is being unpacked.
     pub(crate) at: Option<(u32, u32)>,
-    pub(crate) plain: Vec<u8>,
-    pub(crate) decompressor: Option<zstd::bulk::Decompressor<'static>>,
+    pub(crate) unpacker: Unpacker,
 }
 
 impl std::fmt::Debug for Scratch {

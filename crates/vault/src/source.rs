@@ -18,7 +18,7 @@ use crate::index::{self, MovedName};
 use crate::keys;
 use crate::name;
 use crate::open::{HostVault, Unlocked, Vault};
-use crate::pack::{FrameRecord, PackRecord, SEALED_BYTES_MIN, open_frame_into, pack_key, read_directory};
+use crate::pack::{FrameRecord, PackRecord, SEALED_BYTES_MIN, open_frame_in, pack_key, read_directory};
 use crate::port::{ChunkId, ChunkSource, Scratch, Sealed, TakeRow};
 use crate::prune::Ledger;
 use crate::seal::{Identity, unseal};
@@ -30,6 +30,8 @@ use self::places::{Place, Places};
 
 /// Larger frames (few are: of large chunks that hardly shrink) are read when it is their turn, so that what is fetched ahead is bounded.
 const FETCHED_BYTES_MAX: u32 = 6 << 20;
+/// So much is unpacked, verified and written before more is: it stays in the caches of a core meanwhile.
+const ROW_BYTES: usize = 256 << 10;
 /// Unpacked frames kept for their neighbours (4 MiB each, seldom more).
 const FRAMES_KEPT: usize = 8;
 
@@ -297,19 +299,17 @@ impl Source {
         Ok((slot.get_or_init(|| made), salt, ordinal))
     }
 
-    /// Reads a frame and unpacks it into `scratch`, or only unpacks it, if it was fetched.
+    /// Reads and opens a frame, or only opens it, if it was fetched; it is unpacked when its chunks are asked for.
     fn read_frame(&self, place: &Place, scratch: &mut Scratch) -> Result<()> {
         let pack = self.pack(place)?;
         let (object, record) = frame_of(pack, place)?;
-        let mut sealed = std::mem::take(&mut scratch.sealed);
-        if sealed.at.take() != Some((place.pack, place.frame)) {
-            self.read_sealed(&object, record, &mut sealed.bytes)?;
+        let room = scratch.unpacker.room();
+        match scratch.sealed.at.take() == Some((place.pack, place.frame)) {
+            true => std::mem::swap(room, &mut scratch.sealed.bytes),
+            false => self.read_sealed(&object, record, room)?,
         }
         let (key, salt, number) = self.opener(pack, place.frame as usize)?;
-        let of = (object.as_str(), self.vault_id.as_str(), salt);
-        let opened = open_frame_into(of, key, number, record, &mut sealed.bytes, scratch);
-        scratch.sealed = sealed;
-        opened
+        open_frame_in((&object, &self.vault_id, salt), key, number, record, &mut scratch.unpacker)
     }
 
     fn read_sealed(&self, object: &str, record: &FrameRecord, into: &mut Vec<u8>) -> Result<()> {
@@ -326,36 +326,46 @@ impl Source {
         pack.ok_or_else(|| VaultError::damaged("the index", "it names no such pack"))
     }
 
-    /// A chunk by way of `scratch`, which then holds its frame.
-    fn read_by<'s>(&self, id: &ChunkId, place: &Place, scratch: &'s mut Scratch) -> Result<&'s [u8]> {
-        let at = (place.pack, place.frame);
-        if scratch.at != Some(at) {
-            scratch.at = None;
-            self.read_frame(place, scratch)?;
-            scratch.at = Some(at);
-        }
-        self.chunk_in(id, place, &scratch.plain)
+    /// Unpacks so much of the frame that was opened.
+    fn reach(&self, place: &Place, bytes: usize, scratch: &mut Scratch) -> Result<()> {
+        scratch.unpacker.reach(bytes).map_err(|misfit| {
+            let object = self.packs.get(place.pack as usize).map(|pack| name::pack(&pack.record.hash.0));
+            VaultError::damaged(object.unwrap_or_default(), format!("frame {} {}", place.frame, misfit.why()))
+        })
     }
 
-    /// Chunks from the one at `first` on that are verified and in one frame, which is then in `scratch`.
+    /// A chunk by way of `scratch`, which then holds its frame, unpacked so far.
+    fn read_by<'s>(&self, id: &ChunkId, place: &Place, scratch: &'s mut Scratch) -> Result<&'s [u8]> {
+        let at = (place.pack, place.frame);
+        if scratch.at.take() != Some(at) {
+            self.read_frame(place, scratch)?;
+        }
+        self.reach(place, place.end(), scratch)?;
+        scratch.at = Some(at);
+        self.chunk_in(id, place, scratch.unpacker.plain())
+    }
+
+    /// Chunks from the one at `first` on that are verified and in one frame, which is then in `scratch`; no more of them than the
+    /// processor keeps at hand until they are written.
     fn row(&self, first: usize, ids: &[ChunkId], scratch: &mut Scratch) -> Vec<(usize, Range<usize>)> {
-        let mut row = Vec::new();
+        let (mut row, mut bytes) = (Vec::new(), 0);
         for (index, id) in ids.iter().enumerate().skip(first) {
             let Some(place) = self.place_of(id) else { break };
-            if !row.is_empty() && scratch.at != Some((place.pack, place.frame)) {
+            if !row.is_empty() && (bytes >= ROW_BYTES || scratch.at != Some((place.pack, place.frame))) {
                 break;
             }
             if self.read_by(id, &place, scratch).is_err() {
                 break;
             }
-            row.push((index, place.start as usize..place.start as usize + place.length as usize));
+            row.push((index, place.start as usize..place.end()));
+            bytes += place.length as usize;
         }
         row
     }
 
     /// The part of a frame that a place says, if it is what the id says.
     fn chunk_in<'f>(&self, id: &ChunkId, place: &Place, frame: &'f [u8]) -> Result<&'f [u8]> {
-        let (start, end) = (place.start as usize, place.start as usize + place.length as usize);
+        let (start, end) = (place.start as usize, place.end());
         let object = || self.packs.get(place.pack as usize).map_or_else(String::new, |p| name::pack(&p.record.hash.0));
         let plain =
             frame.get(start..end).ok_or_else(|| VaultError::damaged(object(), "a chunk lies outside its frame"))?;
@@ -396,7 +406,8 @@ impl Source {
         }
         let mut scratch = Scratch::default();
         self.read_frame(place, &mut scratch)?;
-        let frame = Arc::new(scratch.plain);
+        self.reach(place, usize::MAX, &mut scratch)?;
+        let frame = Arc::new(scratch.unpacker.into_plain());
         *kept = Some(frame.clone());
         Ok(frame)
     }
@@ -486,7 +497,7 @@ impl ChunkSource for Source {
                 take(&[(index - 1, 0..chunk.len())], &chunk)
             } else {
                 index += row.len();
-                take(&row, &scratch.plain)
+                take(&row, scratch.unpacker.plain())
             };
             if !go_on {
                 break;

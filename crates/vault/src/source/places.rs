@@ -18,6 +18,12 @@ pub(super) struct Place {
     pub(super) length: u32,
 }
 
+impl Place {
+    pub(super) fn end(&self) -> usize {
+        self.start as usize + self.length as usize
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     pack: u32,
