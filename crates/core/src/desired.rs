@@ -70,12 +70,24 @@ pub struct AgentReport {
     /// Whether commits wait for vaults, at a writer whose plan asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commits: Option<CommitsWait>,
+    /// How a standby streams from the writer's own server, where the plan says by which way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<Streams>,
     /// What is wrong, in a sentence, or nothing.
     pub problem: Option<String>,
     /// RFC 3339, by the host's clock.
     pub at: String,
     /// Counts up with every report of this process, so that a reader sees it live on its own clock.
     pub beat: u64,
+}
+
+/// How a standby streams from the writer's own server, besides following vaults.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streams {
+    /// What of the server's log is not applied here, in bytes, as asked of the server last; absent: unknown.
+    pub behind_bytes: Option<u64>,
+    /// Why it does not stream now: meanwhile it follows vaults alone.
+    pub problem: Option<String>,
 }
 
 /// Whether commits wait until vaults have them, as the source itself shows it.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use lifeboat_core::desired::CommitsWait;
+use lifeboat_core::desired::{CommitsWait, Streams};
 use lifeboat_core::plan::{Awaited, Health, HttpExchange};
 use lifeboat_core::run::Facts;
 use lifeboat_core::runbook::{InstanceSpec, Target, VolumeSpec};
@@ -475,8 +475,19 @@ pub struct FollowRequest {
     pub adopt: bool,
 }
 
+/// The way to the writer's own server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamFrom {
+    /// A service of libpq's on this host.
+    pub service: String,
+    /// What who streams is called there, such as its site.
+    pub follower: String,
+}
+
 /// A copy that follows a vault. Its data cannot be mistaken for live data until it is promoted.
 pub trait Standby: Send {
+    /// Streams from there as well from now on, where it can; none: from nowhere. What streams never is behind the vault for that.
+    fn stream_from(&mut self, _from: Option<&StreamFrom>) {}
     /// Applies what the vault has that this has not.
     fn apply(&mut self, cancel: &Cancel) -> Result<Applied, PortError>;
     /// Applies everything, verifies it, and leaves it in its place, ready for use. Nothing is followed afterwards.
@@ -497,6 +508,8 @@ pub struct Applied {
     pub restarted: bool,
     pub pieces: u64,
     pub bytes_written: u64,
+    /// Where it is to stream from the writer's own server: how that goes.
+    pub streams: Option<Streams>,
 }
 
 /// What the vaults hold of data sets, and how to get it back. Blocking: the engine calls it in threads of its own.
@@ -585,6 +598,7 @@ pub struct DataStatus {
     pub complete: bool,
     /// Whether commits wait for vaults, where the plan asks for it.
     pub commits: Option<CommitsWait>,
+    pub streams: Option<Streams>,
     pub problem: Option<String>,
 }
 
@@ -602,6 +616,8 @@ pub struct Orders(Arc<OrdersInner>);
 #[derive(Debug)]
 struct OrdersInner {
     order: Mutex<Order>,
+    /// Which site writes, for who follows it.
+    writer: Mutex<Option<String>>,
     changed: Condvar,
     stop: Cancel,
 }
@@ -609,7 +625,7 @@ struct OrdersInner {
 impl Default for Orders {
     fn default() -> Orders {
         let (order, changed, stop) = (Mutex::new(Order::Go), Condvar::new(), Cancel::default());
-        Orders(Arc::new(OrdersInner { order, changed, stop }))
+        Orders(Arc::new(OrdersInner { order, writer: Mutex::default(), changed, stop }))
     }
 }
 
@@ -624,6 +640,19 @@ impl Orders {
 
     pub fn now(&self) -> Order {
         *self.0.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says which site writes now.
+    pub fn set_writer(&self, site: &str) {
+        let mut writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if writer.as_deref() != Some(site) {
+            *writer = Some(site.to_owned());
+        }
+    }
+
+    /// Which site writes; none: unknown.
+    pub fn writer(&self) -> Option<String> {
+        self.0.writer.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A cancel that is set as soon as the order is `Stop`.

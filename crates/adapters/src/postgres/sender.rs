@@ -28,8 +28,28 @@ pub(crate) trait Feed: Send + Sync {
     /// Hands over the log from `at` on, in order, as it comes, until `take` answers `false`; an empty stretch now and then while
     /// nothing comes. `Err` says, in words for the server's log, why what is asked for cannot be had.
     fn pour(&self, at: Lsn, take: &mut dyn FnMut(Lsn, &[u8]) -> bool) -> Result<(), String>;
+    /// What the recovering server says of how far it is.
+    fn heard(&self, _progress: Progress) {}
     /// Lets go of who waits in `pour`.
     fn close(&self);
+}
+
+/// How far a receiver is, as it says itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) written: Lsn,
+    /// So far its log is durable.
+    pub(crate) flushed: Lsn,
+    pub(crate) applied: Lsn,
+}
+
+impl Progress {
+    /// Of a standby's status message; none of another.
+    fn read(message: &[u8]) -> Option<Progress> {
+        let (b'r', rest) = message.split_first()? else { return None };
+        let place = |number: usize| Some(Lsn(u64::from_be_bytes(*rest.get(number * 8..)?.first_chunk()?)));
+        Some(Progress { written: place(0)?, flushed: place(1)?, applied: place(2)? })
+    }
 }
 
 /// The port in the socket's name; there is no other in its directory.
@@ -198,7 +218,7 @@ impl Shared {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 // Its end, whatever it was, is the end of the connection.
-                let _ = hear(stream);
+                let _ = self.hear(stream);
                 over.store(true, Ordering::SeqCst);
                 let _ = stream.shutdown(Shutdown::Both);
             });
@@ -237,6 +257,16 @@ impl Shared {
         Ok(())
     }
 
+    /// Reads what the receiver says of itself, until it says no more.
+    fn hear(&self, stream: &UnixStream) -> io::Result<()> {
+        while let Some((b'd', message)) = read_message(stream)? {
+            if let Some(progress) = Progress::read(&message) {
+                self.feed.heard(progress);
+            }
+        }
+        Ok(())
+    }
+
     fn keep_alive(&self) -> Vec<u8> {
         let mut body = vec![b'k'];
         body.extend_from_slice(&self.feed.end().0.to_be_bytes());
@@ -244,12 +274,6 @@ impl Shared {
         body.push(0);
         message(b'd', &body)
     }
-}
-
-/// Reads what the receiver says of itself, until it says no more.
-fn hear(stream: &UnixStream) -> io::Result<()> {
-    while let Some((b'd', _)) = read_message(stream)? {}
-    Ok(())
 }
 
 fn write_all(mut stream: &UnixStream, bytes: &[u8]) -> io::Result<()> {

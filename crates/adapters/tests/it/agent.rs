@@ -263,6 +263,7 @@ fn domain(root: &Path, site: &str) -> Domain {
             awaited: None,
             vaults: vaults.clone(),
             identities: identities.clone(),
+            via: BTreeMap::new(),
             mark_idle_max: Duration::ZERO,
             clock: clock.clone(),
         })

@@ -182,6 +182,7 @@ async fn a_standby_that_lacks_what_a_vault_holds_is_not_usable() {
                 settled: false,
                 finished: None,
                 commits: None,
+                streams: None,
                 problem: None,
                 at: Timestamp::now().to_string(),
                 beat,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use lifeboat_core::plan::{DataSet, KeyPurpose, Secret, Service};
 use lifeboat_core::runbook::place::Place;
 use lifeboat_engine::arbitrate::Arbiter;
-use lifeboat_engine::port::{DataAgent, PointTaken, PortError};
+use lifeboat_engine::port::{DataAgent, PointTaken, PortError, StreamFrom};
 use lifeboat_engine::protect::Domain;
 use lifeboat_engine::protect::data::HostData;
 use lifeboat_engine::vaults::VaultPlace;
@@ -297,9 +297,17 @@ fn host_data(
         is_apart: dataset.source.is_dump(),
         state,
         protect: dataset.protect.clone(),
-        awaited: dataset.awaited(),
+        awaited: dataset.awaited(site),
         vaults,
         identities,
+        via: dataset
+            .replica
+            .iter()
+            .flat_map(|replica| &replica.via)
+            .map(|(writer, service)| {
+                (writer.clone(), StreamFrom { service: service.clone(), follower: site.to_owned() })
+            })
+            .collect(),
         mark_idle_max: Duration::ZERO,
         clock: Arc::clone(&wiring.clock),
     })

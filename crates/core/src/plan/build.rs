@@ -453,7 +453,10 @@ fn commit_mode(table: Reader<'_>) -> CommitMode {
 }
 
 fn replica(table: Reader<'_>) -> Option<Replica> {
-    Some(Replica { at: table.text("at")?, mode: commit_mode(table) })
+    let via = table.table("via").map_or_else(BTreeMap::new, |via| {
+        via.0.in_order().iter().filter_map(|(site, _)| Some(((*site).to_owned(), via.text(site)?))).collect()
+    });
+    Some(Replica { at: table.text("at")?, mode: commit_mode(table), via })
 }
 
 fn traffic(table: Reader<'_>) -> Option<Traffic> {

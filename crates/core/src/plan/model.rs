@@ -431,22 +431,48 @@ pub enum Source {
 }
 
 impl DataSet {
-    /// The vaults that commits wait for, how many of them must have a commit, and in which mode.
-    pub fn awaited(&self) -> Option<Awaited> {
+    /// What commits wait for while `writer` writes.
+    pub fn awaited(&self, writer: &str) -> Option<Awaited> {
         let waiting: Vec<&Protect> = self.protect.iter().filter(|protect| !protect.mode.is_async()).collect();
-        let mode = waiting.first()?.mode;
         let vaults: Vec<Name> = waiting.iter().map(|protect| protect.to.clone()).collect();
-        let all = u32::try_from(vaults.len()).unwrap_or(u32::MAX);
-        Some(Awaited { copies: self.sync_copies.unwrap_or(all).clamp(1, all), vaults, mode })
+        let is_streamed = matches!(self.source, Source::Postgres { .. });
+        let is_awaited = |replica: &&Replica| is_streamed && !replica.mode.is_async() && !replica.via.is_empty();
+        let replica = self.replica.as_ref().filter(is_awaited);
+        let (mut sites, mut mode) = (Vec::new(), waiting.first().map(|protect| protect.mode));
+        match replica {
+            Some(replica) if replica.at != writer => {
+                sites.push(replica.at.clone());
+                mode = mode.or(Some(replica.mode));
+            }
+            // The replica itself writes, its writer being lost or at rest: whoever follows it is waited for while there is one.
+            Some(replica) if vaults.is_empty() => {
+                sites.extend(replica.via.keys().filter(|site| *site != writer).cloned());
+                mode = Some(CommitMode::SyncPreferred);
+            }
+            _ => {}
+        }
+        let all = u32::try_from(vaults.len() + sites.len()).unwrap_or(u32::MAX);
+        let turned = replica.is_some_and(|replica| replica.at == writer) && vaults.is_empty();
+        let copies = if turned { 1 } else { self.sync_copies.unwrap_or(all).clamp(1, all.max(1)) };
+        (all > 0).then_some(Awaited { vaults, sites, copies, mode: mode? })
     }
 }
 
-/// What a commit waits for: that so many of the vaults have it.
+/// What a commit waits for: that so many of these have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Awaited {
     pub vaults: Vec<Name>,
+    /// Whose standbys stream.
+    pub sites: Vec<Name>,
     pub copies: u32,
     pub mode: CommitMode,
+}
+
+impl Awaited {
+    /// Whether no commit is possible without one of these standbys.
+    pub fn needs_a_site(&self) -> bool {
+        self.mode == CommitMode::SyncRequired && self.copies as usize > self.vaults.len()
+    }
 }
 
 impl Source {
@@ -501,6 +527,9 @@ pub struct Keep {
 pub struct Replica {
     pub at: Name,
     pub mode: CommitMode,
+    /// Site to the service of libpq's by which its server is reached from the others: from whichever writes, the others stream.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub via: BTreeMap<Name, String>,
 }
 
 /// Whether a commit waits until another place has it.
@@ -602,4 +631,58 @@ pub struct Drill {
 pub struct Prerequisite {
     pub describe: String,
     pub check: Option<Vec<String>>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn dataset(vaults: &[(&str, CommitMode)], replica: CommitMode, copies: Option<u32>) -> DataSet {
+        let protect = |(to, mode): &(&str, CommitMode)| Protect {
+            to: (*to).to_owned(),
+            every: Schedule::Every(Span::seconds(60)),
+            keep: Keep::default(),
+            log: true,
+            mode: *mode,
+        };
+        let via = ["north", "south"].map(|site| (site.to_owned(), format!("shop-{site}"))).into();
+        DataSet {
+            name: "ledger".to_owned(),
+            kind: DataKind::Persistent,
+            source: Source::Postgres { path: "ledger".to_owned(), service: None },
+            size: None,
+            residency: None,
+            protect: vaults.iter().map(protect).collect(),
+            sync_copies: copies,
+            replica: Some(Replica { at: "south".to_owned(), mode: replica, via }),
+            verify: None,
+            rebuild: None,
+        }
+    }
+
+    fn awaited(dataset: &DataSet, writer: &str) -> Option<(String, String, u32, CommitMode)> {
+        let awaited = dataset.awaited(writer)?;
+        Some((awaited.vaults.join(" "), awaited.sites.join(" "), awaited.copies, awaited.mode))
+    }
+
+    #[test]
+    fn commits_wait_for_the_replica_while_another_site_writes() {
+        use CommitMode::{Async, SyncPreferred, SyncRequired};
+        let told = |vaults: &str, sites: &str, copies, mode| Some((vaults.to_owned(), sites.to_owned(), copies, mode));
+        let alone = dataset(&[("main", Async)], SyncRequired, None);
+        assert_eq!(awaited(&alone, "north"), told("", "south", 1, SyncRequired));
+        assert!(alone.awaited("north").unwrap().needs_a_site());
+        // After a failover whoever follows is waited for, and not required: the former writer may be gone for good.
+        assert_eq!(awaited(&alone, "south"), told("", "north", 1, SyncPreferred));
+        let both = dataset(&[("main", SyncRequired), ("far", Async)], SyncRequired, None);
+        assert_eq!(awaited(&both, "north"), told("main", "south", 2, SyncRequired));
+        assert_eq!(awaited(&both, "south"), told("main", "", 1, SyncRequired));
+        let either = dataset(&[("main", SyncRequired)], SyncRequired, Some(1));
+        assert_eq!(awaited(&either, "north"), told("main", "south", 1, SyncRequired));
+        assert!(!either.awaited("north").unwrap().needs_a_site());
+        assert_eq!(awaited(&dataset(&[("main", Async)], Async, None), "north"), None);
+        let of_sqlite = DataSet { source: Source::Sqlite { path: "a/b.db".to_owned() }, ..alone };
+        assert_eq!(awaited(&of_sqlite, "north"), None);
+    }
 }

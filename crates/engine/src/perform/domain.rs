@@ -357,6 +357,7 @@ mod tests {
             settled,
             finished: None,
             commits: None,
+            streams: None,
             problem: None,
             at: String::new(),
             beat: 1,

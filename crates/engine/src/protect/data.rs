@@ -14,7 +14,7 @@ use lifeboat_vault::{HostVault, Identity};
 use super::following::Following;
 use crate::port::{
     Cancel, Clock, DataAgent, DataStatus, LogStream, NamedVault, Order, Orders, PointRequest, PointTaken, PortError,
-    Restorer, Source, StreamRequest, Streaming, VaultStatus,
+    Restorer, Source, StreamFrom, StreamRequest, Streaming, VaultStatus,
 };
 use crate::vaults::VaultPlace;
 
@@ -49,6 +49,8 @@ pub struct HostData {
     pub vaults: BTreeMap<String, VaultPlace>,
     /// What this host may open the data set with; empty: it cannot follow.
     pub identities: Vec<Identity>,
+    /// By site: how the data set's server there is reached from here.
+    pub via: BTreeMap<String, StreamFrom>,
     /// How old what is durable may look while nothing changes; a second where it is less.
     pub mark_idle_max: Duration,
     pub clock: Arc<dyn Clock>,

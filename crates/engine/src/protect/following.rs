@@ -27,12 +27,23 @@ pub(super) struct Following<'a> {
     standby: Option<Box<dyn Standby>>,
     last: Option<Applied>,
     progress_at_seconds: f64,
+    /// Which site writes, while that site is to be followed.
+    writer: Option<String>,
 }
 
 impl<'a> Following<'a> {
     pub(super) fn new(data: &'a HostData, adopt: bool) -> Following<'a> {
         let progress_at_seconds = data.clock.monotonic_seconds();
-        Following { data, adopt, vaults: BTreeMap::new(), current: 0, standby: None, last: None, progress_at_seconds }
+        Following {
+            data,
+            adopt,
+            vaults: BTreeMap::new(),
+            current: 0,
+            standby: None,
+            last: None,
+            progress_at_seconds,
+            writer: None,
+        }
     }
 
     pub(super) fn run(mut self, orders: &Orders, tell: &dyn Fn(DataStatus)) -> Result<(), PortError> {
@@ -40,6 +51,7 @@ impl<'a> Following<'a> {
         loop {
             match orders.now() {
                 Order::Go => {
+                    self.writer = orders.writer();
                     let mut status = status(&self.apply(&cancel)?);
                     status.problem = self.stray();
                     tell(status);
@@ -84,7 +96,10 @@ impl<'a> Following<'a> {
     }
 
     fn apply_here(&mut self, cancel: &Cancel) -> Result<Applied, PortError> {
-        let applied = self.standby()?.apply(cancel)?;
+        let from = self.writer.as_ref().and_then(|writer| self.data.via.get(writer));
+        let standby = self.standby()?;
+        standby.stream_from(from);
+        let applied = standby.apply(cancel)?;
         let moved = |last: &Applied| (last.applied_to, last.epoch) != (applied.applied_to, applied.epoch);
         if self.last.as_ref().is_none_or(moved) {
             self.progress_at_seconds = self.data.clock.monotonic_seconds();
@@ -95,6 +110,8 @@ impl<'a> Following<'a> {
 
     /// Asks every vault for what is new, and promotes with one that works.
     fn promote(&mut self, cancel: &Cancel) -> Result<Applied, PortError> {
+        // Who takes over hears no former writer any more.
+        self.writer = None;
         let mut failures = Vec::new();
         let mut works = None;
         for _ in &self.data.protect {
@@ -156,6 +173,7 @@ fn status(applied: &Applied) -> DataStatus {
         applied: applied.applied_to,
         applied_epoch: applied.epoch,
         complete: applied.is_final,
+        streams: applied.streams.clone(),
         ..DataStatus::default()
     }
 }

@@ -109,8 +109,9 @@ impl Domain {
                     told.clear();
                     orders.send_if_modified(|known| {
                         // Generations only go up; an older one is a storage that went back.
-                        let newer =
-                            known.is_none_or(|known| (found.epoch, found.generation) > (known.epoch, known.generation));
+                        let newer = known
+                            .as_ref()
+                            .is_none_or(|known| (found.epoch, found.generation) > (known.epoch, known.generation));
                         if newer {
                             *known = Some(found);
                         }

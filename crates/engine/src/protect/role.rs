@@ -18,12 +18,14 @@ pub enum Duty {
 }
 
 /// The duty and the generation that it comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Orders {
     pub duty: Duty,
     pub generation: u64,
     /// The epoch in force.
     pub epoch: u64,
+    /// The site that it names.
+    pub writer: String,
 }
 
 pub fn decide(site: &str, desired: &DesiredWriter) -> Orders {
@@ -32,7 +34,7 @@ pub fn decide(site: &str, desired: &DesiredWriter) -> Orders {
         (true, true) => Duty::Hold,
         (false, _) => Duty::Follow,
     };
-    Orders { duty, generation: desired.generation, epoch: desired.epoch }
+    Orders { duty, generation: desired.generation, epoch: desired.epoch, writer: desired.primary.clone() }
 }
 
 /// What a host last did with a data set, on its disk: it outlives the process.

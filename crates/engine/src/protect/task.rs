@@ -76,8 +76,8 @@ impl Task {
         let mut running: Option<Running> = None;
         let mut again_at = 0.0;
         while !cancel.is_cancelled() {
-            let now = *orders.borrow_and_update();
-            if let Some(now) = now
+            let now = orders.borrow_and_update().clone();
+            if let Some(now) = &now
                 && let Some(wanted) = self.wanted(now).await
             {
                 if let Some(ended) = running.take_if(|running| running.handle.is_finished()) {
@@ -86,9 +86,12 @@ impl Task {
                     }
                     continue;
                 }
+                if let Some(running) = &running {
+                    running.orders.set_writer(&now.writer);
+                }
                 match &mut running {
                     Some(running) if !running.does(wanted) => running.change_over(wanted),
-                    None if self.clock.monotonic_seconds() >= again_at => running = self.begin(wanted),
+                    None if self.clock.monotonic_seconds() >= again_at => running = self.begin(wanted, &now.writer),
                     _ => {}
                 }
                 let standing = self.standing(now, wanted, running.as_ref());
@@ -103,7 +106,7 @@ impl Task {
     }
 
     /// What is to be done; nothing new while the arbiter cannot say what has to be known.
-    async fn wanted(&mut self, now: Orders) -> Option<Work> {
+    async fn wanted(&mut self, now: &Orders) -> Option<Work> {
         if self.data.is_apart() {
             return Some(work_apart(now.duty));
         }
@@ -150,8 +153,9 @@ impl Task {
     }
 
     /// Starts what there is to do. Nothing to do leaves nothing running.
-    fn begin(&self, wanted: Work) -> Option<Running> {
+    fn begin(&self, wanted: Work, writer: &str) -> Option<Running> {
         let orders = WorkOrders::default();
+        orders.set_writer(writer);
         let (data, told) = (Arc::clone(&self.data), orders.clone());
         let tell = self.teller(wanted);
         let handle = match wanted {
@@ -263,7 +267,7 @@ impl Task {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).problem = Some(problem.to_owned());
     }
 
-    fn standing(&self, now: Orders, wanted: Work, running: Option<&Running>) -> Standing {
+    fn standing(&self, now: &Orders, wanted: Work, running: Option<&Running>) -> Standing {
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let working = running.is_some_and(|running| running.does(wanted) && running.given != Order::Stop);
         let standing = |role, epoch, settled| Standing { role, epoch, settled, finished: None };
@@ -302,6 +306,7 @@ impl Task {
             settled: standing.settled,
             finished: standing.finished,
             commits: status.commits,
+            streams: status.streams,
             problem: status.problem,
             at: String::new(),
             beat: 0,
@@ -353,9 +358,11 @@ impl Running {
 
 /// Whether two reports say the same but for how far things are.
 fn same_standing(one: &AgentReport, other: &AgentReport) -> bool {
+    let streaming = |report: &AgentReport| report.streams.as_ref().map(|streams| streams.problem.clone());
     (one.role, one.epoch, one.generation, one.settled, one.finished, &one.problem, &one.commits)
         == (other.role, other.epoch, other.generation, other.settled, other.finished, &other.problem, &other.commits)
         && one.applied.is_some() == other.applied.is_some()
+        && streaming(one) == streaming(other)
 }
 
 /// What this host did; a record that cannot be read counts as the most careful one that the volume allows.

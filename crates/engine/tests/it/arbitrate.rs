@@ -373,6 +373,7 @@ fn report(beat: u64) -> AgentReport {
         finished: None,
         settled: true,
         commits: None,
+        streams: None,
         problem: None,
         at: "2026-11-21T12:00:01Z".into(),
         beat,

@@ -23,6 +23,7 @@ mod former;
 mod inventory;
 mod piece;
 mod recover;
+mod relay;
 mod rest;
 mod spool;
 mod standby;
@@ -345,6 +346,12 @@ impl Clock {
     fn end(mut self) -> Arc<Samples> {
         self.stop();
         self.samples.clone()
+    }
+
+    /// Ends it without waiting for a server that does not answer.
+    fn let_go(mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        drop(self.thread.take());
     }
 
     fn stop(&mut self) {

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   vault ─▶ way (which base, which chain) ─▶ feed ─▶ sender ─▶ the server's own receiver ─▶ replay
+//!                      the writer's server ─▶ relay ─┘
 //! ```
 //!
 //! Invariant: it is promoted only when its server has replayed every whole record of what the vault holds, and has the cluster's name only after
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lifeboat_core::runbook::Target;
-use lifeboat_engine::port::{Applied, Cancel, FollowRequest, PortError, Standby};
+use lifeboat_engine::port::{Applied, Cancel, FollowRequest, PortError, Standby, StreamFrom};
 use lifeboat_vault::{LogEntry, Position, Unlocked};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,7 @@ use super::feed::VaultFeed;
 use super::files::{Signal, Tree, beside, owner_to_be, remove_if_there, write_for};
 use super::former::Former;
 use super::recover::{NEEDED, REPLAY_WITHIN, RecoverError, STOP_WITHIN, differences};
+use super::relay::Relay;
 use super::rest::{Rest, rest_of_log};
 use super::spool::Which;
 use crate::postgres::lsn::{Lsn, history_name};
@@ -66,6 +68,8 @@ pub(super) struct Follower {
     written: Option<Record>,
     runtime: tokio::runtime::Runtime,
     following: Option<Following>,
+    /// The writer's server, where it is to be streamed from.
+    from: Option<StreamFrom>,
     /// The last object of the chain, once all of it was read.
     tail: Option<LogEntry>,
     looked_through_at: Option<Instant>,
@@ -155,6 +159,7 @@ impl Follower {
             record,
             written: None,
             following: None,
+            from: None,
             tail: None,
             looked_through_at: None,
             looked_at_points_at: None,
@@ -171,13 +176,41 @@ impl Follower {
             (self.record.whole, self.record.promoting) = (false, false);
             self.write_record()?;
         }
-        let restarted = self.take_in(cancel)?;
+        let restarted = match self.take_in(cancel) {
+            // What streams does not need the vault for now.
+            Err(error) if error.may_pass() && self.is_streaming() => {
+                tracing::debug!(
+                    error = crate::source::in_full(&error),
+                    "the vault cannot be followed; the standby streams"
+                );
+                false
+            }
+            other => other?,
+        };
         let before = self.record.position.as_ref().map(|position| position.counter);
         self.watch_replay(cancel)?;
         self.write_record()?;
         let after = self.record.position.as_ref().map(|position| position.counter);
         let moved = after.unwrap_or(0).saturating_sub(before.unwrap_or(0));
         Ok(Applied { restarted, bytes_written: moved, pieces: u64::from(moved > 0), ..self.applied() })
+    }
+
+    fn is_streaming(&self) -> bool {
+        let relay = self.following.as_ref().and_then(|following| following.feed.relay());
+        relay.is_some_and(|relay| relay.is_streaming())
+    }
+
+    fn set_source(&mut self, from: Option<&StreamFrom>) {
+        if self.from.as_ref() != from {
+            self.from = from.cloned();
+            if let Some(following) = &self.following {
+                following.feed.set_relay(self.relay());
+            }
+        }
+    }
+
+    fn relay(&self) -> Option<Arc<Relay>> {
+        self.from.as_ref().map(|from| Arc::new(Relay::new(&self.dataset, from)))
     }
 
     /// Gives the server what the vault has that it was not given. True: it began anew, with another base backup.
@@ -255,7 +288,7 @@ impl Follower {
             self.looked_at_points_at = Some(Instant::now());
         }
         // Not what was replayed, but what was given is what the next piece follows.
-        let given = following.feed.end().max(Lsn(tail.last));
+        let given = following.feed.vault_end().max(Lsn(tail.last));
         let given = Position { counter: given.0, ..position.clone() };
         Ok(Some(way::appended(&self.vault, &self.dataset, &given, tail)?))
     }
@@ -274,11 +307,10 @@ impl Follower {
         }
         let Some(facts) = &self.record.facts else { return Ok(None) };
         let segments = facts.segments()?;
-        let counter = match &self.following {
-            Some(following) => following.feed.end().0,
-            // A server asks for the whole segment in which its own log ends.
-            None => segments.start(segments.number_of(Lsn(here.counter))).0,
-        };
+        // A server asks for the whole segment in which its own log ends. One that streams may be ahead of the vault.
+        let begun = segments.start(segments.number_of(Lsn(here.counter))).0;
+        let given = self.following.as_ref().map(|following| following.feed.vault_end().0);
+        let counter = given.filter(|given| *given > 0).unwrap_or(begun);
         let from = Position { counter, ..here.clone() };
         let as_of = self.record.applied_to.unwrap_or(way.base.taken_at);
         match way::onward(&self.vault, &self.dataset, &from, as_of) {
@@ -369,6 +401,7 @@ impl Follower {
         let programs = self.runtime.block_on(Programs::of_major(facts.major()?, NEEDED))?;
         let feed = Arc::new(VaultFeed::new(&self.vault, which, &facts.history, &facts.server_version));
         feed.add(&onward.pieces);
+        feed.set_relay(self.relay());
         let owner = fs::metadata(&self.work).map_err(RecoverError::file("look at", &self.work))?;
         let failed = RecoverError::file("make a private directory for", &self.work);
         let socket = private_directory(&owner).map_err(failed)?;
@@ -465,6 +498,9 @@ impl Follower {
             self.record.applied_to = self.record.applied_to.max(Some(*moment));
             following.moments.pop_front();
         }
+        if let Some(relay) = following.feed.relay() {
+            self.record.applied_to = self.record.applied_to.max(relay.moment_of(reached));
+        }
         self.record.is_final = all && following.is_final;
         Ok(all)
     }
@@ -478,6 +514,8 @@ impl Follower {
             self.put_in_place()?;
             return Ok(self.applied());
         }
+        // From here on nothing that a former writer still does is heard, or acknowledged.
+        self.set_source(None);
         self.looked_through_at = None;
         let applied = self.apply_new(cancel)?;
         while !self.watch_replay(cancel)? {
@@ -553,6 +591,10 @@ impl Follower {
             epoch: record.whole.then_some(record.epoch),
             point: record.point.clone(),
             is_final: record.is_final,
+            streams: self
+                .following
+                .as_ref()
+                .and_then(|following| Some(following.feed.relay()?.status(following.replayed))),
             ..Applied::default()
         }
     }
@@ -613,6 +655,10 @@ fn remove_empty_histories(log: &Path) -> Result<(), RecoverError> {
 }
 
 impl Standby for Follower {
+    fn stream_from(&mut self, from: Option<&StreamFrom>) {
+        self.set_source(from);
+    }
+
     fn apply(&mut self, cancel: &Cancel) -> Result<Applied, PortError> {
         match self.apply_new(cancel) {
             // The writer has not stored its first point yet.

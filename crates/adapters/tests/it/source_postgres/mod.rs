@@ -6,6 +6,7 @@ mod places;
 mod points;
 mod quorum;
 mod standbys;
+mod streamed;
 mod streams;
 mod verified;
 

@@ -17,25 +17,29 @@ const SETTING: &str = "select current_setting('synchronous_standby_names')";
 
 impl Bench {
     pub(super) fn synchronous(&self, mode: CommitMode, others: &[NamedVault], copies: u32) -> Box<dyn LogStream> {
-        let mut request = StreamRequest::new(DATASET, 1, self.cluster.place().join("state"));
         let vaults: Vec<NamedVault> = std::iter::once(self.vault.named()).chain(others.iter().cloned()).collect();
         let names = vaults.iter().map(|vault| vault.name.clone()).collect();
-        request.awaited = Some(Awaited { vaults: names, copies, mode });
-        match self.source().stream(&vaults, &request).map_err(told).unwrap() {
+        self.waiting_for(&vaults, Awaited { vaults: names, sites: Vec::new(), copies, mode })
+    }
+
+    pub(super) fn waiting_for(&self, vaults: &[NamedVault], awaited: Awaited) -> Box<dyn LogStream> {
+        let mut request = StreamRequest::new(DATASET, 1, self.cluster.place().join("state"));
+        request.awaited = Some(awaited);
+        match self.source().stream(vaults, &request).map_err(told).unwrap() {
             Streaming::Started(stream) => stream,
             Streaming::PointsOnly { why } => panic!("{why}"),
         }
     }
 
     /// A commit that may have to wait.
-    fn begin_insert(&self, n: u64) -> Child {
+    pub(super) fn begin_insert(&self, n: u64) -> Child {
         let mut command = self.cluster.client("psql");
         command.args(["-XAtq", "-c", &format!("insert into t values ({n})")]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 }
 
-fn told_of(stream: &dyn LogStream, what: &str, wait: bool, says: &str) -> CommitsWait {
+pub(super) fn told_of(stream: &dyn LogStream, what: &str, wait: bool, says: &str) -> CommitsWait {
     wait_for(what, || stream.status().commits.filter(|commits| commits.wait == wait && commits.what.contains(says)))
 }
 

@@ -16,7 +16,7 @@ use crate::pg_cluster::Cluster;
 use crate::vault_world::wait_for;
 
 impl Bench {
-    fn standby_place(&self) -> PathBuf {
+    pub(super) fn standby_place(&self) -> PathBuf {
         self.place_for("standby")
     }
 

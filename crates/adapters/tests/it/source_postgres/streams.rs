@@ -20,7 +20,7 @@ impl Bench {
     }
 
     /// The server's own clock.
-    fn now(&self) -> Timestamp {
+    pub(super) fn now(&self) -> Timestamp {
         let text = self.cluster.psql("select (extract(epoch from clock_timestamp()) * 1000000)::bigint");
         Timestamp::from_microsecond(text.parse().unwrap()).unwrap()
     }

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use lifeboat_core::desired::{AgentReport, AgentRole, CommitsWait};
+use lifeboat_core::desired::{AgentReport, AgentRole, CommitsWait, Streams};
 use lifeboat_core::plan::{KeyPurpose, Name, Service, Strategy};
 use serde::Serialize;
 
@@ -36,6 +36,8 @@ pub(crate) struct HostStatus {
     pub(crate) commits_asked_for: bool,
     /// Whether they do, as the host says; absent: unknown.
     pub(crate) commits: Option<CommitsWait>,
+    /// How a standby streams from the writer's own server, where the plan says by which way.
+    pub(crate) streams: Option<Streams>,
     pub(crate) problem: Option<String>,
 }
 
@@ -106,10 +108,10 @@ impl Looker<'_> {
         troubled
     }
 
-    /// Whether the plan wants commits to wait for vaults.
-    fn commits_wait(&self, dataset: &str) -> bool {
+    /// Whether the plan wants commits to wait for others while this site writes.
+    fn commits_wait(&self, dataset: &str, site: &str) -> bool {
         let mut datasets = self.wiring.plan().services.values().flat_map(Service::datasets);
-        datasets.any(|(_, known)| known.name == dataset && known.awaited().is_some())
+        datasets.any(|(_, known)| known.name == dataset && known.awaited(site).is_some())
     }
 
     fn holds_key(&self, site: &str, dataset: &str) -> bool {
@@ -149,8 +151,9 @@ impl Looker<'_> {
             is_alive,
             reported_seconds_ago: reported.map(|at| now.duration_since(at).as_secs_f64().max(0.0)),
             lag_seconds: applied.filter(|_| expected.duty == AgentRole::Standby).and_then(|at| age_seconds(at, now)),
-            commits_asked_for: expected.duty == AgentRole::Writer && self.commits_wait(dataset),
+            commits_asked_for: expected.duty == AgentRole::Writer && self.commits_wait(dataset, site),
             commits: report.as_ref().and_then(|report| report.commits.clone()),
+            streams: report.as_ref().and_then(|report| report.streams.clone()),
             problem: unreadable.or_else(|| report.and_then(|report| report.problem)),
         }
     }

@@ -3,6 +3,7 @@
 //! Invariant: what is unknown is written as `unknown`.
 
 use jiff::Timestamp;
+use lifeboat_core::desired::Streams;
 use lifeboat_core::units::Span;
 use lifeboat_engine::evidence::Measure;
 
@@ -10,6 +11,7 @@ use super::data::{CopyStatus, VaultStatus};
 use super::hosts::HostStatus;
 use super::record::{DrillStatus, Proof};
 use super::standing::{ServiceStatus, Status, Writer};
+use crate::commands::look::size;
 use crate::report::{counted, objective, seconds};
 use crate::run_ui;
 
@@ -79,7 +81,7 @@ fn of_service(status: &ServiceStatus) -> Vec<String> {
             (None, ..) => "has never reported".to_owned(),
             (Some(_), false, _) => "silent".to_owned(),
             (Some(_), true, _) if host.problem.is_some() => "in trouble".to_owned(),
-            (Some(_), true, Some(lag)) => format!("{} behind", seconds(lag)),
+            (Some(_), true, Some(lag)) => format!("{} behind{}", seconds(lag), streamed(host)),
             (Some(_), true, None) if host.does_its_duty => "at work".to_owned(),
             (Some(role), true, None) => super::standing::word(role),
         };
@@ -116,6 +118,15 @@ fn of_service(status: &ServiceStatus) -> Vec<String> {
         lines.push("  nothing stands against it".to_owned());
     }
     lines
+}
+
+fn streamed(host: &HostStatus) -> String {
+    match &host.streams {
+        None => String::new(),
+        Some(Streams { problem: Some(_), .. }) => ", through the vault".to_owned(),
+        Some(Streams { behind_bytes: Some(behind), .. }) => format!(", {} of the log", size(*behind)),
+        Some(_) => ", streaming".to_owned(),
+    }
 }
 
 fn commits(host: &HostStatus) -> String {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use lifeboat_core::desired::Streams;
 use lifeboat_core::plan::{Name, Service};
 use lifeboat_engine::evidence::Judgement;
 use lifeboat_engine::journal::Journal;
@@ -297,6 +298,9 @@ fn of_host(status: &ServiceStatus, host: &HostStatus, found: &mut Found<'_>) {
     let behind = host.lag_seconds.filter(|lag| host.is_alive && *lag > 2.0 * status.rpo_objective_seconds);
     if let Some(lag) = behind {
         found("standby-behind", format!("{what}: the standby is {} behind", seconds(lag)), None);
+    }
+    if let Some(Streams { problem: Some(problem), .. }) = host.streams.as_ref().filter(|_| host.is_alive) {
+        found("standby-unstreamed", format!("{what}: the standby follows the vault alone: {problem}"), None);
     }
     if host.is_alive && !host.does_its_duty {
         found("agent-idle", format!("{what}: its host is {}, and should be {}", word(&host.role), host.duty), None);

@@ -55,8 +55,10 @@ fn proof(plan: &Plan, service: &Service, scenario: &str) -> Option<&'static str>
         .datasets()
         .filter(|(_, dataset)| dataset.kind == DataKind::Persistent && !dataset.source.is_dump())
         .peekable();
-    let quorum =
-        |dataset: &DataSet| dataset.replica.as_ref().is_some_and(|replica| replica.mode == CommitMode::SyncRequired);
+    let quorum = |dataset: &DataSet| match &dataset.source {
+        Source::Postgres { .. } => dataset.awaited(&service.primary).is_some_and(|awaited| awaited.needs_a_site()),
+        _ => dataset.replica.as_ref().is_some_and(|replica| replica.mode == CommitMode::SyncRequired),
+    };
     if written.peek().is_some() && written.all(|(_, dataset)| quorum(dataset)) {
         return Some("no commit is possible there without the replica");
     }

@@ -175,6 +175,9 @@ fn datasets(checker: &mut Checker<'_>) {
         }
         if let Some(replica) = &held.dataset.replica {
             site(checker, &replica.at, &held.path_to(&["replica", "at"]));
+            for name in replica.via.keys() {
+                site(checker, name, &held.path_to(&["replica", "via", name]));
+            }
         }
         if let Some(first) = seen.insert(&held.dataset.name, held) {
             let message = format!("there are two data sets `{}`", held.dataset.name);

@@ -52,13 +52,14 @@ fn recovery_point(checker: &mut Checker<'_>, held: Held<'_>) {
         let vault = checker.plan.vaults.get(vault);
         vault.is_some_and(|vault| vault.site.as_ref() != Some(&service.primary))
     };
-    let replicated = dataset.replica.as_ref().is_some_and(|replica| replica.mode == CommitMode::SyncRequired);
-    // Of any so many vaults one must lie outside, however they are chosen.
-    let in_vaults = dataset.awaited().is_some_and(|awaited| {
-        let inside = awaited.vaults.iter().filter(|vault| !is_outside(vault)).count();
-        awaited.mode == CommitMode::SyncRequired && awaited.copies as usize > inside
-    });
-    let synchronous = replicated || in_vaults;
+    // Of any so many places one must lie outside, however they are chosen.
+    let synchronous = match (&dataset.source, dataset.awaited(&service.primary), &dataset.replica) {
+        (Source::Postgres { .. }, awaited, _) => awaited.is_some_and(|awaited| {
+            let inside = awaited.vaults.iter().filter(|vault| !is_outside(vault)).count();
+            awaited.mode == CommitMode::SyncRequired && awaited.copies as usize > inside
+        }),
+        (_, _, replica) => replica.as_ref().is_some_and(|replica| replica.mode == CommitMode::SyncRequired),
+    };
     let streamed = dataset.protect.iter().any(|protect| protect.log);
     let strictest = objectives(service).into_iter().min_by_key(|(_, objective)| objective.rpo);
     let Some((scenario, objective)) = strictest else { return };

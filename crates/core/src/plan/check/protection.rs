@@ -22,6 +22,7 @@ pub(super) fn check(checker: &mut Checker<'_>) {
         }
         schedules(checker, held);
         awaited(checker, held);
+        streamed(checker, held);
         protected(checker, held);
         if !stranded.contains(&held.service.primary.as_str()) {
             outside(checker, held);
@@ -193,10 +194,28 @@ fn awaited(checker: &mut Checker<'_>, held: Held<'_>) {
         }
         first = first.or(Some(protect.mode));
     }
-    let count = held.dataset.protect.iter().filter(|protect| !protect.mode.is_async()).count();
+    let replica = held.dataset.replica.as_ref().filter(|replica| !replica.mode.is_async());
+    if let Some(replica) = replica
+        && matches!(held.dataset.source, Source::Postgres { .. })
+    {
+        let path = held.path_to(&["replica", "mode"]);
+        if first.is_some_and(|first| first != replica.mode) {
+            let message = format!("commits to `{name}` wait in two modes, and a commit waits only once");
+            checker.error("P0326", &path, message, "give the replica the `mode` of the vaults that commits wait for");
+        }
+        let lacks = places(held.service).find(|site| !replica.via.contains_key(*site));
+        if let Some(site) = lacks {
+            let message = format!("commits to `{name}` cannot wait for a replica that nothing leads to `{site}` from");
+            let help =
+                format!("say by which service of pg_service.conf each site is reached: via = {{ {site} = \"…\", … }}");
+            checker.error("P0333", &path, message, help);
+        }
+    }
+    let count =
+        held.dataset.protect.iter().filter(|protect| !protect.mode.is_async()).count() + usize::from(replica.is_some());
     if let Some(copies) = held.dataset.sync_copies.filter(|copies| *copies as usize > count) {
-        let message = format!("commits to `{name}` are to be in {copies} vaults, and wait for {count}");
-        let help = "give more vaults mode = \"sync-required\", or lower `sync-copies`";
+        let message = format!("commits to `{name}` are to be in {copies} places, and wait for {count}");
+        let help = "give more vaults, or the replica, mode = \"sync-required\", or lower `sync-copies`";
         checker.error("P0326", &held.path_to(&["sync-copies"]), message, help);
     }
 }
@@ -379,6 +398,20 @@ fn loaded_by_hand(checker: &mut Checker<'_>, held: Held<'_>) {
         let help = "no recovery brings it back by itself: add a data set with `postgres`, or have the loading of the dump \
                     as part of your run-book";
         checker.warning("P0331", &held.path_to(&["postgres-dump"]), message, help);
+    }
+}
+
+/// Only of PostgreSQL is there a log that a standby can take from the server itself.
+fn streamed(checker: &mut Checker<'_>, held: Held<'_>) {
+    let is_streamed = held.dataset.replica.as_ref().is_some_and(|replica| !replica.via.is_empty());
+    if is_streamed && !matches!(held.dataset.source, Source::Postgres { .. }) {
+        let message = format!("`{}` has no server of PostgreSQL's that a standby could stream from", held.dataset.name);
+        checker.error(
+            "P0332",
+            &held.path_to(&["replica", "via"]),
+            message,
+            "take `via` out: its standbys follow the vaults",
+        );
     }
 }
 

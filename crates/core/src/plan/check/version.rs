@@ -28,7 +28,8 @@ pub(super) fn check(checker: &mut Checker<'_>) {
             not_yet(checker, &[&path[..], &["traffic", "dns", "rfc2136"]].concat(), "dynamic updates of a name server");
         }
         for (component, dataset) in service.datasets() {
-            if dataset.replica.as_ref().is_some_and(|replica| replica.mode != CommitMode::Async) {
+            let waits = dataset.replica.as_ref().is_some_and(|replica| !replica.mode.is_async());
+            if waits && !matches!(dataset.source, Source::Postgres { .. }) {
                 let keys = ["component", &component.name, "dataset", &dataset.name, "replica"];
                 not_yet(checker, &[&path[..], &keys].concat(), "a replica that commits wait for");
             }

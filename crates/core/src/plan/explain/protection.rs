@@ -222,4 +222,18 @@ pub(super) const ALL: &[Explanation] = &[
         "postgres-dump = { service = \"shop-replica\" }",
         "postgres-dump = { service = \"shop-replica\" }    # and another data set: postgres = { path = \"/var/lib/postgresql/15/main\" }",
     ),
+    explanation(
+        "P0332",
+        "nothing to stream from",
+        "`replica.via` says by which service of libpq's a PostgreSQL server is reached from other sites, so that standbys there stream its log. Other data is followed through vaults.",
+        "sqlite = { path = \"shop/shop.db\" }\nreplica = { at = \"south\", via = { north = \"shop-north\" } }",
+        "postgres = { path = \"/var/lib/postgresql/15/main\" }\nreplica = { at = \"south\", via = { north = \"shop-north\", south = \"shop-south\" } }",
+    ),
+    explanation(
+        "P0333",
+        "a replica that commits wait for, and no way to it",
+        "A commit waits for a standby that streams from the server itself. For that each site's server must be reached from the others, by a service that their `pg_service.conf` defines: after a failover the roles are exchanged.",
+        "replica = { at = \"south\", mode = \"sync-required\" }",
+        "replica = { at = \"south\", mode = \"sync-required\", via = { north = \"shop-north\", south = \"shop-south\" } }",
+    ),
 ];

@@ -517,6 +517,11 @@ static REPLICA: Table = Table {
     keys: &[
         required("at", NAME, "The site that has it."),
         with_default("mode", COMMIT_MODE, "\"async\"", "Whether commits wait for it."),
+        optional(
+            "via",
+            Type::Named { what: "site", names: true, of: &PLAIN },
+            "Site to the name of the service in `pg_service.conf` by which its server is reached from the others: standbys stream from the one that writes.",
+        ),
     ],
     choices: &[],
 };

@@ -95,7 +95,7 @@ enum Ended {
 }
 
 /// The slot of a vault's stream: what a server may call one, and no other stream's.
-pub(super) fn slot_name(dataset: &str, vault: &str) -> String {
+pub(in super::super) fn slot_name(dataset: &str, vault: &str) -> String {
     let plain: String = format!("{dataset}_{vault}")
         .chars()
         .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' })

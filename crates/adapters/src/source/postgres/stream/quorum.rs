@@ -18,6 +18,7 @@ use lifeboat_core::desired::CommitsWait;
 use lifeboat_core::plan::{Awaited, CommitMode};
 
 use super::super::Way;
+use super::super::relay::standby_name;
 use super::board::Board;
 use super::lane::slot_name;
 use crate::postgres::error::SessionError;
@@ -204,7 +205,9 @@ impl Quorum {
             session.close().await;
             return Ok(());
         };
-        let names: Vec<String> = awaited.vaults.iter().map(|vault| slot_name(&self.dataset, vault)).collect();
+        let vaults = awaited.vaults.iter().map(|vault| slot_name(&self.dataset, vault));
+        let standbys = awaited.sites.iter().map(|site| standby_name(&self.dataset, site));
+        let names: Vec<String> = vaults.chain(standbys).collect();
         let asked_for = format!("ANY {} ({})", awaited.copies, names.join(", "));
         let copies = awaited.copies as usize;
         let mut keeping_up = KeepingUp::default();
@@ -235,7 +238,7 @@ impl Quorum {
                 waiting = enough;
             }
             let wanted = if waiting { asked_for.as_str() } else { "" };
-            let applies = seen.commit == "remote_apply";
+            let applies = seen.commit == "remote_apply" && !awaited.vaults.is_empty();
             let differs = seen.setting != wanted && !seen.in_recovery && !(applies && waiting);
             if differs && set_at.is_none_or(|at| at.elapsed() >= SET_EVERY) {
                 if in_force == wanted && set_at.is_some() {
@@ -254,7 +257,9 @@ impl Quorum {
             }
             let late = differs && set_at.is_some_and(|at| at.elapsed() >= IN_FORCE_WITHIN);
             strangers = self.strangers(&seen, std::mem::take(&mut strangers));
-            let of = awaited.vaults.join(", ");
+            let standbys = awaited.sites.iter().map(|site| format!("the standby at {site}"));
+            let of: Vec<String> = awaited.vaults.iter().cloned().chain(standbys).collect();
+            let of = of.join(", ");
             let why_not = if let Some(refused) = refused.as_ref().filter(|_| differs) {
                 Some(String::clone(refused))
             } else if seen.in_recovery {
@@ -263,7 +268,7 @@ impl Quorum {
                 Some("synchronous_commit = remote_apply, and no vault applies: set it to on".to_owned())
             } else if !waiting {
                 Some(format!(
-                    "too few of the vaults keep up ({} of {of}, {copies} needed); they will wait again when enough do",
+                    "too few keep up ({} of {of}; {copies} needed); they will wait again when enough do",
                     keeping_up.now()
                 ))
             } else if matches!(seen.commit.as_str(), "off" | "local") {
@@ -307,9 +312,11 @@ impl Quorum {
             let pids = state.lanes.iter().map(|lane| lane.pid);
             self.vaults.iter().map(|vault| slot_name(&self.dataset, vault)).zip(pids).collect()
         };
+        // Who streams for a standby is not known here.
+        let is_lane = |receiver: &&Receiver| ours.iter().any(|(name, _)| *name == receiver.name);
         let is_ours =
             |receiver: &&Receiver| ours.iter().any(|(name, pid)| *name == receiver.name && *pid == Some(receiver.pid));
-        let strangers = seen.receivers.iter().filter(|receiver| !is_ours(receiver));
+        let strangers = seen.receivers.iter().filter(|receiver| is_lane(receiver) && !is_ours(receiver));
         strangers
             .map(|stranger| {
                 let key = (stranger.name.clone(), stranger.pid);
@@ -429,7 +436,12 @@ mod tests {
             board: board.clone(),
             door: Arc::new(move || Ok(door.clone())),
             dataset: "ledger".to_owned(),
-            awaited: Some(Awaited { vaults: vec!["main".to_owned()], copies: 1, mode: CommitMode::SyncRequired }),
+            awaited: Some(Awaited {
+                vaults: vec!["main".to_owned()],
+                sites: Vec::new(),
+                copies: 1,
+                mode: CommitMode::SyncRequired,
+            }),
             vaults: vec!["main".to_owned()],
             note: state.path().join("stream/commits-wait-for"),
         };
