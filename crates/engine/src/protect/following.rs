@@ -1,7 +1,7 @@
 //! A standby that follows whichever of its vaults leads furthest.
 //!
 //! Invariant: it never goes back, whatever vault it turns to, and it is promoted only after every vault that answers was
-//! asked for more.
+//! asked for more, or one has said that nothing follows.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -88,6 +88,7 @@ impl<'a> Following<'a> {
                 Err(error) if cancel.is_cancelled() => return Err(error),
                 Err(error) => {
                     failures.push(error);
+                    self.standby = None;
                     self.turn();
                 }
             }
@@ -112,6 +113,20 @@ impl<'a> Following<'a> {
     fn promote(&mut self, cancel: &Cancel) -> Result<Applied, PortError> {
         // Who takes over hears no former writer any more.
         self.writer = None;
+        let has_all = self.standby.is_some() && self.last.as_ref().is_some_and(|last| last.is_final);
+        if !has_all {
+            self.ask_all(cancel)?;
+        }
+        let promoted = self.standby()?.promote(cancel);
+        if promoted.is_err() {
+            // The next time begins with all vaults.
+            (self.standby, self.last) = (None, None);
+        }
+        promoted
+    }
+
+    /// Applies what any vault has, and stays with one that works.
+    fn ask_all(&mut self, cancel: &Cancel) -> Result<(), PortError> {
         let mut failures = Vec::new();
         let mut works = None;
         for _ in &self.data.protect {
@@ -120,6 +135,7 @@ impl<'a> Following<'a> {
                 Ok(_) => works = Some(self.current),
                 Err(error) => {
                     tracing::warn!("{}: promoted without it: {}", self.data.dataset, with_cause(&error));
+                    self.standby = None;
                     failures.push(error);
                 }
             }
@@ -128,13 +144,15 @@ impl<'a> Following<'a> {
         if works != self.current {
             (self.current, self.standby) = (works, None);
         }
-        self.standby()?.promote(cancel)
+        Ok(())
     }
 
     /// Turns to the next vault.
     fn turn(&mut self) {
-        self.current = (self.current + 1) % self.data.protect.len().max(1);
-        self.standby = None;
+        let next = (self.current + 1) % self.data.protect.len().max(1);
+        if next != self.current {
+            (self.current, self.standby) = (next, None);
+        }
     }
 
     fn standby(&mut self) -> Result<&mut Box<dyn Standby>, PortError> {

@@ -44,6 +44,8 @@ struct Running {
     orders: WorkOrders,
     given: Order,
     handle: JoinHandle<Result<(), PortError>>,
+    /// What came of it, once it is over.
+    ended: Option<Result<(), PortError>>,
 }
 
 /// What the report says besides the status.
@@ -80,7 +82,7 @@ impl Task {
             if let Some(now) = &now
                 && let Some(wanted) = self.wanted(now).await
             {
-                if let Some(ended) = running.take_if(|running| running.handle.is_finished()) {
+                if let Some(ended) = running.take_if(|running| running.ended.is_some()) {
                     if self.end(ended).await.is_err() {
                         again_at = self.clock.monotonic_seconds() + AGAIN_AFTER.as_secs_f64();
                     }
@@ -97,11 +99,16 @@ impl Task {
                 let standing = self.standing(now, wanted, running.as_ref());
                 self.report(now.generation, standing).await;
             }
-            tokio::time::sleep(self.poll).await;
+            // What is published, and what is over, is acted on at once: while a service moves, nobody can write to it.
+            tokio::select! {
+                () = tokio::time::sleep(self.poll) => {}
+                Ok(()) = orders.changed() => {}
+                () = ending(&mut running) => {}
+            }
         }
-        if let Some(running) = running {
+        if let Some(mut running) = running {
             running.orders.give(Order::Stop);
-            let _ = running.handle.await;
+            running.end().await;
         }
     }
 
@@ -215,7 +222,7 @@ impl Task {
             }
         };
         let given = orders.now();
-        Some(Running { work: wanted, orders, given, handle })
+        Some(Running { work: wanted, orders, given, handle, ended: None })
     }
 
     /// Takes what the work says of itself. As soon as a standby has something, the record on disk says so.
@@ -245,9 +252,9 @@ impl Task {
 
     /// Notes what work that is over has left behind.
     async fn end(&self, running: Running) -> Result<(), ()> {
-        let ended =
-            running.handle.await.unwrap_or_else(|died| Err(PortError::may_pass(format!("its thread died: {died}"))));
-        let record = match (running.work, &ended, running.given) {
+        let Running { work, given, ended, .. } = running;
+        let ended = ended.unwrap_or(Ok(()));
+        let record = match (work, &ended, given) {
             (Work::Write { epoch } | Work::Finish { epoch }, Ok(()), Order::Finish) => Some(Record::Finished { epoch }),
             _ => None,
         };
@@ -334,7 +341,24 @@ impl Task {
     }
 }
 
+/// Ends with the work; never where there is none, or it is over.
+async fn ending(running: &mut Option<Running>) {
+    match running {
+        Some(running) if running.ended.is_none() => running.end().await,
+        _ => std::future::pending().await,
+    }
+}
+
 impl Running {
+    /// Waits until it is over.
+    async fn end(&mut self) {
+        if self.ended.is_none() {
+            let ended = (&mut self.handle).await;
+            self.ended =
+                Some(ended.unwrap_or_else(|died| Err(PortError::may_pass(format!("its thread died: {died}")))));
+        }
+    }
+
     fn does(&self, wanted: Work) -> bool {
         // A standby that has taken the volume over goes on as one that had it.
         self.work == wanted || matches!((self.work, wanted), (Work::Follow { .. }, Work::Follow { .. }))

@@ -108,7 +108,7 @@ pub(in super::super) fn slot_name(dataset: &str, vault: &str) -> String {
 impl Shipping {
     pub(super) fn run(self) {
         let Ok(runtime) = super::super::runtime() else { return };
-        let (mut backoff, mut broken) = (BACKOFF_FIRST, false);
+        let (mut backoff, mut broken, mut freezes) = (BACKOFF_FIRST, false, false);
         loop {
             let before = Instant::now();
             match runtime.block_on(self.connect(broken)) {
@@ -139,8 +139,13 @@ impl Shipping {
             }
             backoff =
                 if before.elapsed() > BACKOFF_LONGEST { BACKOFF_FIRST } else { (backoff * 2).min(BACKOFF_LONGEST) };
-            if self.board.wait(backoff, |state| state.stop.then_some(())).is_some() {
-                return;
+            // Where the end is waited for, it is looked for at once.
+            let woken =
+                self.board.wait(backoff, |state| (state.stop || state.freeze && !freezes).then_some(state.stop));
+            match woken {
+                Some(true) => return,
+                Some(false) => freezes = true,
+                None => {}
             }
         }
     }
