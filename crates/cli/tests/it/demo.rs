@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
+use crate::machine::await_that;
 use crate::world::LIFEBOAT;
 
 struct Demo {
@@ -188,6 +189,12 @@ fn a_postgresql_standby_takes_over_and_the_rehearsal_passes() {
     let demo = Demo::new();
     let output = demo.command(LIFEBOAT, &["--postgres", "--keep"]).output().unwrap();
     assert_proven(&output, "warm-standby");
+    // The standby streams from the writer's own server, too.
+    await_that("the standby streams", || {
+        let status = document(&demo.verb(&["status", "--json"]));
+        let hosts = status["services"][0]["hosts"].as_array().cloned().unwrap_or_default();
+        hosts.iter().any(|host| host["streams"]["behind_bytes"].is_u64() && host["streams"]["problem"].is_null())
+    });
     let drill = demo.verb(&["drill", "logbook", "--yes", "--json"]);
     assert_eq!(drill.status.code(), Some(0), "{}", said(&drill));
     assert!(number(&document(&drill), "rto_proven_seconds") > 0.0);

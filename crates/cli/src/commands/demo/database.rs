@@ -2,6 +2,7 @@
 //!
 //! Invariant: the server is started by the plan, as any component is; only its empty data directory is made before.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -69,8 +70,17 @@ impl Database {
         }
     }
 
-    /// The data set's part of the plan, and for a server the component's whose it is.
-    pub(super) fn plan(&self, service: &str) -> String {
+    /// By which services of libpq's the servers of both sites are reached, as `pg_service.conf` says it; none for a file.
+    pub(super) fn services(&self, sites: [(&str, Ipv4Addr); 2]) -> Option<String> {
+        let Database::Postgres { owner, .. } = self else { return None };
+        let section = |(site, address): (&str, Ipv4Addr)| {
+            format!("[{}]\nhost={address}\nport={PORT}\nuser={owner}\ndbname=postgres\n", service_at(site))
+        };
+        Some(sites.map(section).join("\n"))
+    }
+
+    /// The data set's part of the plan, and for a server the component's whose it is; `standby`: where it is and whom it follows.
+    pub(super) fn plan(&self, service: &str, standby: Option<[&str; 2]>) -> String {
         let protect = r#"protect = [{ to = "main", base = { every = "1h", keep = { last = 24 } }, log = "stream" }]"#;
         match self {
             Database::Sqlite => format!(
@@ -97,6 +107,10 @@ sqlite = {{ path = "entries/logbook.db" }}
                 }
                 command.extend(["-D".to_owned(), "{{ dataset.entries.path }}".to_owned()]);
                 let command: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+                let replica = standby.map_or_else(String::new, |[away, home]| {
+                    let via = [home, away].map(|site| format!("{site} = {}", quoted(&service_at(site))));
+                    format!("replica = {{ at = {}, via = {{ {} }} }}\n", quoted(away), via.join(", "))
+                });
                 let ready = quoted(&programs.join("pg_isready").display().to_string());
                 format!(
                     r#"
@@ -110,7 +124,7 @@ health = {{ command = [{ready}, "-q", "-h", "{{{{ instance.address }}}}", "-p", 
 kind = "persistent"
 postgres = {{ path = "entries" }}
 {protect}
-"#,
+{replica}"#,
                     command = command.join(", "),
                 )
             }
@@ -149,6 +163,11 @@ postgres = {{ path = "entries" }}
     pub(super) fn has_a_user_of_its_own(&self) -> bool {
         matches!(self, Database::Postgres { .. }) && rustix::process::geteuid().is_root()
     }
+}
+
+/// By which service of libpq's a site's server is reached.
+fn service_at(site: &str) -> String {
+    format!("entries-{site}")
 }
 
 /// What goes before a program of PostgreSQL's.

@@ -29,6 +29,7 @@ pub(super) const NAME: &str = "logbook.demo.";
 pub(super) const HOME: &str = "paris";
 pub(super) const AWAY: &str = "london";
 const SERVICE_PORT: u16 = 8080;
+const SERVICES: &str = "outside/pg_service.conf";
 /// Several times what any verb here takes on a slow machine.
 const VERB_WITHIN: Duration = Duration::from_secs(60);
 
@@ -94,6 +95,11 @@ impl<'a> Stage<'a> {
             [(HOME, agent_state(HOME)), (AWAY, agent_state(AWAY)), ("client", "outside/client".to_owned())]
         {
             stage.enrol(host, &state)?;
+        }
+        let [home, away, _] = addresses;
+        if let Some(services) = stage.database.services([(HOME, home), (AWAY, away)]) {
+            let path = stage.path(SERVICES);
+            fs::write(&path, services).saying(|| format!("{} cannot be written", path.display()))?;
         }
         stage.run(&["check"])?;
         stage.database.make(&stage.site_root(HOME).join("volumes"))?;
@@ -226,7 +232,7 @@ every = "30d"
             authority = self.authority,
             database = self.database.url(),
             after = self.database.after(),
-            entries = self.database.plan(SERVICE),
+            entries = self.database.plan(SERVICE, (strategy == Strategy::WarmStandby).then_some([AWAY, HOME])),
         );
         fs::write(self.plan(), text).saying(|| format!("the demo's plan {} cannot be written", self.plan().display()))
     }
@@ -234,6 +240,8 @@ every = "30d"
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--plan").arg(self.plan()).arg("--json");
+        // Where a standby learns how the other site's server is reached.
+        command.env("PGSERVICEFILE", self.path(SERVICES));
         if !arguments.contains(&"--state") {
             command.arg("--state").arg(self.path("outside/controller"));
         }
