@@ -70,7 +70,7 @@ pub(super) struct Relay {
     way: Way,
     /// What the standby is called at the writer's server.
     name: String,
-    /// Reads what time it is there, and how far its log is.
+    /// Reads what time it is there, and how far its log is, while it streams: of no other server that the way may have led to.
     clock: Mutex<Option<Clock>>,
     state: Mutex<State>,
     wake: Notify,
@@ -95,7 +95,7 @@ impl Relay {
         Relay {
             from: from.clone(),
             name: standby_name(dataset, &from.follower),
-            clock: Mutex::new(Some(Clock::start(way.clone()))),
+            clock: Mutex::default(),
             way,
             state: Mutex::default(),
             wake: Notify::new(),
@@ -112,6 +112,10 @@ impl Relay {
         self.lock().over = true;
         self.wake.notify_one();
         self.closing.notify_one();
+        self.stop_clock();
+    }
+
+    fn stop_clock(&self) {
         if let Some(clock) = self.clock.lock().unwrap_or_else(PoisonError::into_inner).take() {
             clock.let_go();
         }
@@ -192,6 +196,7 @@ impl Relay {
                 ran
             }
         };
+        self.stop_clock();
         let mut state = self.lock();
         state.streams = false;
         match ran {
@@ -233,7 +238,12 @@ impl Relay {
         let mut stream = session.start_replication(None, *at, which.timeline).await?;
         {
             let mut state = self.lock();
+            if state.over {
+                return Ok(Ended::Over);
+            }
             (state.streams, state.problem, state.retry) = (true, None, None);
+            let clock = Clock::start(Arc::new(move || Ok(door.clone())));
+            *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock);
         }
         tracing::info!(service = self.from.service, at = %at, "the standby streams from the writer's server");
         let mut tick = tokio::time::interval(TICK);
