@@ -57,17 +57,23 @@ fn streams(standby: &mut dyn Standby) -> Applied {
     })
 }
 
-/// A bench whose standby streams, and has the first row; nothing more reaches the vault once the stream is dropped.
-fn streaming(file: &Path) -> (Bench, Box<dyn LogStream>, Box<dyn Standby>) {
-    let bench = Bench::new();
-    write_service(file, &bench.cluster, bench.cluster.port());
+/// A bench whose standby has the first row, and is told to stream from where the service leads.
+fn following(bench: &Bench) -> (Box<dyn LogStream>, Box<dyn Standby>) {
     bench.table();
     let stream = bench.stream();
     bench.insert(1);
-    let moment = durable(&bench, &*stream);
+    let moment = durable(bench, &*stream);
     let mut standby = bench.follow();
     standby.stream_from(Some(&shop()));
     applied(&mut *standby, moment);
+    (stream, standby)
+}
+
+/// One that streams; nothing more reaches the vault once the stream is dropped.
+fn streaming(file: &Path) -> (Bench, Box<dyn LogStream>, Box<dyn Standby>) {
+    let bench = Bench::new();
+    write_service(file, &bench.cluster, bench.cluster.port());
+    let (stream, mut standby) = following(&bench);
     streams(&mut *standby);
     (bench, stream, standby)
 }
@@ -163,13 +169,7 @@ fn another_system_at_the_end_of_the_way_is_named_and_nothing_of_it_taken() {
         other.start();
         other.psql("create table t(n int)");
         write_service(file, &other, other.port());
-        bench.table();
-        let stream = bench.stream();
-        bench.insert(1);
-        let moment = durable(&bench, &*stream);
-        let mut standby = bench.follow();
-        standby.stream_from(Some(&shop()));
-        applied(&mut *standby, moment);
+        let (stream, mut standby) = following(&bench);
         let problem = wait_for("the problem", || {
             let applied = standby.apply(&Cancel::default()).map_err(told).unwrap();
             applied.streams?.problem.filter(|problem| problem.contains("system"))
