@@ -46,6 +46,8 @@ pub(crate) struct Control {
     pub(crate) min_recovery_end: Lsn,
     pub(crate) min_recovery_timeline: u32,
     pub(crate) segments: Segments,
+    /// Of the log.
+    pub(crate) log_page_bytes: u64,
     pub(crate) checksums: bool,
     /// What a server that recovers it must at least be set to, as settings.
     pub(crate) settings: Vec<(&'static str, String)>,
@@ -68,6 +70,9 @@ pub(crate) enum ControlError {
     #[error("pg_controldata says no understandable `{field}` of {path}")]
     Field { path: PathBuf, field: &'static str },
 }
+
+/// A server may be built with any power of two among them.
+const LOG_PAGE_BYTES: std::ops::RangeInclusive<u64> = 1 << 10..=64 << 10;
 
 /// As `pg_controldata` calls them, and as they are set.
 const SETTINGS: [(&str, &str); 6] = [
@@ -111,6 +116,9 @@ pub(super) fn parse(text: &str) -> Result<Control, &'static str> {
     }
     let state = "Database cluster state";
     let segment = "Bytes per WAL segment";
+    let known_page = |bytes: u64| {
+        (bytes.is_power_of_two() && LOG_PAGE_BYTES.contains(&bytes)).then_some(bytes).ok_or("WAL block size")
+    };
     let known = |said: &&str| STATES.iter().find(|(name, _)| name == said).map(|(_, state)| *state);
     let mut settings = Vec::new();
     for (key, setting) in SETTINGS {
@@ -127,6 +135,7 @@ pub(super) fn parse(text: &str) -> Result<Control, &'static str> {
         min_recovery_end: number(&fields, "Minimum recovery ending location")?,
         min_recovery_timeline: number(&fields, "Min recovery ending loc's timeline")?,
         segments: Segments::new(number(&fields, segment)?).ok_or(segment)?,
+        log_page_bytes: number(&fields, "WAL block size").and_then(known_page)?,
         checksums: number::<u32>(&fields, "Data page checksum version")? != 0,
         settings,
     })
@@ -153,6 +162,7 @@ max_worker_processes setting:         8
 max_wal_senders setting:              10
 max_prepared_xacts setting:           0
 max_locks_per_xact setting:           64
+WAL block size:                       8192
 Bytes per WAL segment:                16777216
 Data page checksum version:           1
 ";

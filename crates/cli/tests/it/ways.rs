@@ -47,6 +47,39 @@ fn a_planned_failover_and_the_way_home_lose_nothing() {
 }
 
 #[test]
+fn what_a_lost_instance_left_on_its_volumes_comes_along() {
+    let mut world = World::new(&Options::default());
+    world.up();
+    settled(&world, "north");
+    world.kill_north();
+    // Written in the last moment: no vault has it.
+    fs::write(world.root.join("north/volumes/docs/late"), "written last\n").unwrap();
+    let key = world.path("owner.key");
+    let said = world.ends(0, &["failover", "pages", "--scenario", "instance-lost", "--yes", "--key", &key]);
+    assert!(said.contains("salvage-north: frozen"), "{said}");
+    world.assert_recovered();
+    assert_eq!(world.get("south", "/late").as_deref(), Some("written last\n"));
+}
+
+#[test]
+fn what_lies_where_nobody_answers_is_not_waited_for() {
+    let mut world = World::new(&Options::default());
+    world.up();
+    settled(&world, "north");
+    world.kill_north();
+    world.cut_off("north", true);
+    let key = world.path("owner.key");
+    world.ends(5, &["failover", "pages", "--scenario", "instance-lost", "--yes", "--key", &key]);
+    let id = world.run().run;
+    world.ok(&["run", "attest", &id, "--by", "ben", "--key", &world.path("ben.key"), "--yes"]);
+    world.ends(0, &["run", "resume", &id, "--key", &key]);
+    world.assert_recovered();
+    for id in ["ensure-agent-north-to-salvage", "salvage-north"] {
+        assert_eq!(world.run().step(id).unwrap().status, "not-taken");
+    }
+}
+
+#[test]
 fn corrupted_data_is_taken_back_to_the_last_good_moment_where_it_is() {
     let mut world = World::new(&Options::default());
     world.up();

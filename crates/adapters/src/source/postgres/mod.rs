@@ -21,6 +21,7 @@ mod feed;
 mod files;
 mod former;
 mod inventory;
+mod left;
 mod piece;
 mod recover;
 mod relay;

@@ -2,6 +2,7 @@
 
 mod dumps;
 mod faults;
+mod left;
 mod places;
 mod points;
 mod quorum;

@@ -28,6 +28,8 @@ pub(super) struct Builder<'a> {
 
 /// How long things that have no time of their own in the plan may take before a person is asked.
 pub(super) const SHORT: Span = Span::seconds(60);
+/// How long, at least and at most, what a lost writer left is waited for: a quarter of the RTO between them.
+const SALVAGE_SECONDS: (u64, u64) = (10, 600);
 pub(super) const LONG: Span = Span::seconds(24 * 3600);
 
 impl<'a> Builder<'a> {
@@ -542,6 +544,34 @@ impl<'a> Builder<'a> {
         step.undo = Some(Action::Unfreeze { write_domain, site });
         step.on_failure = OnFailure::Unwind;
         Ok(())
+    }
+
+    /// The only copy of what was written and never shipped may be what the lost writer left. Its site answered, or it could not have proven
+    /// the fence; whatever comes in the way is noted, and the way goes on with what the vaults have.
+    pub(super) fn salvage(&mut self, site: &str) {
+        let (write_domain, datasets) = (self.domain(), self.protected());
+        if datasets.is_empty() {
+            return;
+        }
+        let within = Span::seconds((self.objective.rto.0.as_secs() / 4).clamp(SALVAGE_SECONDS.0, SALVAGE_SECONDS.1));
+        let fenced = Condition { step: format!("fence-{site}"), outcomes: vec!["proven".into()] };
+        self.ensure_agent_again(site, "to-salvage");
+        let agent = self.last.clone();
+        if let Some(step) = self.steps.last_mut() {
+            (step.when, step.on_failure, step.retries) = (vec![fenced], OnFailure::Note, 0);
+            step.timeout = within;
+        }
+        let runs =
+            agent.iter().map(|step| Condition { step: step.clone(), outcomes: vec!["running".into()] }).collect();
+        let undo = Action::Unfreeze { write_domain: write_domain.clone(), site: site.to_owned() };
+        let step = self.then(
+            format!("salvage-{site}"),
+            format!("Ship what {site} has written and not shipped, from its own volumes, within {within}"),
+            Action::Freeze { write_domain, site: site.to_owned(), datasets },
+        );
+        step.when = runs;
+        step.undo = Some(undo);
+        (step.on_failure, step.retries, step.timeout) = (OnFailure::Note, 0, within);
     }
 
     pub(super) fn finish(mut self) -> Runbook {

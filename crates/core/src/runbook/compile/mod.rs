@@ -112,6 +112,11 @@ pub fn distrusts_replicas(scenario: &str) -> bool {
     matches!(scenario, "data-corrupted" | "data-destroyed")
 }
 
+/// Whether what the writer's site had written may lie there still, though its service is gone: the others take its volumes with it.
+pub fn leaves_volumes(scenario: &str) -> bool {
+    scenario == "instance-lost"
+}
+
 /// Whether `site` is lost, too, when `from` is lost in this scenario.
 pub fn lost_with(scenario: &str, from_name: &str, from: &Site, site_name: &str, site: &Site) -> bool {
     let same = |a: &Option<Name>, b: &Option<Name>| a.is_some() && a == b;

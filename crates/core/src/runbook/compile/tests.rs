@@ -165,6 +165,32 @@ fn every_other_way_has_its_own_outline() {
 }
 
 #[test]
+fn what_a_lost_writer_left_is_shipped_first_where_its_volumes_may_be_there() {
+    let runbook = compiled(PLAN, &at("north", 1), &request(Purpose::Failover, "instance-lost"));
+    let outline = outline(&runbook);
+    let until = outline.find("ensure-agent-south").unwrap();
+    insta::assert_snapshot!(&outline[..until], @r"
+    claim-epoch
+    fence-north
+    ensure-agent-north-to-salvage  if fence-north = proven
+    salvage-north  if ensure-agent-north-to-salvage = running
+    clear-south
+    ");
+    let step = runbook.step("salvage-north").unwrap();
+    insta::assert_snapshot!(step.title, @"Ship what north has written and not shipped, from its own volumes, within 15s");
+    assert_eq!(step.on_failure, crate::runbook::OnFailure::Note);
+    // Where the volumes are gone, or must not be trusted, nothing of them is waited for.
+    for scenario in
+        crate::plan::BUILT_IN_SCENARIOS.map(|(name, _)| name).iter().filter(|name| **name != "instance-lost")
+    {
+        let moment = Target::At("2026-11-21T11:00:00Z".into());
+        let target = if distrusts_replicas(scenario) { moment } else { Target::Newest };
+        let runbook = compiled(PLAN, &at("north", 1), &Request { target, ..request(Purpose::Failover, scenario) });
+        assert!(runbook.step("salvage-north").is_none(), "{scenario}");
+    }
+}
+
+#[test]
 fn a_start_makes_up_for_what_a_run_that_was_given_up_left() {
     let runbook = compiled(PLAN, &at("north", 2), &request(Purpose::Start, "site-lost"));
     insta::assert_snapshot!(outline(&runbook), @r"

@@ -8,7 +8,7 @@ use crate::units::Span;
 
 use super::super::{Action, Condition, InstanceSpec, OnFailure, Target};
 use super::build::{Builder, LONG, said};
-use super::{CompileError, distrusts_replicas};
+use super::{CompileError, distrusts_replicas, leaves_volumes};
 
 impl Builder<'_> {
     pub(super) fn failover(&mut self) -> Result<(), CompileError> {
@@ -20,6 +20,9 @@ impl Builder<'_> {
         self.approve_if_asked();
         self.claim();
         self.fence(&from, false)?;
+        if leaves_volumes(&self.request.scenario) && !moment {
+            self.salvage(&from);
+        }
         self.clear(&to)?;
         self.ensure_agent(&to);
         if !moment {

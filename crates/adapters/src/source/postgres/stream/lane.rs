@@ -10,9 +10,10 @@ use jiff::Timestamp;
 use lifeboat_engine::port::{NamedVault, StreamRequest};
 
 use super::super::chain::{Chain, ChainError, Lineage};
+use super::super::left::{Left, LeftError, check_at_rest, timeline_of};
 use super::super::piece::Piece;
 use super::board::Board;
-use crate::postgres::control::{Control, ControlError, State as Left};
+use crate::postgres::control::{Control, ControlError};
 use crate::postgres::door::{Door, DoorError};
 use crate::postgres::error::SessionError;
 use crate::postgres::lsn::{Lsn, Segments};
@@ -48,10 +49,10 @@ pub(super) enum LaneError {
     Control(#[from] ControlError),
     #[error("the server has gone on to timeline {0}; a chain of its own begins")]
     Timeline(u32),
-    #[error(
-        "the server is away and was not stopped in good order ({0:?}), so nobody can say that nothing follows: start it again, or give up what it has not sent"
-    )]
-    NotInOrder(Left),
+    #[error(transparent)]
+    Left(#[from] LeftError),
+    #[error("a server has written in {path} since it was looked at: what it has left is not known")]
+    Moved { path: PathBuf },
     #[error(
         "commits wait for a vault that applies them (synchronous_commit = remote_apply), which no vault does: set it to on, or take this name out of synchronous_standby_names"
     )]
@@ -259,27 +260,60 @@ impl Shipping {
         });
     }
 
-    /// The writer was stopped, its server with it: the vault has everything if it has the record of its shutdown.
+    /// The writer was stopped or has died, its server with it: the vault has everything if it has the record of the shutdown, or all that lies
+    /// in the server's own log.
     fn freeze_without_server(&self, runtime: &tokio::runtime::Runtime) {
         let Some(data) = &self.data else { return };
         let finish = || -> Result<(), LaneError> {
-            let control = runtime.block_on(async {
-                let programs = Programs::of_data_directory(data, &["pg_controldata"]).await?;
-                Ok::<_, LaneError>(Control::read(&programs, data).await?)
-            })?;
-            if !control.is_clean() {
-                return Err(LaneError::NotInOrder(control.state));
-            }
-            let chain = Chain::newest(&self.vault, &self.request, control.system_id, control.timeline)?;
+            let programs = runtime.block_on(Programs::of_data_directory(data, &["pg_controldata", "pg_waldump"]))?;
+            let look = || runtime.block_on(Control::read(&programs, data));
+            let control = look()?;
+            let chain = Chain::newest(&self.vault, &self.request, control.system_id, timeline_of(&control))?;
             // Without a base backup nothing of it can be restored, whatever was shipped.
-            if let Some(mut chain) = chain.filter(|chain| chain.based && chain.shipped > control.checkpoint) {
-                chain.mark(Timestamp::now(), true)?;
-                self.publish(&chain);
+            let Some(mut chain) = chain.filter(|chain| chain.based) else { return Ok(()) };
+            if !control.is_clean() || chain.shipped <= control.checkpoint {
+                let left = Left::look(&programs, data, &control, chain.shipped)?;
+                if !self.ship_left(&mut chain, &left, &control)? {
+                    return Ok(());
+                }
+                check_at_rest(data)?;
+                if look()? != control {
+                    return Err(LaneError::Moved { path: data.clone() });
+                }
             }
+            chain.mark(Timestamp::now(), true)?;
+            self.publish(&chain);
             Ok(())
         };
         if let Err(error) = finish() {
             self.board.update(|state| state.lane(self.index).map(|lane| lane.log_problem = Some(in_full(&error))));
+        }
+    }
+
+    /// Gives the vault what a server that is gone had written and not sent. False: it was told to stop before.
+    fn ship_left(&self, chain: &mut Chain, left: &Left, control: &Control) -> Result<bool, LaneError> {
+        if let Some(bytes) = left.end().checked_since(chain.shipped).filter(|bytes| *bytes > 0) {
+            tracing::info!(vault = self.vault.name, bytes, "ships what the server has left in its log");
+        }
+        loop {
+            let wal = left.read(chain.shipped, PIECE_BYTES)?;
+            if wal.is_empty() {
+                return Ok(true);
+            }
+            if self.board.lock().stop {
+                return Ok(false);
+            }
+            let piece = Piece {
+                system: control.system_id,
+                timeline: timeline_of(control),
+                segments: control.segments,
+                start: chain.shipped,
+                history: Vec::new(),
+                wal,
+            };
+            // Of when its last commit is, only the mark tells that follows.
+            chain.append(&piece, None)?;
+            self.publish(chain);
         }
     }
 }
