@@ -17,7 +17,7 @@ use lifeboat_core::runbook::{InstanceSpec, Target, VolumeSpec};
 use lifeboat_vault::files::Progress;
 use lifeboat_vault::{HostVault, PointInfo, Unlocked};
 
-use crate::verify::{Verification, VerifyRequest};
+use crate::verify::{Check, Verification, VerifyRequest};
 
 /// Why a port's verb failed. `may_pass` says whether trying again can help.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +159,10 @@ pub enum SiteVerb {
     SetAside(VolumeSpec),
     /// Undoes a `SetAside` made under the context's epoch; what has come there since is moved aside in its turn. Answer: `Path`, or `Nothing` if nothing had been set aside.
     PutBack(VolumeSpec),
+    /// Takes a snapshot of the volume, which nobody writes, under this name. Answer: `Done` with where it is, or `Nothing` if nothing lies there.
+    KeepVolume(VolumeSpec, String),
+    /// Recovers what lies there and looks through it. Answer: `Looked`.
+    LookThroughVolume(VolumeSpec),
     /// Starts, or finds started, the host's own `lifeboat protect`.
     EnsureAgent,
     /// Stops gracefully what else runs for a write domain, whatever its instances are called. `Nothing` where the site
@@ -180,6 +184,7 @@ pub enum SiteAnswer {
     Volume(VolumeState),
     Path(PathBuf),
     Left(Vec<String>),
+    Looked(Vec<Check>),
 }
 
 /// One directory that data lies in, and snapshots of it that lie beside it. For one caller at a time; all of it blocks.
@@ -187,7 +192,7 @@ pub trait Volume: Send + Sync {
     /// What a snapshot that is taken now would be.
     fn keeps(&self) -> Keeps;
     /// Takes a snapshot under a name, writers held meanwhile. One of that name that is there is left as it is.
-    fn snapshot(&self, name: &str, hold: &mut dyn Hold) -> Result<Snapshot, PortError>;
+    fn snapshot(&self, name: &str, hold: &mut dyn Hold, cancel: &Cancel) -> Result<Snapshot, PortError>;
     /// By name.
     fn snapshots(&self) -> Result<Vec<Snapshot>, PortError>;
     /// A new directory to write in, with what the snapshot has. `false`: something is there already, and was left as it is.
@@ -434,6 +439,12 @@ pub trait Restorer: Send + Sync {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Verification, PortError>;
+
+    /// Recovers what lies there as the source's own server would, which writes to it, and looks through it. Nothing where there is nothing
+    /// to ask. An error: it could not be done, which says nothing of the data.
+    fn look_through(&self, _data: &Path, _cancel: &Cancel) -> Result<Vec<Check>, PortError> {
+        Ok(Vec::new())
+    }
 
     /// Begins, or goes on, to follow the vault into `to`, which no other program may have open.
     fn follow(&self, vault: &Unlocked, request: &FollowRequest) -> Result<Box<dyn Standby>, PortError>;

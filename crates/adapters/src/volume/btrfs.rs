@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use lifeboat_engine::port::{Hold, Keeps, PortError, Snapshot, Volume};
+use lifeboat_engine::port::{Cancel, Hold, Keeps, PortError, Snapshot, Volume};
 
 use super::{Place, VolumeError, hold, is_there, run, sync_above};
 
@@ -37,7 +37,7 @@ impl Btrfs {
 
     fn take(&self, to: &Path) -> Result<(), VolumeError> {
         // It commits what was written before, so that the snapshot has it.
-        run(subvolume("snapshot").arg("-r").arg("--").arg(&self.place.path).arg(to))?;
+        run(subvolume("snapshot").arg("-r").arg("--").arg(&self.place.path).arg(to), &Cancel::default())?;
         check_made(to)?;
         sync_above(to)
     }
@@ -47,7 +47,7 @@ impl Btrfs {
         if is_there(to)? {
             return Ok(false);
         }
-        run(subvolume("snapshot").arg("--").arg(&snapshot).arg(to))?;
+        run(subvolume("snapshot").arg("--").arg(&snapshot).arg(to), &Cancel::default())?;
         check_made(to)?;
         sync_above(to)?;
         Ok(true)
@@ -58,7 +58,7 @@ impl Btrfs {
         if !is_there(&path)? {
             return Ok(false);
         }
-        run(subvolume("delete").arg("--commit-after").arg("--").arg(&path))?;
+        run(subvolume("delete").arg("--commit-after").arg("--").arg(&path), &Cancel::default())?;
         Ok(true)
     }
 }
@@ -82,7 +82,7 @@ impl Volume for Btrfs {
         Keeps::Moment
     }
 
-    fn snapshot(&self, name: &str, hold: &mut dyn Hold) -> Result<Snapshot, PortError> {
+    fn snapshot(&self, name: &str, hold: &mut dyn Hold, _cancel: &Cancel) -> Result<Snapshot, PortError> {
         let no_snapshot = "no snapshot was taken of";
         let path = self.place.beside(name).map_err(self.port(no_snapshot))?;
         if is_there(&path).map_err(self.port(no_snapshot))? {

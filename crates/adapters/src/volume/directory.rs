@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 
-use lifeboat_engine::port::{Hold, Keeps, PortError, Snapshot, Volume};
+use lifeboat_engine::port::{Cancel, Hold, Keeps, PortError, Snapshot, Volume};
 
 use super::{DRAFT, Place, VolumeError, hold, is_there, run, sync_above, with_suffix};
 
@@ -27,8 +27,8 @@ impl Directory {
         move |error| error.port(what, &path)
     }
 
-    fn take(&self, to: &Path) -> Result<(), VolumeError> {
-        copy(&self.place.path, to, || self.place.check_at_rest())
+    fn take(&self, to: &Path, cancel: &Cancel) -> Result<(), VolumeError> {
+        copy(&self.place.path, to, cancel, || self.place.check_at_rest())
     }
 
     fn clone_now(&self, label: &str, to: &Path) -> Result<bool, VolumeError> {
@@ -36,7 +36,7 @@ impl Directory {
         if is_there(to)? {
             return Ok(false);
         }
-        copy(&snapshot, to, || Ok(()))?;
+        copy(&snapshot, to, &Cancel::default(), || Ok(()))?;
         Ok(true)
     }
 
@@ -74,12 +74,17 @@ fn clear(path: &Path) -> Result<(), VolumeError> {
 }
 
 /// `check`: whether the source is at rest, asked before and after.
-fn copy(from: &Path, to: &Path, check: impl Fn() -> Result<(), VolumeError>) -> Result<(), VolumeError> {
+fn copy(
+    from: &Path,
+    to: &Path,
+    cancel: &Cancel,
+    check: impl Fn() -> Result<(), VolumeError>,
+) -> Result<(), VolumeError> {
     let draft = with_suffix(to, DRAFT);
     clear(&draft)?;
     check()?;
-    let copied =
-        run(Command::new("cp").args(["-a", "--reflink=auto", "--"]).arg(from).arg(&draft)).and_then(|()| check());
+    let copied = run(Command::new("cp").args(["-a", "--reflink=auto", "--"]).arg(from).arg(&draft), cancel)
+        .and_then(|()| check());
     if let Err(error) = copied {
         let _ = fs::remove_dir_all(&draft);
         return Err(error);
@@ -95,14 +100,14 @@ impl Volume for Directory {
         Keeps::Files { shared: shares(&self.place.parent) }
     }
 
-    fn snapshot(&self, name: &str, hold: &mut dyn Hold) -> Result<Snapshot, PortError> {
+    fn snapshot(&self, name: &str, hold: &mut dyn Hold, cancel: &Cancel) -> Result<Snapshot, PortError> {
         let no_snapshot = "no snapshot was taken of";
         let path = self.place.beside(name).map_err(self.port(no_snapshot))?;
         if is_there(&path).map_err(self.port(no_snapshot))? {
             return Ok(Snapshot { name: name.to_owned(), path, held: None });
         }
         self.place.check_whole().and_then(|()| self.place.check_at_rest()).map_err(self.port(no_snapshot))?;
-        let ((), held) = hold::around(hold, || self.take(&path).map_err(self.port(no_snapshot)))?;
+        let ((), held) = hold::around(hold, || self.take(&path, cancel).map_err(self.port(no_snapshot)))?;
         Ok(Snapshot { name: name.to_owned(), path, held })
     }
 

@@ -14,12 +14,13 @@ mod hold;
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use lifeboat_engine::port::{PortError, Snapshot, Volume};
+use lifeboat_engine::port::{Cancel, PortError, Snapshot, Volume};
 
 use crate::source::PostgresSource;
 
@@ -29,6 +30,9 @@ const BESIDE: &str = ".snapshot-";
 /// What is being made, or taken away.
 const DRAFT: &str = ".draft";
 const LABEL_BYTES_MAX: usize = 64;
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Of what a program says it is enough to know why it failed.
+const SAID_BYTES_MAX: u64 = 4096;
 
 #[derive(Debug, thiserror::Error)]
 enum VolumeError {
@@ -52,6 +56,8 @@ enum VolumeError {
         #[source]
         source: io::Error,
     },
+    #[error("interrupted")]
+    Cancelled,
     #[error("{program} ended with {status}: {said}")]
     Ended { program: String, status: String, said: String },
 }
@@ -197,16 +203,32 @@ fn sync_above(path: &Path) -> Result<(), VolumeError> {
     fs::File::open(above).and_then(|directory| directory.sync_all()).map_err(VolumeError::file("sync", above))
 }
 
-fn run(command: &mut Command) -> Result<(), VolumeError> {
+/// Ended at once where it is not wanted any more.
+fn run(command: &mut Command, cancel: &Cancel) -> Result<(), VolumeError> {
     let program = command.get_program().to_owned();
-    let output = command.env("LC_ALL", "C").stdin(Stdio::null()).output();
-    let output = output.map_err(VolumeError::file("run", Path::new(&program)))?;
-    match output.status.success() {
+    let failed = |what| VolumeError::file(what, Path::new(&program));
+    command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(failed("run"))?;
+    let said = std::thread::spawn({
+        let errors = child.stderr.take();
+        move || errors.map(|errors| io::read_to_string(errors.take(SAID_BYTES_MAX)).unwrap_or_default())
+    });
+    let status = loop {
+        match child.try_wait().map_err(failed("wait for"))? {
+            Some(status) => break status,
+            None if cancel.is_cancelled() => {
+                child.kill().and_then(|()| child.wait().map(drop)).map_err(failed("end"))?;
+                return Err(VolumeError::Cancelled);
+            }
+            None => std::thread::sleep(LOOK_EVERY),
+        }
+    };
+    match status.success() {
         true => Ok(()),
         false => Err(VolumeError::Ended {
             program: program.to_string_lossy().into_owned(),
-            status: output.status.to_string(),
-            said: String::from_utf8_lossy(&output.stderr).trim().chars().take(400).collect(),
+            status: status.to_string(),
+            said: said.join().ok().flatten().unwrap_or_default().trim().chars().take(400).collect(),
         }),
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use lifeboat_adapters::volume::{CommandHold, PostgresHold, volume_at};
-use lifeboat_engine::port::{Hold, Keeps, PortError};
+use lifeboat_engine::port::{Cancel, Hold, Keeps, PortError};
 
 use crate::loops::{Loop, free_bytes};
 use crate::pg_cluster::{Cluster, as_postgres, run};
@@ -48,7 +48,7 @@ fn suite(place: &Loop, keeps: Keeps) {
     );
 
     let free = free_bytes(&place.path());
-    let first = volume.snapshot("first", &mut ()).unwrap();
+    let first = volume.snapshot("first", &mut (), &Cancel::default()).unwrap();
     assert_eq!((first.held, fingerprint(&first.path)), (None, before.clone()));
     let clone = place.path().join("clone");
     assert!(volume.clone_to("first", &clone).unwrap());
@@ -62,18 +62,21 @@ fn suite(place: &Loop, keeps: Keeps) {
     fs::write(clone.join("new"), "").unwrap();
     assert_eq!(fingerprint(&first.path), before);
     // Of the same name there is one, and it stays what it was.
-    assert_eq!(volume.snapshot("first", &mut ()).unwrap().path, first.path);
+    assert_eq!(volume.snapshot("first", &mut (), &Cancel::default()).unwrap().path, first.path);
     assert_eq!(fingerprint(&first.path), before);
     assert!(!volume.clone_to("first", &clone).unwrap(), "what is there already is left alone");
     assert_eq!(fs::read(clone.join("below/large")).unwrap(), b"another");
-    volume.snapshot("second", &mut ()).unwrap();
+    volume.snapshot("second", &mut (), &Cancel::default()).unwrap();
     // A neighbour whose name begins alike has its own.
     place.volume("data2");
-    volume_at(&place.path().join("data2")).unwrap().snapshot("third", &mut ()).unwrap();
+    volume_at(&place.path().join("data2")).unwrap().snapshot("third", &mut (), &Cancel::default()).unwrap();
     assert_eq!(names(&path), ["first", "second"]);
 
     for odd in ["", "..", "a/b", "A", "a b", &"a".repeat(65)] {
-        assert!(told(volume.snapshot(odd, &mut ()).unwrap_err()).contains("is no name of a snapshot"), "{odd}");
+        assert!(
+            told(volume.snapshot(odd, &mut (), &Cancel::default()).unwrap_err()).contains("is no name of a snapshot"),
+            "{odd}"
+        );
         assert!(volume.remove(odd).is_err());
     }
     assert!(volume.remove("first").unwrap());
@@ -84,7 +87,7 @@ fn suite(place: &Loop, keeps: Keeps) {
     held_and_let_go(&path);
     // What lies elsewhere would be missing.
     run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(path.join("below")));
-    let why = told(volume.snapshot("elsewhere", &mut ()).unwrap_err());
+    let why = told(volume.snapshot("elsewhere", &mut (), &Cancel::default()).unwrap_err());
     run(Command::new("umount").arg(path.join("below")));
     assert!(why.contains("leads to another place"), "{why}");
     assert!(told(volume_at(&place.path().join("nothing")).err().unwrap()).contains("there can be no snapshots of"));
@@ -123,15 +126,17 @@ impl Hold for Noted {
 fn held_and_let_go(path: &Path) {
     let volume = volume_at(path).unwrap();
     let mut hold = Noted::default();
-    let snapshot = volume.snapshot("held", &mut hold).unwrap();
+    let snapshot = volume.snapshot("held", &mut hold, &Cancel::default()).unwrap();
     assert!(snapshot.held.is_some_and(|held| held > Duration::ZERO));
     assert_eq!(hold.calls.into_inner(), ["lock", "unlock"]);
     let mut hold = Noted::default();
-    assert_eq!(volume.snapshot("held", &mut hold).unwrap().held, None);
+    assert_eq!(volume.snapshot("held", &mut hold, &Cancel::default()).unwrap().held, None);
     assert!(hold.calls.into_inner().is_empty(), "nobody is held for what is there");
     // Also where the lock failed half-way ...
     let mut hold = Noted { lock_fails: true, ..Noted::default() };
-    assert!(told(volume.snapshot("unheld", &mut hold).unwrap_err()).contains("it would not be locked"));
+    assert!(
+        told(volume.snapshot("unheld", &mut hold, &Cancel::default()).unwrap_err()).contains("it would not be locked")
+    );
     assert_eq!(hold.calls.into_inner(), ["lock", "unlock"]);
     // ... and where the snapshot did: something takes its place while the lock is taken.
     let state = path.parent().unwrap().join("locked");
@@ -144,12 +149,12 @@ fn held_and_let_go(path: &Path) {
     );
     let unlock = format!("rm '{}'", state.display());
     let mut hold = CommandHold { lock: words(&lock), unlock: words(&unlock), within: Duration::from_secs(20) };
-    let tried = volume.snapshot("late", &mut hold);
+    let tried = volume.snapshot("late", &mut hold, &Cancel::default());
     run(Command::new("sh")
         .args(["-c", &format!("chattr -i '{0}.draft' || true; rm -rf '{0}' '{0}.draft'", taken.display())]));
     assert!(tried.is_err() && !state.exists(), "{tried:?}");
     let mut hold = CommandHold { lock: words("exit 0"), unlock: words("exit 3"), within: Duration::from_secs(20) };
-    let why = told(volume.snapshot("stuck", &mut hold).unwrap_err());
+    let why = told(volume.snapshot("stuck", &mut hold, &Cancel::default()).unwrap_err());
     assert!(
         why.contains("could not be let go: do it by hand, now") && why.contains("ended with exit status: 3"),
         "{why}"
@@ -179,7 +184,7 @@ fn a_subvolume_within_is_refused_for_it_would_be_missing() {
     let place = Loop::made("btrfs");
     let path = place.volume("data");
     run(Command::new("btrfs").args(["subvolume", "create"]).arg(path.join("wal")));
-    let why = told(volume_at(&path).unwrap().snapshot("one", &mut ()).unwrap_err());
+    let why = told(volume_at(&path).unwrap().snapshot("one", &mut (), &Cancel::default()).unwrap_err());
     assert!(why.contains("it is another file system or subvolume"), "{why}");
 }
 
@@ -232,7 +237,7 @@ fn a_server_under_load_is_caught_in_one_moment_with_all_that_was_acknowledged() 
         };
         enough(30);
         let before = acknowledged.load(Ordering::SeqCst);
-        let taken = volume_at(&data).unwrap().snapshot("loaded", &mut PostgresHold::new(&data));
+        let taken = volume_at(&data).unwrap().snapshot("loaded", &mut PostgresHold::new(&data), &Cancel::default());
         let after = acknowledged.load(Ordering::SeqCst);
         enough(after + 10);
         over.store(true, Ordering::SeqCst);
@@ -260,18 +265,18 @@ fn where_no_moment_can_be_kept_a_running_server_is_refused() {
     let (mut cluster, data) = cluster_in(&place);
     cluster.start();
     let volume = volume_at(&data).unwrap();
-    let why = told(volume.snapshot("running", &mut PostgresHold::new(&data)).unwrap_err());
+    let why = told(volume.snapshot("running", &mut PostgresHold::new(&data), &Cancel::default()).unwrap_err());
     assert!(why.contains("a server may be running in") && why.contains("`lifeboat backup`"), "{why}");
     assert!(names(&data).is_empty());
     cluster.stop();
-    volume.snapshot("stopped", &mut PostgresHold::new(&data)).map_err(told).unwrap();
+    volume.snapshot("stopped", &mut PostgresHold::new(&data), &Cancel::default()).map_err(told).unwrap();
     // What belongs to it and lies elsewhere would be missing.
     cluster.start();
     let space = cluster.place().join("space");
     run(as_postgres("mkdir").arg(&space));
     cluster.psql(&format!("create tablespace fast location '{}'", space.display()));
     cluster.stop();
-    let why = told(volume.snapshot("partly", &mut ()).unwrap_err());
+    let why = told(volume.snapshot("partly", &mut (), &Cancel::default()).unwrap_err());
     assert!(why.contains("pg_tblspc") && why.contains("leads to another place"), "{why}");
 }
 
@@ -285,7 +290,7 @@ fn a_killed_servers_directory_stays_as_it_was_while_a_clone_is_recovered() {
         cluster.psql("create table t(n int); insert into t select generate_series(1, 5000)");
         cluster.kill();
         let volume = volume_at(&data).unwrap();
-        let snapshot = volume.snapshot("before-start", &mut ()).map_err(told).unwrap();
+        let snapshot = volume.snapshot("before-start", &mut (), &Cancel::default()).map_err(told).unwrap();
         let (was, there) = (fingerprint(&snapshot.path), fingerprint(&data));
         assert_eq!(was, there, "{kind}");
         let clone = place.path().join("clone");

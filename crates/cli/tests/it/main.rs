@@ -8,6 +8,7 @@ mod demo;
 mod documents;
 mod first_minutes;
 mod killed;
+mod ladder;
 #[path = "../../../adapters/tests/it/objects/later.rs"]
 mod later;
 mod look;

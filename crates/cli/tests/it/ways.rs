@@ -55,7 +55,8 @@ fn what_a_lost_instance_left_on_its_volumes_comes_along() {
     // Written in the last moment: no vault has it.
     fs::write(world.root.join("north/volumes/docs/late"), "written last\n").unwrap();
     let key = world.path("owner.key");
-    let said = world.ends(0, &["failover", "pages", "--scenario", "instance-lost", "--yes", "--key", &key]);
+    let words = ["failover", "pages", "--scenario", "instance-lost", "--to", "south", "--yes", "--key", &key];
+    let said = world.ends(0, &words);
     assert!(said.contains("salvage-north: frozen"), "{said}");
     world.assert_recovered();
     assert_eq!(world.get("south", "/late").as_deref(), Some("written last\n"));
@@ -74,8 +75,9 @@ fn what_lies_where_nobody_answers_is_not_waited_for() {
     world.ok(&["run", "attest", &id, "--by", "ben", "--key", &world.path("ben.key"), "--yes"]);
     world.ends(0, &["run", "resume", &id, "--key", &key]);
     world.assert_recovered();
-    for id in ["ensure-agent-north-to-salvage", "salvage-north"] {
-        assert_eq!(world.run().step(id).unwrap().status, "not-taken");
+    assert_eq!(world.run().step("quiet-north").unwrap().outcome.as_deref(), Some("out-of-reach"));
+    for id in ["keep-docs", "look-through-docs", "restart-north", "ensure-agent-north-to-salvage", "salvage-north"] {
+        assert_eq!(world.run().step(id).unwrap().status, "not-taken", "{id}");
     }
 }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Event, Facts, Found, Need, RunState};
-use crate::runbook::{Action, OnFailure, Purpose, Runbook, Step, StepId};
+use crate::runbook::{Action, ELSE, OnFailure, Purpose, Runbook, Step, StepId};
 
 /// An event that cannot follow from the state: the journal or its writer is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -465,10 +465,21 @@ impl State {
         }
         let commits = runbook.purpose != Purpose::Drill && runbook.steps.iter().any(|step| step.commit);
         let all_ended = runbook.steps.iter().filter(|step| !step.always).all(|step| self.has_ended(&step.id));
-        if self.phase == Phase::Forward && commits && !self.committed && all_ended {
+        if self.phase == Phase::Forward && commits && !self.committed && all_ended && !self.came_back(runbook) {
             let why = "no branch of the run-book led to its commit point".into();
             self.phase = Phase::Unwinding { end: RunState::Failed, why };
         }
+    }
+
+    /// Whether what stands before the commit point came true, so that nothing has to change hands: an outcome that the branch to it,
+    /// which is for everything else, does not name.
+    pub fn came_back(&self, runbook: &Runbook) -> bool {
+        let conditions = runbook.steps.iter().filter(|step| step.commit).flat_map(|step| &step.when);
+        let mut for_all_else = conditions.filter(|condition| condition.outcomes.iter().any(|outcome| outcome == ELSE));
+        for_all_else.any(|condition| {
+            let outcome = self.steps.get(&condition.step).and_then(|state| state.outcome.as_ref());
+            outcome.is_some_and(|outcome| !condition.outcomes.contains(outcome))
+        })
     }
 
     /// Whether `step` may begin to act, or ask, in this state.
@@ -497,8 +508,10 @@ impl State {
 
     fn branch_taken(&self, step: &Step) -> bool {
         step.when.iter().all(|condition| {
-            let outcome = self.steps.get(&condition.step).and_then(|state| state.outcome.as_ref());
-            outcome.is_some_and(|outcome| condition.outcomes.contains(outcome))
+            match self.steps.get(&condition.step).and_then(|state| state.outcome.as_ref()) {
+                Some(outcome) => condition.outcomes.contains(outcome),
+                None => condition.outcomes.iter().any(|outcome| outcome == ELSE) && self.has_ended(&condition.step),
+            }
         })
     }
 

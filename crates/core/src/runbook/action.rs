@@ -86,6 +86,17 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         write_domain: Option<Name>,
     },
+    /// Stops instances where they ran, if anybody can be asked there. Outcomes `stopped`, `out-of-reach` (its facts say why).
+    Quiet { site: Name, instances: Vec<InstanceSpec>, write_domain: Name },
+    /// Takes a snapshot of a volume that nobody writes, beside it, before anything is started on it. Outcomes `kept` (its facts say
+    /// where), `not-kept` (and why), `nothing-there`.
+    KeepVolume { site: Name, volume: VolumeSpec, name: String },
+    /// Looks through a volume with its data set's own means, recovering it as its server would. Outcomes `sound`, `unsound` (its facts name
+    /// each check).
+    LookThroughVolume { site: Name, volume: VolumeSpec },
+    /// Starts instances where they ran, group by group, each healthy before the next. Outcomes `recovered`, `not-recovered` (its facts say
+    /// why; all of them are stopped again).
+    Restart { site: Name, write_domain: Name, groups: Vec<Vec<InstanceSpec>>, within: Span },
     /// Starts instances. Outcome `started`.
     StartInstances { site: Name, instances: Vec<InstanceSpec> },
     /// Waits until each instance is healthy. Outcome `healthy`.

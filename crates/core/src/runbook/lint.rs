@@ -70,7 +70,7 @@ fn lint_commit(runbook: &Runbook) -> Vec<String> {
             let before = ancestors(runbook, index);
             let fenced = before.iter().any(|earlier| {
                 matches!(&earlier.action, Action::Fence { site, .. } if *site == runbook.from)
-                    && earlier.when.is_empty()
+                    && earlier.when.iter().all(|condition| step.when.contains(condition))
             });
             if !fenced {
                 faults.push(format!("`{}` promotes without a fence of {} before it", step.id, runbook.from));

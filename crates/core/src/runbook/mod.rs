@@ -93,7 +93,7 @@ pub struct Step {
     /// How often it is tried again after a failure that may pass, before `on_failure` decides.
     pub retries: u32,
     pub on_failure: OnFailure,
-    /// From this step on the run only goes forward. Exactly one step that is taken has this, unless it is a drill.
+    /// From this step on the run only goes forward. Exactly one step that is taken has this, unless it is a drill, or the service came back in place.
     pub commit: bool,
     /// What takes this step back, when the run unwinds before the commit point.
     pub undo: Option<Action>,
@@ -106,8 +106,12 @@ pub struct Step {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
     pub step: StepId,
+    /// [`ELSE`] among them: also when the step ended without any.
     pub outcomes: Vec<String>,
 }
+
+/// In place of an outcome: the step was not taken, was skipped, or failed and that was noted.
+pub const ELSE: &str = "else";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

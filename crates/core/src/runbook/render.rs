@@ -5,7 +5,7 @@
 use std::fmt::Write;
 
 use super::compile::title_of;
-use super::{OnFailure, Runbook, Step};
+use super::{ELSE, OnFailure, Runbook, Step};
 
 /// The whole run-book as plain text.
 pub fn render(runbook: &Runbook) -> String {
@@ -47,7 +47,13 @@ pub fn render(runbook: &Runbook) -> String {
 fn notes(runbook: &Runbook, index: usize, step: &Step) -> Vec<String> {
     let mut notes = Vec::new();
     for condition in &step.when {
-        notes.push(format!("only if {} ends as {}", condition.step, condition.outcomes.join(" or ")));
+        let outcomes: Vec<&str> = condition.outcomes.iter().map(String::as_str).filter(|one| *one != ELSE).collect();
+        if outcomes.len() == condition.outcomes.len() {
+            notes.push(format!("only if {} ends as {}", condition.step, outcomes.join(" or ")));
+        } else if !runbook.steps.iter().take(index).any(|earlier| earlier.when.contains(condition)) {
+            let otherwise = outcomes.into_iter().map(|outcome| format!(", or ends as {outcome}")).collect::<String>();
+            notes.push(format!("from here on only if {} comes to nothing{otherwise}", condition.step));
+        }
     }
     let previous = index.checked_sub(1).and_then(|before| runbook.steps.get(before));
     let follows_previous = step.after.len() == 1 && previous.is_some_and(|before| before.id == step.after[0]);

@@ -266,6 +266,7 @@ pub(super) fn checks(view: &RunView, rpo: &Measure, losses: Option<&Losses>) -> 
         let (result, detail) = match (seen.status.as_str(), seen.outcome.as_deref()) {
             ("done", Some("attested")) => (CheckResult::Attested, said(seen)),
             ("done", Some("unusable")) => (CheckResult::Failed, "the standby could not be used".to_owned()),
+            ("done", Some("unsound" | "not-recovered")) => (CheckResult::Failed, why_not(seen)),
             ("done", Some("beyond")) => {
                 (CheckResult::Failed, "more would be lost than was approved beforehand, or nobody can tell".to_owned())
             }
@@ -310,6 +311,8 @@ fn looks(action: &Action) -> bool {
             | Action::AssessLoss { .. }
             | Action::InspectStandby { .. }
             | Action::CatchUp { .. }
+            | Action::LookThroughVolume { .. }
+            | Action::Restart { .. }
             | Action::AwaitHealthy { .. }
             | Action::AskAuthority { .. }
             | Action::AwaitService { .. }
@@ -318,6 +321,19 @@ fn looks(action: &Action) -> bool {
             | Action::AwaitStandby { .. }
             | Action::VerifyClean { .. }
     )
+}
+
+/// Why a rung came to nothing: the reason itself, or the checks that did not pass.
+fn why_not(seen: &StepView) -> String {
+    if let Some(why) = seen.facts.get("why").and_then(Value::as_str) {
+        return why.to_owned();
+    }
+    let checks = seen.facts.get("checks").and_then(Value::as_array).into_iter().flatten();
+    let text = |check: &Value, name: &str| check.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let failed = checks.filter(|check| !matches!(text(check, "outcome").as_str(), "passed" | "not-done"));
+    let failed: Vec<String> =
+        failed.map(|check| format!("{}: {}", text(check, "check"), text(check, "what"))).collect();
+    failed.join("; ")
 }
 
 fn said(seen: &StepView) -> String {
@@ -336,6 +352,13 @@ pub(super) fn not_looked_at(view: &RunView) -> Vec<String> {
         }
     }
     found
+}
+
+/// Where the service came back: what was recovered in place was never promoted elsewhere.
+pub(super) fn recovered_at(view: &RunView) -> &str {
+    let is_over = matches!(view.state, RunState::Completed | RunState::CompletedWithExceptions);
+    let in_place = is_over && steps(view).any(|(step, seen)| step.commit && seen.status == "not-taken");
+    if in_place { &view.runbook.from } else { &view.runbook.to }
 }
 
 pub(super) struct Verdict {
@@ -369,7 +392,7 @@ pub(super) fn verdict(
 
 fn finished(view: &RunView, rpo: &Measure, rto: &Measure, reservations: &[String]) -> (Tone, String) {
     let done = match view.runbook.purpose {
-        Purpose::Failover => format!("{} recovered at {}", view.runbook.service, view.runbook.to),
+        Purpose::Failover => format!("{} recovered at {}", view.runbook.service, recovered_at(view)),
         Purpose::Switchover => format!("{} moved to {}", view.runbook.service, view.runbook.to),
         Purpose::Failback => format!("{} is home at {}", view.runbook.service, view.runbook.to),
         Purpose::Rewind => format!("{} is back at an earlier moment", view.runbook.service),

@@ -234,7 +234,7 @@ impl Evidence {
             scenario: runbook.scenario.clone(),
             strategy: word(&runbook.strategy),
             from: runbook.from.clone(),
-            to: runbook.to.clone(),
+            to: judge::recovered_at(&view).to_owned(),
             write_domain: runbook.write_domain.clone(),
             from_epoch: runbook.from_epoch,
             epoch: runbook.epoch,
@@ -313,10 +313,14 @@ fn concern(action: &Action) -> Concern {
         | Action::SetAside { .. }
         | Action::Restore { .. }
         | Action::AwaitProtection { .. }
+        | Action::KeepVolume { .. }
+        | Action::LookThroughVolume { .. }
         | Action::AwaitStandby { .. } => Concern::Data,
         Action::StopInstances { .. }
         | Action::StartInstances { .. }
         | Action::AwaitHealthy { .. }
+        | Action::Quiet { .. }
+        | Action::Restart { .. }
         | Action::EnsureAgent { .. } => Concern::Instances,
         Action::AskAuthority { .. } | Action::SetTraffic { .. } => Concern::Traffic,
         Action::AwaitService { .. } | Action::ReadCanary { .. } => Concern::Proof,

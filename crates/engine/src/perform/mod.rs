@@ -5,6 +5,7 @@
 
 mod data;
 mod domain;
+mod in_place;
 mod proof;
 mod sites;
 
@@ -119,6 +120,12 @@ impl Performer for World {
             }
             Action::StopInstances { site, instances, write_domain } => {
                 self.stop(site, instances, write_domain.as_deref(), context).await
+            }
+            Action::Quiet { site, instances, write_domain } => self.quiet(site, instances, write_domain, context).await,
+            Action::KeepVolume { site, volume, name } => self.keep_volume(site, volume, name, context).await,
+            Action::LookThroughVolume { site, volume } => self.look_through(site, volume, context).await,
+            Action::Restart { site, write_domain, groups, within } => {
+                self.restart(site, write_domain, groups, *within, context).await
             }
             Action::StartInstances { site, instances } => self.start(site, instances, context).await,
             Action::AwaitHealthy { site, instances } => self.await_healthy(site, instances, context).await,

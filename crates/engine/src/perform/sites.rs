@@ -156,6 +156,7 @@ impl World {
                 Facts::from([("volume".to_owned(), json!(path.display().to_string()))])
             }
             SiteAnswer::Left(left) => Facts::from([("left".to_owned(), json!(left))]),
+            SiteAnswer::Looked(checks) => Facts::from([("checks".to_owned(), json!(checks))]),
         };
         Ok(Performed::new(outcome, facts))
     }

@@ -200,6 +200,11 @@ impl Door {
     }
 
     /// Whether a server may be at work in a data directory, whether or not there is a way to it.
+    /// Whose the directory is, by name: mostly the superuser's as well.
+    pub(crate) fn owner_of(data_directory: &Path) -> Option<String> {
+        postmaster::owner_name(data_directory)
+    }
+
     pub(crate) fn may_run_in(data_directory: &Path) -> bool {
         postmaster::may_run(data_directory)
     }

@@ -226,6 +226,10 @@ impl Site for CommandSite {
             SiteVerb::PlaceVolume(volume) => self.volume("place-volume", volume, context).await,
             SiteVerb::SetAside(volume) => self.volume("set-aside", volume, context).await,
             SiteVerb::PutBack(volume) => self.volume("put-back", volume, context).await,
+            SiteVerb::KeepVolume(..) | SiteVerb::LookThroughVolume(_) => Err(PortError::new(format!(
+                "site `{}` is reached by a command, which is not asked to keep volumes or to look through them",
+                self.config.name
+            ))),
             SiteVerb::EnsureAgent => {
                 let asked = self.asked("ensure-agent", Some(context));
                 Ok(SiteAnswer::Done(self.act(&asked, context).await?.facts))

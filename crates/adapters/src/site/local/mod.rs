@@ -170,6 +170,8 @@ impl Site for LocalSite {
             SiteVerb::PlaceVolume(volume) => inner.place(volume, &context).map(SiteAnswer::Path),
             SiteVerb::SetAside(volume) => Ok(path_or_nothing(inner.set_aside(volume, &context)?)),
             SiteVerb::PutBack(volume) => Ok(path_or_nothing(inner.put_back(volume, &context)?)),
+            SiteVerb::KeepVolume(volume, name) => inner.keep(volume, name, &context),
+            SiteVerb::LookThroughVolume(volume) => inner.look_through(volume, &context).map(SiteAnswer::Looked),
             SiteVerb::EnsureAgent => inner.ensure_agent(&context).map(SiteAnswer::Done),
             SiteVerb::StopRest(domain) => inner.stop_rest(domain, &context).map(SiteAnswer::Done),
             SiteVerb::Isolate(name) => inner.isolate(name).map(SiteAnswer::Done),

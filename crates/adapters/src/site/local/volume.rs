@@ -9,13 +9,17 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use lifeboat_core::plan::Source;
 use lifeboat_core::runbook::VolumeSpec;
-use lifeboat_engine::port::{Context, PortError, VolumeState};
+use lifeboat_engine::port::{Context, PortError, SiteAnswer, VolumeState};
+use lifeboat_engine::recovery::data_path;
+use lifeboat_engine::verify::Check;
 use rustix::fs::{RenameFlags, renameat_with};
 
 use super::Inner;
 use super::holders::Tree;
 use super::layout::{follow_existing, inner_path, list, make_directory, read_record, sync_directory, write_record};
 use super::processes::Snapshot;
+use crate::source::restorer_for;
+use crate::volume::volume_at;
 
 impl Inner {
     pub(super) fn locate(&self, volume: &VolumeSpec, context: &Context) -> Result<VolumeState, PortError> {
@@ -52,6 +56,23 @@ impl Inner {
         write_record(&done, &aside)?;
         rename(&path, &aside)?;
         Ok(Some(aside))
+    }
+
+    /// Under one name a volume is kept once: what has become of it since is not what was left.
+    pub(super) fn keep(&self, volume: &VolumeSpec, name: &str, context: &Context) -> Result<SiteAnswer, PortError> {
+        let path = self.path_of_volume(volume, context)?;
+        if !holds(&path, volume)? {
+            return Ok(SiteAnswer::Nothing);
+        }
+        self.refuse_in_use(volume, &path)?;
+        let snapshot = volume_at(&path)?.snapshot(name, &mut (), &context.cancel)?;
+        Ok(SiteAnswer::Path(snapshot.path))
+    }
+
+    pub(super) fn look_through(&self, volume: &VolumeSpec, context: &Context) -> Result<Vec<Check>, PortError> {
+        let path = self.path_of_volume(volume, context)?;
+        self.refuse_in_use(volume, &path)?;
+        restorer_for(&volume.source)?.look_through(&data_path(&path, &volume.source), &context.cancel)
     }
 
     /// A writer keeps its open files over a rename and would serve them on. The site's own agent lets go by itself.

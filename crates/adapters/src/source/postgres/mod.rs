@@ -42,7 +42,7 @@ use lifeboat_engine::port::{
     Cancel, FollowRequest, NamedVault, PointRequest, PointTaken, PortError, RestoreRequest, Restored, Restorer, Source,
     Standby, StreamRequest, Streaming,
 };
-use lifeboat_engine::verify::{Verification, VerifyRequest};
+use lifeboat_engine::verify::{Check, Verification, VerifyRequest};
 use lifeboat_vault::files::Progress;
 use lifeboat_vault::{SnapshotDraft, Unlocked, VaultError};
 
@@ -409,6 +409,12 @@ impl Restorer for PostgresSource {
         let database = request.database.clone().unwrap_or_else(|| self.database());
         recover::verify(vault, request, &database, progress, cancel).map_err(|error| {
             port_error(&format!("`{}` could not be verified", request.dataset), error.may_pass(), error)
+        })
+    }
+
+    fn look_through(&self, data: &Path, cancel: &Cancel) -> Result<Vec<Check>, PortError> {
+        recover::look_through(data, cancel).map_err(|error| {
+            port_error(&format!("{} could not be looked through", data.display()), error.may_pass(), error)
         })
     }
 

@@ -39,7 +39,7 @@ use lifeboat_engine::port::{
     Cancel, FollowRequest, NamedVault, PointRequest, PointTaken, PortError, RestoreRequest, Restored, Restorer, Source,
     Standby, StreamRequest, Streaming,
 };
-use lifeboat_engine::verify::{Verification, VerifyRequest};
+use lifeboat_engine::verify::{Check, Verification, VerifyRequest};
 use lifeboat_vault::Unlocked;
 use lifeboat_vault::files::Progress;
 
@@ -170,6 +170,11 @@ impl Restorer for SqliteSource {
         validate::verify(vault, request, cancel).map_err(|error| {
             port_error(&format!("`{}` could not be verified", request.dataset), error.may_pass(), error)
         })
+    }
+
+    fn look_through(&self, data: &Path, cancel: &Cancel) -> Result<Vec<Check>, PortError> {
+        validate::look_through(data, cancel)
+            .map_err(|error| port_error(&format!("{} could not be looked through", data.display()), false, error))
     }
 
     fn follow(&self, vault: &Unlocked, request: &FollowRequest) -> Result<Box<dyn Standby>, PortError> {

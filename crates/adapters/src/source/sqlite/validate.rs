@@ -3,18 +3,23 @@
 //! Invariant: a check is passed only where SQLite said so; what could not be asked is reported as not done.
 
 use std::path::Path;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use lifeboat_core::runbook::Target;
 use lifeboat_engine::port::{Cancel, RestoreRequest};
 use lifeboat_engine::verify::{Check, Outcome, Verification, VerifyRequest, said_by_vault};
 use lifeboat_vault::{PointInfo, Unlocked};
 use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::copy::{RestoreError, open_to_read};
 use super::restore::restore;
 use crate::source::way::{self, ChainError};
 use crate::source::{in_full, said_by_tree};
+
+/// Whether a check is still wanted.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 pub(super) fn verify(vault: &Unlocked, request: &VerifyRequest, cancel: &Cancel) -> Result<Verification, RestoreError> {
     let began = Instant::now();
@@ -49,6 +54,41 @@ pub(super) fn verify(vault: &Unlocked, request: &VerifyRequest, cancel: &Cancel)
         notes: restored.notes,
         seconds: began.elapsed().as_secs_f64(),
     })
+}
+
+/// A database where its service left it: opened as the service would, which takes up its log, and checked by SQLite itself.
+pub(super) fn look_through(path: &Path, cancel: &Cancel) -> Result<Vec<Check>, rusqlite::Error> {
+    let began = Instant::now();
+    let look = || -> Result<Vec<String>, rusqlite::Error> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let database = Connection::open_with_flags(path, flags)?;
+        let (interrupt, over) = (database.get_interrupt_handle(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    if cancel.is_cancelled() {
+                        interrupt.interrupt();
+                    }
+                    std::thread::sleep(LOOK_EVERY);
+                }
+            });
+            let findings = database
+                .prepare("pragma integrity_check(5)")
+                .and_then(|mut statement| statement.query_map([], |row| row.get(0)).and_then(Iterator::collect));
+            over.store(true, Ordering::Relaxed);
+            findings
+        })
+    };
+    let (outcome, what) = match look() {
+        Ok(findings) if findings == ["ok"] => (Outcome::Passed, "SQLite's integrity check found nothing".to_owned()),
+        Ok(findings) => (Outcome::Damaged, findings.join("; ")),
+        Err(error) => match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => (Outcome::Damaged, error.to_string()),
+            _ => return Err(error),
+        },
+    };
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(vec![Check { check: "integrity".to_owned(), outcome, what, seconds }])
 }
 
 /// The point that a restore which failed had begun with.

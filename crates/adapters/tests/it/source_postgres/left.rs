@@ -3,8 +3,10 @@
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use lifeboat_adapters::source::PostgresSource;
 use lifeboat_core::runbook::Target;
-use lifeboat_engine::port::{Cancel, LogStream};
+use lifeboat_engine::port::{Cancel, LogStream, Restorer};
+use lifeboat_engine::verify::{Check, Outcome};
 
 use super::streams::{durable, numbers};
 use super::{Bench, told};
@@ -132,6 +134,68 @@ fn a_log_that_is_gone_is_named() {
     let stream = bench.stream();
     let why = why_not(&*stream);
     assert!(why.contains("which the vault does not have, is not in"), "{why}");
+}
+
+/// What is seen where a server left its data.
+fn look_through(cluster: &Cluster) -> Vec<Check> {
+    let source = PostgresSource::new("", None, "");
+    source.look_through(&cluster.data(), &Cancel::default()).map_err(told).unwrap()
+}
+
+fn worst(checks: &[Check]) -> Option<Outcome> {
+    checks.iter().map(|check| check.outcome).max()
+}
+
+#[test]
+fn a_cluster_that_was_killed_is_looked_through_and_starts_with_all_of_it() {
+    for options in [&["--data-checksums"][..], &[]] {
+        let mut cluster = Cluster::made_with(options);
+        cluster.start();
+        cluster.psql("create database shop");
+        cluster.psql("create table t(n int primary key)");
+        cluster.psql("insert into t select n from generate_series(1, 5000) n");
+        cluster.kill();
+        let checks = look_through(&cluster);
+        // Without checksums, and without the extension in each database, nothing is claimed of pages.
+        let (last, expected) = match options.is_empty() {
+            true => ("indexes", Outcome::NotDone),
+            false => ("checksums", Outcome::Passed),
+        };
+        assert_eq!(worst(&checks), Some(expected), "{checks:?}");
+        assert_eq!(
+            checks.iter().map(|check| check.check.as_str()).collect::<Vec<_>>(),
+            ["recovery", "databases", last]
+        );
+        cluster.start();
+        assert_eq!(cluster.psql("select count(*), sum(n) from t"), "5000|12502500");
+        let source = PostgresSource::new("", None, "");
+        let why = told(source.look_through(&cluster.data(), &Cancel::default()).unwrap_err());
+        assert!(why.contains("a server may be running in"), "{why}");
+    }
+}
+
+#[test]
+fn damage_that_a_start_would_not_show_is_seen() {
+    let mut cluster = Cluster::made_with(&["--data-checksums"]);
+    cluster.start();
+    cluster.psql("create table t(n int); insert into t select n from generate_series(1, 5000) n; checkpoint");
+    let file = cluster.data().join(cluster.psql("select pg_relation_filepath('t')"));
+    cluster.kill();
+    std::fs::File::options().write(true).open(file).unwrap().write_all_at(&[0x5a; 64], 3 * 8192 + 4000).unwrap();
+    let checks = look_through(&cluster);
+    let damaged: Vec<&Check> = checks.iter().filter(|check| check.outcome == Outcome::Damaged).collect();
+    assert!(
+        matches!(damaged[..], [check] if check.check == "checksums" && check.what.contains("1 fault")),
+        "{checks:?}"
+    );
+    // One that cannot even recover.
+    std::fs::remove_dir_all(cluster.data().join("pg_wal")).unwrap();
+    std::fs::create_dir(cluster.data().join("pg_wal")).unwrap();
+    let source = PostgresSource::new("", None, "");
+    match source.look_through(&cluster.data(), &Cancel::default()) {
+        Ok(checks) => assert!(worst(&checks) > Some(Outcome::NotDone), "{checks:?}"),
+        Err(error) => assert!(told(error).contains("ended by itself")),
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::units::Span;
 use super::super::place::Place;
 use super::super::template::TemplateError;
 use super::super::{
-    Action, Condition, InstanceSpec, OnFailure, Purpose, Runbook, Step, StepId, Target, VolumeSpec, thaw_patience,
+    Action, Condition, ELSE, InstanceSpec, OnFailure, Purpose, Runbook, Step, StepId, Target, VolumeSpec, thaw_patience,
 };
 use super::{CompileError, Inventory, Request, lost_with, names, title_of};
 
@@ -23,13 +23,15 @@ pub(super) struct Builder<'a> {
     pub(super) steps: Vec<Step>,
     /// What the next step comes after.
     pub(super) last: Vec<StepId>,
+    /// The branch that each next step stands in.
+    pub(super) under: Vec<Condition>,
     pub(super) not_covered: Vec<String>,
 }
 
 /// How long things that have no time of their own in the plan may take before a person is asked.
 pub(super) const SHORT: Span = Span::seconds(60);
-/// How long, at least and at most, what a lost writer left is waited for: a quarter of the RTO between them.
-const SALVAGE_SECONDS: (u64, u64) = (10, 600);
+/// How long, at least and at most, a way that may come to nothing is tried: a quarter of the RTO between them.
+const RUNG_SECONDS: (u64, u64) = (10, 600);
 pub(super) const LONG: Span = Span::seconds(24 * 3600);
 
 impl<'a> Builder<'a> {
@@ -42,8 +44,8 @@ impl<'a> Builder<'a> {
     ) -> Builder<'a> {
         let objective = service.objective_in(&request.scenario);
         let from = inventory.writer.clone();
-        let (steps, last, not_covered) = (Vec::new(), Vec::new(), Vec::new());
-        Builder { plan, service, inventory, request, from, to, objective, steps, last, not_covered }
+        let (steps, last, under, not_covered) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Builder { plan, service, inventory, request, from, to, objective, steps, last, under, not_covered }
     }
 
     pub(super) fn epoch(&self) -> u64 {
@@ -116,7 +118,7 @@ impl<'a> Builder<'a> {
             title: title.into(),
             action,
             after: std::mem::take(&mut self.last),
-            when: Vec::new(),
+            when: self.under.clone(),
             timeout: SHORT,
             retries: 2,
             on_failure: OnFailure::Hold,
@@ -323,23 +325,27 @@ impl<'a> Builder<'a> {
 
     /// Sends traffic to the target site and proves the service through its name.
     pub(super) fn prove(&mut self, send: bool) -> Result<(), CompileError> {
+        let to = self.to.clone();
+        self.prove_at(&to, send, "")
+    }
+
+    fn prove_at(&mut self, site: &str, send: bool, suffix: &str) -> Result<(), CompileError> {
         let Some(traffic) = &self.service.traffic else {
             return Err(CompileError::NoTraffic { service: self.service.name.clone() });
         };
         let isolated = self.request.isolation.as_ref().map(|isolation| &isolation.authority);
         let arbiter = isolated.map(|authority| authority.arbiter.clone());
         let authority = Some(isolated.map_or_else(|| traffic.authority().to_owned(), |own| own.listen.clone()));
-        let place = self.place(&self.to)?;
+        let place = self.place(site)?;
         let answers = place.answers(100);
         let (port, health) = match place.front() {
             Some(front) => (front.port, front.health.clone()),
             None => (None, None),
         };
-        let to = self.to.clone();
         if send {
             let step = self.then(
                 "send-traffic",
-                format!("Answer {} with {to}", traffic.name),
+                format!("Answer {} with {site}", traffic.name),
                 Action::SetTraffic {
                     name: traffic.name.clone(),
                     authority: authority.clone().unwrap_or_default(),
@@ -352,7 +358,7 @@ impl<'a> Builder<'a> {
         }
         if let Some(health) = health {
             let step = self.then(
-                "await-service",
+                format!("await-service{suffix}"),
                 format!("Wait until {} is healthy through its own name", traffic.name),
                 Action::AwaitService {
                     name: traffic.name.clone(),
@@ -363,18 +369,18 @@ impl<'a> Builder<'a> {
             );
             step.timeout = Span::seconds(traffic.ttl.0.as_secs() + health.within.0.as_secs() + 30);
         } else {
-            self.not_covered.push("the service's health: no component that traffic reaches has a health check".into());
+            self.note_not_covered("the service's health: no component that traffic reaches has a health check");
         }
         if self.request.purpose == Purpose::Start {
             // Nothing was written before that could come back.
         } else if let Some(canary) = &self.service.canary {
             self.then(
-                "read-canary",
+                format!("read-canary{suffix}"),
                 "Read a canary back that was written before",
                 Action::ReadCanary { name: traffic.name.clone(), authority, port, read: canary.read.clone() },
             );
         } else {
-            self.not_covered.push("that old data is served: the plan has no canary".into());
+            self.note_not_covered("that old data is served: the plan has no canary");
         }
         Ok(())
     }
@@ -394,7 +400,18 @@ impl<'a> Builder<'a> {
 
     /// Arranges protection anew around the new writer; without it a run is not complete.
     pub(super) fn reprotect(&mut self) {
-        let to = self.to.clone();
+        let (to, epoch) = (self.to.clone(), self.epoch());
+        self.reprotect_at(&to, epoch, "");
+    }
+
+    fn note_not_covered(&mut self, what: &str) {
+        if !self.not_covered.iter().any(|known| known == what) {
+            self.not_covered.push(what.to_owned());
+        }
+    }
+
+    fn reprotect_at(&mut self, site: &str, epoch: u64, suffix: &str) {
+        let to = site.to_owned();
         let datasets = self.protected();
         let mut outside: Vec<Name> = self
             .service
@@ -408,7 +425,7 @@ impl<'a> Builder<'a> {
         outside.dedup();
         if datasets.is_empty() || outside.is_empty() {
             let step = self.then(
-                "protect-again",
+                format!("protect-again{suffix}"),
                 format!("Protect {to} outside itself"),
                 Action::Lack {
                     what: format!("no vault outside {to} protects `{}`: it has no protection there", self.service.name),
@@ -417,10 +434,10 @@ impl<'a> Builder<'a> {
             step.on_failure = OnFailure::Note;
             step.retries = 0;
         } else {
-            let (write_domain, rpo, epoch) = (self.domain(), self.objective.rpo, self.epoch());
+            let (write_domain, rpo) = (self.domain(), self.objective.rpo);
             let timeout = Span::seconds(rpo.0.as_secs().max(120) * 2);
             let step = self.then(
-                "protect-again",
+                format!("protect-again{suffix}"),
                 format!("Wait until {to} is protected outside itself, with RPO now within {rpo}"),
                 Action::AwaitProtection { write_domain, site: to, datasets, vaults: outside, rpo, epoch },
             );
@@ -546,6 +563,89 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    fn a_rung(&self) -> Span {
+        Span::seconds((self.objective.rto.0.as_secs() / 4).clamp(RUNG_SECONDS.0, RUNG_SECONDS.1))
+    }
+
+    /// The service's own volumes, where they are: kept as they are, looked through, and started again. Nothing changes hands, so nothing
+    /// is claimed; all that comes after stands in the branch of its not having come back.
+    pub(super) fn recover_in_place(&mut self, site: &str) -> Result<(), CompileError> {
+        let (write_domain, within, name) = (self.domain(), self.a_rung(), format!("before-{}", self.epoch()));
+        let mut instances = self.all_instances(site)?;
+        instances.reverse();
+        let step = self.then(
+            format!("quiet-{site}"),
+            format!("Stop what of the service still runs at {site}, if anybody answers there"),
+            Action::Quiet { site: site.to_owned(), instances, write_domain: write_domain.clone() },
+        );
+        (step.timeout, step.retries, step.on_failure) = (within, 0, OnFailure::Note);
+        let quiet = self.last.clone();
+        let mut sound = vec![Condition { step: format!("quiet-{site}"), outcomes: vec!["stopped".into()] }];
+        let mut ends = Vec::new();
+        for volume in self.volumes(site)? {
+            let dataset = volume.dataset.clone();
+            self.last = quiet.clone();
+            let step = self.then(
+                format!("keep-{dataset}"),
+                format!("Keep `{dataset}` at {site} as it was left, before anything is started on it"),
+                Action::KeepVolume { site: site.to_owned(), volume: volume.clone(), name: name.clone() },
+            );
+            step.when = sound.iter().take(1).cloned().collect();
+            (step.timeout, step.retries, step.on_failure) = (within, 0, OnFailure::Note);
+            let step = self.then(
+                format!("look-through-{dataset}"),
+                format!("Recover `{dataset}` at {site} from what lies there, and look through it"),
+                Action::LookThroughVolume { site: site.to_owned(), volume },
+            );
+            step.when = vec![Condition { step: format!("keep-{dataset}"), outcomes: vec!["kept".into()] }];
+            (step.timeout, step.retries, step.on_failure) = (within, 0, OnFailure::Note);
+            sound.push(Condition { step: format!("look-through-{dataset}"), outcomes: vec!["sound".into()] });
+            ends.append(&mut self.last);
+        }
+        self.last = if ends.is_empty() { quiet } else { ends };
+        let (mut groups, mut healthy_within) = (Vec::new(), 0);
+        for component in &self.service.components {
+            let instances = self
+                .place(site)?
+                .instances(component, component.instances.live)
+                .map_err(|source| self.template(source))?;
+            if !instances.is_empty() {
+                healthy_within += component.health.as_ref().map_or(0, |health| health.within.0.as_secs());
+                groups.push(instances);
+            }
+        }
+        let stopping: u64 = groups.iter().flatten().map(|instance| instance.stop_within.0.as_secs()).sum();
+        let healthy_within = healthy_within.max(10);
+        let id = format!("restart-{site}");
+        let step = self.then(
+            id.clone(),
+            format!("Start the service again at {site}, where it was"),
+            Action::Restart { site: site.to_owned(), write_domain, groups, within: Span::seconds(healthy_within) },
+        );
+        step.when = sound;
+        (step.timeout, step.retries, step.on_failure) =
+            (Span::seconds(healthy_within + stopping + 30), 0, OnFailure::Note);
+        self.under = vec![Condition { step: id, outcomes: vec!["recovered".into()] }];
+        let before = self.steps.len();
+        self.prove_at(site, false, "-in-place")?;
+        // Without its health and its canary it has not come back: a volume that lacks its newest writes may start as well as any other.
+        for step in self.steps.iter_mut().skip(before) {
+            (step.timeout, step.retries, step.on_failure) = (step.timeout.min(within), 0, OnFailure::Note);
+        }
+        let proof = self.last.first().cloned().unwrap_or_default();
+        let outcome = match self.steps.last().map(|step| &step.action) {
+            Some(Action::ReadCanary { .. }) => "read",
+            Some(Action::AwaitService { .. }) => "healthy",
+            _ => "recovered",
+        };
+        // Only then may what is there become the newest state of the vaults.
+        self.under = vec![Condition { step: proof.clone(), outcomes: vec![outcome.into()] }];
+        self.ensure_agent_again(site, "in-place");
+        self.reprotect_at(site, self.inventory.writer_epoch, "-in-place");
+        self.under = vec![Condition { step: proof, outcomes: vec![ELSE.into()] }];
+        Ok(())
+    }
+
     /// The only copy of what was written and never shipped may be what the lost writer left. Its site answered, or it could not have proven
     /// the fence; whatever comes in the way is noted, and the way goes on with what the vaults have.
     pub(super) fn salvage(&mut self, site: &str) {
@@ -553,12 +653,23 @@ impl<'a> Builder<'a> {
         if datasets.is_empty() {
             return;
         }
-        let within = Span::seconds((self.objective.rto.0.as_secs() / 4).clamp(SALVAGE_SECONDS.0, SALVAGE_SECONDS.1));
-        let fenced = Condition { step: format!("fence-{site}"), outcomes: vec!["proven".into()] };
+        let within = self.a_rung();
+        let mut fenced = vec![Condition { step: format!("fence-{site}"), outcomes: vec!["proven".into()] }];
+        let restart = format!("restart-{site}");
+        if self.steps.iter().any(|step| step.id == restart) {
+            fenced.push(Condition { step: restart, outcomes: vec!["not-recovered".into(), ELSE.into()] });
+        }
+        // What was seen to be damaged, or came up without its newest writes, must not become the newest state that there is.
+        for dataset in &datasets {
+            let step = format!("look-through-{dataset}");
+            if self.steps.iter().any(|looked| looked.id == step) {
+                fenced.push(Condition { step, outcomes: vec!["sound".into(), ELSE.into()] });
+            }
+        }
         self.ensure_agent_again(site, "to-salvage");
         let agent = self.last.clone();
         if let Some(step) = self.steps.last_mut() {
-            (step.when, step.on_failure, step.retries) = (vec![fenced], OnFailure::Note, 0);
+            (step.when, step.on_failure, step.retries) = (fenced, OnFailure::Note, 0);
             step.timeout = within;
         }
         let runs =

@@ -166,7 +166,8 @@ fn every_other_way_has_its_own_outline() {
 
 #[test]
 fn what_a_lost_writer_left_is_shipped_first_where_its_volumes_may_be_there() {
-    let runbook = compiled(PLAN, &at("north", 1), &request(Purpose::Failover, "instance-lost"));
+    let elsewhere = Request { to: Some("south".into()), ..request(Purpose::Failover, "instance-lost") };
+    let runbook = compiled(PLAN, &at("north", 1), &elsewhere);
     let outline = outline(&runbook);
     let until = outline.find("ensure-agent-south").unwrap();
     insta::assert_snapshot!(&outline[..until], @r"
@@ -188,6 +189,48 @@ fn what_a_lost_writer_left_is_shipped_first_where_its_volumes_may_be_there() {
         let runbook = compiled(PLAN, &at("north", 1), &Request { target, ..request(Purpose::Failover, scenario) });
         assert!(runbook.step("salvage-north").is_none(), "{scenario}");
     }
+}
+
+#[test]
+fn a_lost_instance_is_brought_back_where_it_was_before_anything_changes_hands() {
+    let runbook = compiled(PLAN, &at("north", 1), &request(Purpose::Failover, "instance-lost"));
+    insta::assert_snapshot!(outline(&runbook), @r"
+    quiet-north
+    keep-entries  if quiet-north = stopped
+    look-through-entries  if keep-entries = kept
+    keep-uploads  if quiet-north = stopped
+    look-through-uploads  if keep-uploads = kept
+    restart-north  if quiet-north = stopped  if look-through-entries = sound  if look-through-uploads = sound
+    await-service-in-place  if restart-north = recovered
+    read-canary-in-place  if restart-north = recovered
+    ensure-agent-north-in-place  if read-canary-in-place = read
+    protect-again-in-place  if read-canary-in-place = read
+    claim-epoch  if read-canary-in-place = else
+    fence-north  if read-canary-in-place = else
+    ensure-agent-north-to-salvage  if fence-north = proven  if restart-north = not-recovered|else  if look-through-entries = sound|else  if look-through-uploads = sound|else
+    salvage-north  if ensure-agent-north-to-salvage = running
+    clear-south  if read-canary-in-place = else
+    ensure-agent-south  if read-canary-in-place = else
+    assess-loss  if read-canary-in-place = else
+    approve-loss  if assess-loss = beyond
+    inspect-standby  if read-canary-in-place = else
+    reserve-south  if inspect-standby = unusable
+    set-aside-entries  if inspect-standby = unusable
+    restore-entries  if inspect-standby = unusable
+    set-aside-uploads  if inspect-standby = unusable
+    restore-uploads  if inspect-standby = unusable
+    promote-south  (commit)  if read-canary-in-place = else
+    lift-fence-south  if read-canary-in-place = else
+    start-app  if read-canary-in-place = else
+    await-app  if read-canary-in-place = else
+    send-traffic  if read-canary-in-place = else
+    await-service  if read-canary-in-place = else
+    read-canary  if read-canary-in-place = else
+    protect-again  if read-canary-in-place = else
+    stand-by-again  if read-canary-in-place = else
+    ");
+    let text = render(&runbook);
+    assert_eq!(text.matches("from here on only if read-canary-in-place comes to nothing").count(), 1, "{text}");
 }
 
 #[test]

@@ -18,9 +18,14 @@ impl Builder<'_> {
             return Err(CompileError::NoMoment { scenario: self.request.scenario.clone() });
         }
         self.approve_if_asked();
+        let leaves_volumes = leaves_volumes(&self.request.scenario) && !moment;
+        // Who names another site wants it there.
+        if leaves_volumes && self.request.to.is_none() {
+            self.recover_in_place(&from)?;
+        }
         self.claim();
         self.fence(&from, false)?;
-        if leaves_volumes(&self.request.scenario) && !moment {
+        if leaves_volumes {
             self.salvage(&from);
         }
         self.clear(&to)?;

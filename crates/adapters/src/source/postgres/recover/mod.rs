@@ -3,6 +3,7 @@
 //! Invariant: recovery has an explicit target, stops there and waits; only when the server says that it is at the target is it promoted. A
 //! gap, damage or anything unread ends it with an error, and nothing stands under the cluster's name.
 
+mod look;
 mod place;
 mod scan;
 mod tool;
@@ -31,6 +32,7 @@ use crate::postgres::server::{Awaited, Server, ServerError, Start, Stop, end_lef
 use crate::postgres::session::{Purpose, Session};
 use crate::source::way::{self, ChainError, Way, position_text};
 
+pub(super) use self::look::look_through;
 use self::validate::Looker;
 pub(super) use self::validate::verify;
 

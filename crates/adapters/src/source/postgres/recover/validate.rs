@@ -60,12 +60,7 @@ impl Looker<'_> {
 
     /// Where its program is, if it is there.
     fn program(&self, check: &str, name: &str) -> Option<std::path::PathBuf> {
-        let path = self.programs.program(name);
-        if path.is_file() {
-            return Some(path);
-        }
-        self.note(check, Outcome::NotDone, format!("{name} is not installed beside {}", shown_directory(&path)));
-        None
+        installed(self.programs, name).map_err(|(outcome, what)| self.note(check, outcome, what)).ok()
     }
 
     /// Before the files are made ready for recovery: they must be what the server sent.
@@ -170,44 +165,8 @@ impl Looker<'_> {
 
     /// As soon as it may be written to: the checks of its own need functions in each database.
     pub(super) async fn writable(&self, server: &Server) -> Result<(), RecoverError> {
-        let check = "indexes";
-        let Some(program) = self.program(check, "pg_amcheck") else { return Ok(()) };
-        let mut session = open(server, "postgres").await?;
-        let sql = format!("select 1 from pg_catalog.pg_available_extensions where name = {}", literal("amcheck"));
-        let is_there = !session.query(&sql).await?.is_empty();
-        session.close().await;
-        if !is_there {
-            self.note(
-                check,
-                Outcome::NotDone,
-                "the extension amcheck is not installed on this host (postgresql-contrib)",
-            );
-            return Ok(());
-        }
-        let mut command = Command::new(program);
-        command.args(["--all", "--heapallindexed", "--install-missing", "--no-password"]);
-        for variable in Door::variables() {
-            command.env_remove(variable);
-        }
-        command.envs(server.door().environment());
-        let ran = tool::run(&mut command, self.cancel)?;
-        let found: Vec<&str> = ran.output.lines().filter(|line| !line.starts_with(char::is_whitespace)).collect();
-        match ran.status.code() {
-            Some(0) => {
-                let what = "every row of every table, and that every index holds all of them (pg_amcheck)";
-                self.note(check, Outcome::Passed, what);
-            }
-            Some(2) => {
-                let first: Vec<&str> = ran.output.lines().take(2).map(str::trim).collect();
-                let what = format!("pg_amcheck found {}: {}", counted(found.len()), shown(&first.join(" ")));
-                self.note(check, Outcome::Failed, what);
-            }
-            _ => self.note(
-                check,
-                Outcome::NotDone,
-                format!("pg_amcheck ended with {}: {}", ran.status, shown(&ran.complaints())),
-            ),
-        }
+        let (outcome, what) = indexes(self.programs, server, true, self.cancel).await?;
+        self.note("indexes", outcome, what);
         Ok(())
     }
 
@@ -217,32 +176,92 @@ impl Looker<'_> {
             let text = "the cluster has no data checksums: a page that was damaged before the backup shows only where amcheck or a query meets it";
             return Ok(Some(text.to_owned()));
         }
-        let Some(program) = self.program("checksums", "pg_checksums") else { return Ok(None) };
-        let mut command = Command::new(program);
-        command.arg("--check").arg("--pgdata").arg(data);
-        let ran = tool::run(&mut command, self.cancel)?;
-        let number = |what: &str| {
-            let line = ran.output.lines().find_map(|line| line.strip_prefix(what))?;
-            line.trim().parse::<u64>().ok()
-        };
-        match (ran.status.success(), number("Bad checksums:"), number("Blocks scanned:")) {
-            (true, Some(0), Some(blocks)) => {
-                self.note("checksums", Outcome::Passed, format!("of {blocks} pages, all right (pg_checksums)"));
-            }
-            (_, Some(bad), _) if bad > 0 => {
-                let what = format!(
-                    "{} of pages: {}",
-                    counted(usize::try_from(bad).unwrap_or(usize::MAX)),
-                    shown(&ran.complaints())
-                );
-                self.note("checksums", Outcome::Damaged, what);
-            }
-            _ => {
-                let what = format!("pg_checksums ended with {}: {}", ran.status, shown(&ran.complaints()));
-                self.note("checksums", Outcome::NotDone, what);
-            }
-        }
+        let (outcome, what) = page_checksums(self.programs, data, self.cancel)?;
+        self.note("checksums", outcome, what);
         Ok(None)
+    }
+}
+
+/// Rows and indexes of every database; `thorough`: also that indexes and tables agree, row by row.
+pub(super) async fn indexes(
+    programs: &Programs,
+    server: &Server,
+    thorough: bool,
+    cancel: &Cancel,
+) -> Result<(Outcome, String), RecoverError> {
+    let program = match installed(programs, "pg_amcheck") {
+        Ok(program) => program,
+        Err(not_done) => return Ok(not_done),
+    };
+    let mut session = open(server, "postgres").await?;
+    let sql = format!("select 1 from pg_catalog.pg_available_extensions where name = {}", literal("amcheck"));
+    let is_there = !session.query(&sql).await?.is_empty();
+    session.close().await;
+    if !is_there {
+        let what = "the extension amcheck is not installed on this host (postgresql-contrib)";
+        return Ok((Outcome::NotDone, what.to_owned()));
+    }
+    let mut command = Command::new(program);
+    command.args(["--all", "--no-password"]);
+    // Where nothing may be written, a database without the extension is passed over.
+    command.args(if thorough { &["--heapallindexed", "--install-missing"][..] } else { &[] });
+    for variable in Door::variables() {
+        command.env_remove(variable);
+    }
+    command.envs(server.door().environment());
+    let ran = tool::run(&mut command, cancel)?;
+    let found: Vec<&str> = ran.output.lines().filter(|line| !line.starts_with(char::is_whitespace)).collect();
+    Ok(match ran.status.code() {
+        Some(0) if thorough => {
+            let what = "every row of every table, and that every index holds all of them (pg_amcheck)";
+            (Outcome::Passed, what.to_owned())
+        }
+        _ if !thorough && ran.errors.contains("is not installed") => {
+            let what = "the cluster has no data checksums, and not every database has the extension amcheck: a damaged page shows only where a query meets it";
+            (Outcome::NotDone, what.to_owned())
+        }
+        Some(0) => (Outcome::Passed, "every row of every table, and every index by itself (pg_amcheck)".to_owned()),
+        Some(2) => {
+            let first: Vec<&str> = ran.output.lines().take(2).map(str::trim).collect();
+            (Outcome::Failed, format!("pg_amcheck found {}: {}", counted(found.len()), shown(&first.join(" "))))
+        }
+        _ => (Outcome::NotDone, format!("pg_amcheck ended with {}: {}", ran.status, shown(&ran.complaints()))),
+    })
+}
+
+/// Every page of a cluster whose server was stopped in good order.
+pub(super) fn page_checksums(
+    programs: &Programs,
+    data: &Path,
+    cancel: &Cancel,
+) -> Result<(Outcome, String), RecoverError> {
+    let program = match installed(programs, "pg_checksums") {
+        Ok(program) => program,
+        Err(not_done) => return Ok(not_done),
+    };
+    let mut command = Command::new(program);
+    command.arg("--check").arg("--pgdata").arg(data);
+    let ran = tool::run(&mut command, cancel)?;
+    let number = |what: &str| {
+        let line = ran.output.lines().find_map(|line| line.strip_prefix(what))?;
+        line.trim().parse::<u64>().ok()
+    };
+    Ok(match (ran.status.success(), number("Bad checksums:"), number("Blocks scanned:")) {
+        (true, Some(0), Some(blocks)) => (Outcome::Passed, format!("of {blocks} pages, all right (pg_checksums)")),
+        (_, Some(bad), _) if bad > 0 => {
+            let bad = counted(usize::try_from(bad).unwrap_or(usize::MAX));
+            (Outcome::Damaged, format!("{bad} of pages: {}", shown(&ran.complaints())))
+        }
+        _ => (Outcome::NotDone, format!("pg_checksums ended with {}: {}", ran.status, shown(&ran.complaints()))),
+    })
+}
+
+/// Where a program is; or that its check was not done.
+fn installed(programs: &Programs, name: &str) -> Result<std::path::PathBuf, (Outcome, String)> {
+    let path = programs.program(name);
+    match path.is_file() {
+        true => Ok(path),
+        false => Err((Outcome::NotDone, format!("{name} is not installed beside {}", shown_directory(&path)))),
     }
 }
 
@@ -465,7 +484,7 @@ impl Proving<'_> {
 }
 
 /// What an error proves, by the check that it came up in; nothing where it is this host or the storage that failed.
-fn said(error: &RecoverError) -> Option<(&'static str, Outcome)> {
+pub(super) fn said(error: &RecoverError) -> Option<(&'static str, Outcome)> {
     let files = |outcome: Option<Outcome>| outcome.map(|outcome| ("files", outcome));
     match error {
         RecoverError::Vault { source, .. } => files(said_by_vault(source)),
