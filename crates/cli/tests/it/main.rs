@@ -8,7 +8,6 @@ mod demo;
 mod documents;
 mod first_minutes;
 mod killed;
-mod ladder;
 #[path = "../../../adapters/tests/it/objects/later.rs"]
 mod later;
 mod look;

@@ -4,6 +4,7 @@
 //! takes the write domain from; what can only be known on the night stands as a branch with its condition.
 
 mod build;
+mod ladder;
 #[cfg(test)]
 mod tests;
 mod ways;

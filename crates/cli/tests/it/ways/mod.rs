@@ -1,5 +1,7 @@
 //! The other ways through a run-book, through the binary: planned, home again, back in time, rehearsed, taken over elsewhere.
 
+mod ladder;
+
 use std::fs;
 use std::process::Stdio;
 
