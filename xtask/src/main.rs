@@ -26,7 +26,7 @@ usage: cargo xtask CHORE
 
   test       installs what the tests need, then checks formatting, lints, and runs every test
   soak       what random tests check, with other numbers each round: `soak [--minutes N] [--seed N]`
-  bench      measures lifeboat beside its peers: `bench vault`, `bench sqlite`; writes docs/benchmarks.md; `bench catalog`: searches
+  bench      measures lifeboat beside its peers: `bench vault`, `bench sqlite`, `bench postgres`; writes docs/benchmarks.md; `bench catalog`: searches
   pypi       installs what the tests need of Python's registry, into target/pypi
   npm        installs what the tests need of npm's registry, into target/npm
   pictures   makes the README's pictures anew: runs the demo, then photographs its screen and its evidence page

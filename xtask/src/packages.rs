@@ -42,6 +42,8 @@ pub(crate) const FOR_TESTS: &[(&str, &str)] = &[
 /// What `cargo xtask bench` calls.
 pub(crate) const FOR_BENCHMARKS: &[(&str, &str)] = &[
     ("diffutils", "diff: every restore is compared with its source"),
+    ("etcd-server", "Patroni keeps there who is primary"),
+    ("haproxy", "the way to Patroni's primary"),
     ("libacl1-dev", "borgbackup is built against it, where PyPI has no wheel for this Python"),
     ("liblz4-dev", "so it is against it"),
     ("libssl-dev", "and it"),
@@ -51,10 +53,12 @@ pub(crate) const FOR_BENCHMARKS: &[(&str, &str)] = &[
     ("pgbackrest", "a peer"),
     ("pkg-config", "and finds it so"),
     ("postgresql", "the server whose cluster is backed up"),
-    ("python3-venv", "borgbackup and Litestream come from PyPI"),
+    ("procps", "kill: sites are killed"),
+    ("python3-venv", "borgbackup, Litestream and Patroni come from PyPI"),
     ("restic", "a peer"),
     ("sqlite3", "the writer whose database is streamed"),
     ("time", "GNU time: what a command took"),
+    ("util-linux", "setpriv: servers run as a user without privileges"),
     ("zstd", "a floor"),
 ];
 

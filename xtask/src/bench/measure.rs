@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 /// What a command took, its children included; memory is that of its largest process.
@@ -51,10 +51,25 @@ impl Call {
 
     /// Runs it; what it printed.
     pub(super) fn run(&self) -> Result<String, String> {
-        let output =
-            self.command(&[]).output().map_err(|error| format!("cannot run {} ({error})", self.words.join(" ")))?;
-        self.ended(output.status.success(), &output.stderr)?;
+        self.ends_with(&[0])
+    }
+
+    /// Runs it, and is content with each of these exit codes; what it printed.
+    pub(super) fn ends_with(&self, codes: &[i32]) -> Result<String, String> {
+        let output = self.command(&[]).output().map_err(|error| self.cannot_run(&error))?;
+        self.ended(output.status.code().is_some_and(|code| codes.contains(&code)), &output.stderr)?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Starts it in the background; what it says goes into a file.
+    pub(super) fn start(&self, log: &Path) -> Result<Child, String> {
+        let both = File::create(log).and_then(|log| Ok((log.try_clone()?, log)));
+        let (out, complaints) = both.map_err(|error| format!("cannot write {} ({error})", log.display()))?;
+        self.command(&[]).stdout(out).stderr(complaints).spawn().map_err(|error| self.cannot_run(&error))
+    }
+
+    fn cannot_run(&self, error: &std::io::Error) -> String {
+        format!("cannot run {} ({error})", self.words.join(" "))
     }
 
     /// Runs it under GNU time; what it printed, and what it took.

@@ -5,8 +5,9 @@
 //!   data     what is backed up, made from this machine     vault    first, again, changed, restored: every tool in turn
 //!   figures  medians, and ratios pair by pair              sqlite   a stream beside Litestream
 //!   rounds   each kept when it is finished                 page     docs/benchmarks.md, from what is kept
+//!   plan     one data set, streamed by lifeboat
 //!   catalog  alone: searches among ten million paths, for docs/look.md
-//!   postgres  a running cluster, beside pgBackRest
+//!   postgres  a running cluster, beside pgBackRest; moved between two sites, beside Patroni; its log, beside pg_receivewal
 //! ```
 //!
 //! Invariant: no figure comes from a restore that was not compared with what was backed up, and a ratio only compares what ran in the
@@ -19,6 +20,7 @@ mod figures;
 mod measure;
 mod page;
 mod peers;
+mod plan;
 mod postgres;
 mod rounds;
 mod sqlite;
@@ -60,7 +62,7 @@ pub(crate) fn run(arguments: &[&str]) -> Outcome {
 
 fn usage() -> String {
     format!(
-        "usage: cargo xtask bench vault|sqlite|postgres|catalog|page [--runs {RUNS}] [--data tree,database,small] [--tools lifeboat,restic,…]"
+        "usage: cargo xtask bench vault|sqlite|postgres|catalog|page [--runs {RUNS}] [--data tree,database,small|backup,switch,stream] [--tools lifeboat,restic,…]"
     )
 }
 

@@ -74,7 +74,7 @@ pub(super) fn write() -> Result<(), String> {
          most; ratios are made round by round against the best peer of that round, and above 1 lifeboat is the better. `cp -a` and `tar | zstd` \
          are floors and no peers: they do not encrypt or deduplicate. Right before each step as much memory as it may fill is filled and freed \
          again, for every tool alike: a hypervisor takes memory back that lies free, and giving it again would be measured instead. Memory is that of a tool's largest process. A goal that is missed says so.\n\n\
-         This page is written by `cargo xtask bench vault` and `cargo xtask bench sqlite`, which install the peers, make the data, and take \
+         This page is written by `cargo xtask bench vault`, `cargo xtask bench sqlite` and `cargo xtask bench postgres`, which install the peers, make the data, and take \
          hours; `--runs 1 --data tree` takes minutes. Each round is kept when it is finished, and run again with `--runs 7` they add what is \
          missing: so rounds can be collected whenever the machine is quiet. They lie in [`benchmarks`](benchmarks), each by itself. \
          `cargo xtask bench page` only writes the page.\n",
@@ -85,6 +85,8 @@ pub(super) fn write() -> Result<(), String> {
         ("small", "One million small files"),
         ("sqlite", "A SQLite database, streamed"),
         ("postgres", "A PostgreSQL cluster"),
+        ("stream", "A PostgreSQL log, streamed"),
+        ("switch", "A PostgreSQL service moved between two sites"),
     ] {
         if let Some(results) = newest(name)? {
             let _ = write!(text, "\n## {title}\n\n{}\n\n", about(name));
@@ -109,6 +111,18 @@ fn about(name: &str) -> &'static str {
         "postgres" => {
             "A running server with 3 GB (`pgbench -i -s 200`), with data checksums. Then 1 % of its pages are changed here and there, and it is backed up again; \
              `changed pages` are those alone, compressed with `zstd -1`. `until writes` is from the restore's beginning until the restored server takes writes."
+        }
+        "stream" => {
+            "The log of the same cluster, while `pgbench -c 4` runs for 30 s: what it writes is received as it comes, and a hundred times a second it is looked \
+             how old that is of which the receiver says that it is durable. Then the same again with commits that wait for the receiver: \
+             `tps` are transactions a second, and of `no stream` those of the server alone."
+        }
+        "switch" => {
+            "The same cluster as a service at two sites of this machine, at an address each. A client writes a row at a time through the service's \
+             name, a hundred a second at most, gives up what is not answered within 0.25 s, and connects anew. `planned` is for how long no write was acknowledged while the service \
+             was moved, `home` the same on its way back. Then the primary's site is killed, all of it at once (`kill -9`): `killed` is from there to the first acknowledged \
+             write elsewhere. `back` is from when the former primary's return is asked for until it streams as a standby and has all that \
+             there was then. In the end each write that was acknowledged is looked for."
         }
         "small" => "A thousand directories of a thousand files, 200 to 1,223 bytes each, half random and half words.",
         _ => {
@@ -148,6 +162,23 @@ fn section(text: &mut String, results: &Value) {
             ("restore-memory", "restore memory, MB"),
             ("lost-seconds", "lost by kill -9, s"),
         ]
+    } else if results["what"] == "stream" {
+        vec![
+            ("age-median", "age, s"),
+            ("age-most", "age, the most, s"),
+            ("tps-unwaited", "tps meanwhile"),
+            ("tps", "tps, commits wait"),
+        ]
+    } else if results["what"] == "switch" {
+        vec![
+            ("planned", "planned, s"),
+            ("home", "home, s"),
+            ("unplanned", "killed, s"),
+            ("noticed", "noticed after, s"),
+            ("back", "back, s"),
+            ("acknowledged", "acknowledged writes"),
+            ("lost", "lost"),
+        ]
     } else if results["what"] == "postgres" {
         vec![
             ("first", "first backup, s"),
@@ -180,7 +211,8 @@ fn section(text: &mut String, results: &Value) {
 }
 
 fn cell(values: &[f64]) -> String {
-    let places = |value: f64| if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") };
+    let whole = values.iter().all(|value| value.fract() == 0.0);
+    let places = |value: f64| if whole || value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") };
     match (median(values), spread(values)) {
         (Some(middle), Some((least, most))) if values.len() > 1 => {
             format!("**{}** ({}–{})", places(middle), places(least), places(most))
@@ -212,6 +244,22 @@ fn goals(text: &mut String, results: &Value, tools: &[Value]) {
             let said = median(&times).map_or_else(|| "not measured".to_owned(), |times| verdict(results, times <= 3.0));
             rows.push(format!("| lifeboat | added, times the changed pages | {} | at most 3 | {said} |", cell(&times)));
         }
+    } else if results["what"] == "stream" {
+        if let (Some(ours), Some(peer)) = (find("lifeboat"), find("pg_receivewal")) {
+            rows.push(at_most(results, ("age, the median", 0.2), median(&values(ours, "age-median"))));
+            rows.push(at_most(
+                results,
+                ("age, the most", 1.0),
+                spread(&values(ours, "age-most")).map(|(_, most)| most),
+            ));
+            // More is better here.
+            let ratios = against_best(&values(peer, "tps"), &[values(ours, "tps")]);
+            rows.push(row(results, ("lifeboat", "tps, commits wait", 0.9), &ratios));
+        }
+    } else if results["what"] == "switch" {
+        if let (Some(ours), Some(peer)) = (find("lifeboat"), find("patroni")) {
+            rows.extend(switched(results, ours, peer));
+        }
     } else {
         for goal @ (tool, phase, _) in GOALS {
             let Some(ours) = find(tool) else { continue };
@@ -235,6 +283,33 @@ fn goals(text: &mut String, results: &Value, tools: &[Value]) {
     }
 }
 
+/// What a move may take, in every round; and never longer than the peer's in the middle.
+const SWITCH_GOALS: [(&str, &str, f64); 4] =
+    [("planned", "planned", 1.0), ("home", "home", 1.0), ("unplanned", "killed", 5.0), ("back", "back", 2.0)];
+
+fn switched(results: &Value, ours: &Value, peer: &Value) -> Vec<String> {
+    let mut rows = Vec::new();
+    for (phase, said, goal) in SWITCH_GOALS {
+        let ratios = against_best(&values(ours, phase), &[values(peer, phase)]);
+        rows.push(row(results, ("lifeboat", said, 1.0), &ratios));
+        let most = spread(&values(ours, phase)).map(|(_, most)| most);
+        rows.push(at_most(results, (&format!("{said}, the most"), goal), most));
+    }
+    let lost = values(ours, "lost");
+    let said = spread(&lost).map_or_else(|| "not measured".to_owned(), |(_, most)| verdict(results, most == 0.0));
+    rows.push(format!("| lifeboat | lost of them, in all | {} | none | {said} |", lost.iter().sum::<f64>()));
+    rows
+}
+
+/// Seconds of ours that may be so many at most.
+fn at_most(results: &Value, (what, goal): (&str, f64), seconds: Option<f64>) -> String {
+    let Some(seconds) = seconds else {
+        return format!("| lifeboat | {what} | – | at most {goal} s | not measured |");
+    };
+    let said = verdict(results, seconds <= goal);
+    format!("| lifeboat | {what} | {seconds:.2} s | at most {goal} s | {said} |")
+}
+
 fn row(results: &Value, (tool, phase, goal): (&str, &str, f64), ratios: &[f64]) -> String {
     let said = median(ratios).map_or_else(|| "not measured".to_owned(), |ratio| verdict(results, ratio >= goal));
     format!("| {tool} | {phase} | {} | {goal:.2} | {said} |", cell(ratios))
@@ -251,6 +326,7 @@ fn verdict(results: &Value, reached: bool) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -263,5 +339,21 @@ mod tests {
         assert!(row(&results(6), ("lifeboat", "first", 1.5), &[1.6; 6]).ends_with("no claim: 6 of 7 rounds |"));
         assert!(row(&results(7), ("lifeboat", "first", 1.5), &[1.6; 7]).ends_with("reached |"));
         assert!(row(&results(7), ("lifeboat", "first", 1.5), &[]).ends_with("not measured |"));
+    }
+
+    #[test]
+    fn a_move_that_took_too_long_once_has_missed_its_goal_and_so_has_one_lost_write() {
+        let arm = |planned: f64, lost: f64| {
+            let seven = |value: f64| vec![value; 6].into_iter().chain([1.0]).collect::<Vec<_>>();
+            json!({ "figures": { "planned": seven(planned), "lost": [0.0, lost] } })
+        };
+        let said = |planned: f64, lost: f64| switched(&json!({ "runs": 7 }), &arm(planned, lost), &arm(2.0, 0.0));
+        let good = said(0.5, 0.0);
+        assert_eq!(good.get(1).unwrap(), "| lifeboat | planned, the most | 1.00 s | at most 1 s | reached |");
+        assert_eq!(good.get(3).unwrap(), "| lifeboat | home, the most | – | at most 1 s | not measured |");
+        assert_eq!(good.last().unwrap(), "| lifeboat | lost of them, in all | 0 | none | reached |");
+        let bad = said(1.01, 2.0);
+        assert_eq!(bad.get(1).unwrap(), "| lifeboat | planned, the most | 1.01 s | at most 1 s | **missed** |");
+        assert_eq!(bad.last().unwrap(), "| lifeboat | lost of them, in all | 2 | none | **missed** |");
     }
 }

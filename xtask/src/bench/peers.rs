@@ -114,7 +114,7 @@ pub(super) fn prepare(tools: &[Tool]) -> Result<(), String> {
     make_directory(&peers)?;
     for tool in tools.iter().filter(|tool| !tool.program().exists()) {
         match tool {
-            Tool::Borg => python_tool(&peers.join("borg"), "borgbackup==1.4.5")?,
+            Tool::Borg => python_tool("python3", &peers.join("borg"), "borgbackup==1.4.5")?,
             Tool::Rustic => rust_tool(&peers, "rustic-rs")?,
             Tool::Bupstash => rust_tool(&peers, "bupstash")?,
             _ => {} // a Debian package
@@ -123,10 +123,10 @@ pub(super) fn prepare(tools: &[Tool]) -> Result<(), String> {
     Ok(())
 }
 
-pub(super) fn python_tool(place: &Path, package: &str) -> Result<(), String> {
+pub(super) fn python_tool(python: &str, place: &Path, package: &str) -> Result<(), String> {
     println!("installing {package} from PyPI");
     let place = place.to_string_lossy().into_owned();
-    Call::new(&["python3", "-m", "venv", &place]).run()?;
+    Call::new(&[python, "-m", "venv", &place]).run()?;
     Call::new(&[&format!("{place}/bin/pip"), "install", "--quiet", package]).run().map(drop)
 }
 

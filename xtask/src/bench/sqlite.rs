@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::measure::{Call, Took, occupied_below, touch_memory};
 use super::peers::{lifeboat, prepare, python_tool};
+use super::plan;
 use super::rounds::{Contestant, Rounds};
 use super::vault::Figures;
 use super::{Asked, home, make_directory, place, remove};
@@ -72,7 +73,7 @@ pub(super) fn run(asked: &Asked) -> Result<(), String> {
     let peer = home().join("peers/litestream");
     if !peer.exists() {
         make_directory(&home().join("peers"))?;
-        python_tool(&peer, LITESTREAM)?;
+        python_tool("python3", &peer, LITESTREAM)?;
     }
     let original = original()?;
     let streamers: Vec<Streamer> = ALL.into_iter().filter(|one| Asked::wants(&asked.tools, one.name())).collect();
@@ -147,7 +148,10 @@ impl Stage {
         let occupied = occupied_below(original)?;
         let stage = Stage { streamer, root, database, occupied, environment };
         match streamer {
-            Streamer::Lifeboat => stage.set_lifeboat()?,
+            Streamer::Lifeboat => {
+                let source = format!("sqlite = {{ path = \"{}\" }}", stage.database.display());
+                plan::make(&stage.root, &source)?;
+            }
             Streamer::Litestream => stage.write("litestream.yml", &stage.litestream(""))?,
             Streamer::LitestreamQuick => {
                 stage.write("litestream.yml", &stage.litestream("100ms"))?;
@@ -171,56 +175,6 @@ impl Stage {
         };
         let (database, replica) = (self.database.display(), self.at("replica"));
         format!("dbs:\n  - path: {database}\n{monitor}    replica:\n      type: file\n      path: {replica}\n{sync}")
-    }
-
-    fn set_lifeboat(&self) -> Result<(), String> {
-        let mut recipients = Vec::new();
-        for name in ["owner.key", "paper.key"] {
-            self.call(&["key", "new", "-o", &self.at(name)]).run()?;
-            let text = self.call(&["--json", "key", "inspect", &self.at(name)]).run()?;
-            recipients.push(text.split('"').find(|word| word.starts_with("age1")).unwrap_or_default().to_owned());
-        }
-        let mut words = vec!["vault", "init", "--vault"];
-        let vault = self.at("vault");
-        words.push(&vault);
-        recipients.iter().for_each(|recipient| words.extend(["--recipient", recipient.as_str()]));
-        // The plan is not there yet, and is not needed for this.
-        Call { environment: vec![self.environment.first().cloned().unwrap_or_default()], ..self.call(&words) }.run()?;
-        make_directory(&self.root.join("arbiter"))?;
-        let (arbiter, site, database) = (self.at("arbiter"), self.at("site"), self.database.display());
-        let quoted = recipients.iter().map(|text| format!("\"{text}\"")).collect::<Vec<_>>().join(", ");
-        self.write(
-            "lifeboat.toml",
-            &format!(
-                r#"[plan]
-name = "bench"
-accepted-by = "a benchmark"
-[arbiter]
-url = "{arbiter}"
-[site.home]
-reach = "local"
-root = "{site}"
-address = "127.0.0.1"
-[site.spare]
-reach = "ssh"
-host.spare = "192.0.2.10"
-[vault.main]
-url = "{vault}"
-[key]
-recipients = [{quoted}]
-[service.bench]
-strategy = "backup-restore"
-primary = "home"
-recovery = ["spare"]
-rpo = "1m"
-rto = "4h"
-[service.bench.component.app.dataset.live]
-kind = "persistent"
-sqlite = {{ path = "{database}" }}
-protect = [{{ to = "main", base = {{ every = "1d", keep = {{ last = 4 }} }}, log = "stream" }}]
-"#
-            ),
-        )
     }
 
     fn program(&self) -> String {
@@ -282,7 +236,7 @@ protect = [{{ to = "main", base = {{ every = "1d", keep = {{ last = 4 }} }}, log
     fn start(&self) -> Result<Child, String> {
         let config = self.at("litestream.yml");
         let words: &[&str] = match self.streamer {
-            Streamer::Lifeboat => &["--quiet", "protect", "--site", "home"],
+            Streamer::Lifeboat => &["--quiet", "protect", "--site", plan::SITE],
             _ => &["replicate", "-config", &config],
         };
         let log = std::fs::File::create(self.root.join("stream.log")).map_err(|error| error.to_string())?;

@@ -1,8 +1,13 @@
-//! `bench postgres`: a running cluster backed up, changed, backed up again and restored, beside pgBackRest.
+//! `bench postgres`: a running cluster backed up, changed, backed up again and restored, beside pgBackRest (`--data backup`), moved
+//! between two sites, beside Patroni (`--data switch`), and its log streamed, beside pg_receivewal (`--data stream`).
 //!
 //! Invariant: a restored cluster counts when its server takes writes and what it holds adds up to what the source held.
 
+mod client;
 mod cluster;
+mod processes;
+mod stream;
+mod switch;
 
 use std::fs::File;
 use std::io::Read;
@@ -60,6 +65,19 @@ impl Tool {
 }
 
 pub(super) fn run(asked: &Asked) -> Result<(), String> {
+    if Asked::wants(&asked.data, "backup") {
+        backup(asked)?;
+    }
+    if Asked::wants(&asked.data, "switch") {
+        switch::run(asked)?;
+    }
+    if Asked::wants(&asked.data, "stream") {
+        stream::run(asked)?;
+    }
+    Ok(())
+}
+
+fn backup(asked: &Asked) -> Result<(), String> {
     prepare(&[])?;
     let tools: Vec<Tool> = ALL.into_iter().filter(|tool| Asked::wants(&asked.tools, tool.name())).collect();
     let mut contestants = tools.iter().map(|tool| tool.contestant()).collect::<Result<Vec<_>, String>>()?;
