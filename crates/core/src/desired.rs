@@ -73,6 +73,9 @@ pub struct AgentReport {
     /// How a standby streams from the writer's own server, where the plan says by which way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streams: Option<Streams>,
+    /// In words, where a standby's copy came from and why, if there was a choice: what a former primary left, or a base backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub came: Option<String>,
     /// What is wrong, in a sentence, or nothing.
     pub problem: Option<String>,
     /// RFC 3339, by the host's clock.

@@ -75,8 +75,9 @@ pub(crate) enum ControlError {
 const LOG_PAGE_BYTES: std::ops::RangeInclusive<u64> = 1 << 10..=64 << 10;
 
 /// As `pg_controldata` calls them, and as they are set.
-const SETTINGS: [(&str, &str); 6] = [
+const SETTINGS: [(&str, &str); 7] = [
     ("wal_level setting", "wal_level"),
+    ("wal_log_hints setting", "wal_log_hints"),
     ("max_connections setting", "max_connections"),
     ("max_worker_processes setting", "max_worker_processes"),
     ("max_wal_senders setting", "max_wal_senders"),
@@ -104,6 +105,11 @@ impl Control {
     /// Whether the server that left it had written everything down.
     pub(crate) fn is_clean(&self) -> bool {
         matches!(self.state, State::ShutDown | State::ShutDownInRecovery)
+    }
+
+    /// Whether every page that was changed stands in the log, even if only a hint on it was.
+    pub(crate) fn logs_every_page(&self) -> bool {
+        self.checksums || self.settings.iter().any(|(name, value)| (*name, value.as_str()) == ("wal_log_hints", "on"))
     }
 }
 
@@ -157,6 +163,7 @@ Latest checkpoint's TimeLineID:       3
 Minimum recovery ending location:     0/3000100
 Min recovery ending loc's timeline:   3
 wal_level setting:                    replica
+wal_log_hints setting:                off
 max_connections setting:              100
 max_worker_processes setting:         8
 max_wal_senders setting:              10

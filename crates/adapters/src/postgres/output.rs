@@ -80,7 +80,18 @@ impl Running {
         programs: &Programs,
         name: &str,
         arguments: impl IntoIterator<Item = S>,
+        way: (&Door, &str),
+    ) -> Result<Running, OutputError> {
+        Running::start_with(programs, name, arguments, way, Stdio::null())
+    }
+
+    /// As `start`; this is its input.
+    pub(crate) fn start_with<S: AsRef<OsStr>>(
+        programs: &Programs,
+        name: &str,
+        arguments: impl IntoIterator<Item = S>,
         (door, calls_itself): (&Door, &str),
+        input: Stdio,
     ) -> Result<Running, OutputError> {
         let program = programs.program(name);
         let mut command = Command::new(&program);
@@ -92,10 +103,10 @@ impl Running {
         if let Some((user, group)) = door.comes_as() {
             std::os::unix::process::CommandExt::uid(&mut command, user);
             std::os::unix::process::CommandExt::gid(&mut command, group);
-            // It may not be let into the directory that we are in.
-            command.current_dir("/");
+            // It may not be let into the directory that we are in, nor into our home.
+            command.current_dir("/").env("HOME", "/nonexistent");
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|source| OutputError::Run { program, source })?;
         let complaints = child.stderr.take().map(|stderr| {
             std::thread::spawn(move || {

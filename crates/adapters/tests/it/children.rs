@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::source_postgres::rewound;
 use crate::{agent, source_sqlite, source_sqlite_days};
 
 pub(crate) const VARIABLE: &str = "LIFEBOAT_TEST_CHILD";
@@ -23,6 +24,7 @@ fn a_child_is_what_it_was_told_to_be() {
         Ok("application_child") => source_sqlite_days::application_child(),
         Ok("standby_child") => source_sqlite_days::standby_child(),
         Ok("restore_child") => source_sqlite_days::restore_child(),
+        Ok("rewinding_child") => rewound::rewinding_child(),
         Ok("checkpointing_child") => source_sqlite_days::checkpointing_child(),
         Ok(other) => panic!("no test starts a child called {other}"),
         Err(_) => {

@@ -183,6 +183,7 @@ async fn a_standby_that_lacks_what_a_vault_holds_is_not_usable() {
                 finished: None,
                 commits: None,
                 streams: None,
+                came: None,
                 problem: None,
                 at: Timestamp::now().to_string(),
                 beat,

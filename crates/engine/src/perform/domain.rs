@@ -358,6 +358,7 @@ mod tests {
             finished: None,
             commits: None,
             streams: None,
+            came: None,
             problem: None,
             at: String::new(),
             beat: 1,

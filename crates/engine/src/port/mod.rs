@@ -469,6 +469,8 @@ pub struct Applied {
     pub bytes_written: u64,
     /// Where it is to stream from the writer's own server: how that goes.
     pub streams: Option<Streams>,
+    /// In words, where the copy came from and why, if there was a choice: what a former primary left, or a base backup.
+    pub came: Option<String>,
 }
 
 /// What the vaults hold of data sets, and how to get it back. Blocking: the engine calls it in threads of its own.
@@ -558,6 +560,8 @@ pub struct DataStatus {
     /// Whether commits wait for vaults, where the plan asks for it.
     pub commits: Option<CommitsWait>,
     pub streams: Option<Streams>,
+    /// In words, where a standby's copy came from and why, if there was a choice.
+    pub came: Option<String>,
     pub problem: Option<String>,
 }
 

@@ -192,6 +192,7 @@ fn status(applied: &Applied) -> DataStatus {
         applied_epoch: applied.epoch,
         complete: applied.is_final,
         streams: applied.streams.clone(),
+        came: applied.came.clone(),
         ..DataStatus::default()
     }
 }

@@ -314,6 +314,7 @@ impl Task {
             finished: standing.finished,
             commits: status.commits,
             streams: status.streams,
+            came: status.came,
             problem: status.problem,
             at: String::new(),
             beat: 0,

@@ -374,6 +374,7 @@ fn report(beat: u64) -> AgentReport {
         settled: true,
         commits: None,
         streams: None,
+        came: None,
         problem: None,
         at: "2026-11-21T12:00:01Z".into(),
         beat,

@@ -436,6 +436,27 @@ impl Door {
         variables
     }
 
+    /// The same way for a child that is another user of this host's, and may read none of our files: what is public lies in a directory of
+    /// its own, and the password in no file of any disk's; whoever is given a file with it must have it as the input.
+    pub(crate) fn handed_to(&self, owner: (u32, u32), directory: &Path) -> io::Result<(Door, Option<std::fs::File>)> {
+        let root = match &self.root {
+            Root::File(path) => {
+                let copy = directory.join("root.crt");
+                std::fs::write(&copy, std::fs::read(path)?)?;
+                std::os::unix::fs::chown(&copy, Some(owner.0), Some(owner.1))?;
+                Root::File(copy)
+            }
+            root => root.clone(),
+        };
+        let input = match self.password(Purpose::Queries).0 {
+            Looked::Found(password) => Some(passfile::in_memory(&password, owner)?),
+            _ => None,
+        };
+        let passfile = input.is_some().then(|| "/dev/stdin".into());
+        let door = Door { password: None, passfile, root, service: None, comes_as: Some(owner), ..self.clone() };
+        Ok((door, input))
+    }
+
     /// Every variable by which libpq would go another way.
     pub(crate) fn variables() -> impl Iterator<Item = &'static str> {
         let of_keys = KEYS.iter().map(|(_, variable, _)| *variable).filter(|variable| !variable.is_empty());

@@ -76,6 +76,31 @@ pub(super) fn password(line: &[u8], wanted: &Wanted<'_>) -> Option<Vec<u8>> {
     Some(field(rest).0).filter(|password| !password.is_empty())
 }
 
+/// A file that no disk has, which only `owner` may open, with this password for whatever server.
+pub(super) fn in_memory(password: &Secret, (user, group): (u32, u32)) -> io::Result<File> {
+    let odd = || io::Error::new(io::ErrorKind::InvalidData, "no password file can hold the password");
+    let line = line(password).ok_or_else(odd)?;
+    let mut file = File::from(rustix::fs::memfd_create("passfile", rustix::fs::MemfdFlags::CLOEXEC)?);
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
+    io::Write::write_all(&mut file, &line)?;
+    Ok(file)
+}
+
+/// None for a password that no line can hold.
+fn line(password: &Secret) -> Option<Vec<u8>> {
+    let mut line = b"*:*:*:*:".to_vec();
+    for byte in password.expose() {
+        match byte {
+            b'\n' | b'\r' | 0 => return None,
+            b':' | b'\\' => line.extend([b'\\', *byte]),
+            byte => line.push(*byte),
+        }
+    }
+    line.push(b'\n');
+    Some(line)
+}
+
 /// What follows the first field, if that is `wanted` or `*`.
 fn after_match<'a>(line: &'a [u8], wanted: &str) -> Option<&'a [u8]> {
     if let Some(rest) = line.strip_prefix(b"*:") {

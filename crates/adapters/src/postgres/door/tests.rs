@@ -221,3 +221,19 @@ fn a_running_server_is_found_by_its_data_directory() {
     let error = Door::running_in(folder.path()).unwrap_err().to_string();
     assert!(error.contains("has no postmaster.pid; start the server"), "{error}");
 }
+
+#[test]
+fn a_password_that_is_handed_on_in_memory_is_read_as_it_was() {
+    use std::os::unix::fs::MetadataExt;
+    let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let wanted = passfile::Wanted { host: "db", port: 1, databases: &["shop"], user: "boat" };
+    for password in ["plain", r"a:b\c\:", "ä ö", "#"] {
+        let file = passfile::in_memory(&Secret::new(password.as_bytes().to_vec()), owner).unwrap();
+        let seen = file.metadata().unwrap();
+        assert!(seen.is_file() && seen.mode() & 0o777 == 0o600 && seen.nlink() == 0);
+        let line = std::fs::read(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file))).unwrap();
+        let line = line.strip_suffix(b"\n").unwrap();
+        assert_eq!(passfile::password(line, &wanted).unwrap(), password.as_bytes());
+    }
+    assert!(passfile::in_memory(&Secret::new(b"two\nlines".to_vec()), owner).is_err());
+}

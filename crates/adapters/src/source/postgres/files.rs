@@ -123,12 +123,17 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
 fn make_ready(data: &Path, facts: &Facts, signal: Signal) -> Result<(), RecoverError> {
     let name = data.join(facts::NAME);
     fs::remove_file(&name).map_err(RecoverError::file("remove", &name))?;
+    let mode = fs::Permissions::from_mode(0o700);
+    fs::set_permissions(data, mode).map_err(RecoverError::file("set the mode of", data))?;
+    signal_to(data, facts, signal)
+}
+
+/// Says to the server that finds it how to begin, and takes away what another one left.
+pub(super) fn signal_to(data: &Path, facts: &Facts, signal: Signal) -> Result<(), RecoverError> {
     let signals = Signal::NAMES.map(|(_, name)| name);
     for name in ["postmaster.pid", "postmaster.opts"].into_iter().chain(signals) {
         remove_if_there(&data.join(name))?;
     }
-    let mode = fs::Permissions::from_mode(0o700);
-    fs::set_permissions(data, mode).map_err(RecoverError::file("set the mode of", data))?;
     // A server that is told its timeline by number wants to see where that came from.
     if facts.timeline > 1 {
         write_for(data, &data.join("pg_wal").join(history_name(facts.timeline)), facts.history.as_bytes())?;

@@ -12,17 +12,19 @@ use std::time::Duration;
 use lifeboat_engine::port::Cancel;
 
 use super::facts::Facts;
-use super::recover::{REPLAY_WITHIN, RecoverError};
+use super::recover::{REPLAY_WITHIN, RecoverError, STOP_WITHIN, run};
 use crate::postgres::control::Control;
 use crate::postgres::lsn::{Lsn, parse_history};
 use crate::postgres::programs::Programs;
-use crate::postgres::server::{Server, Start};
+use crate::postgres::server::{Server, Start, Stop, end_left_behind};
 use crate::postgres::session::{Purpose, Session, literal};
 
 /// How sites name what they move away: `NAME.aside-EPOCH-TIME`.
 const ASIDE: &str = ".aside-";
 /// Beside it: what only it has.
 const LOST: &str = ".lost-writes.jsonl";
+/// What a clone is called until it is of use, before a number that no other has.
+const COPY: &str = ".clone-";
 const ROWS_AT_ONCE: usize = 1000;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -93,25 +95,42 @@ impl Former {
         &self.path
     }
 
-    /// Copies it, sharing what the file system can share.
-    pub(super) fn clone_to(&self, to: &Path, cancel: &Cancel) -> Result<(), RecoverError> {
-        let draft = super::files::beside(to, ".draft");
-        if draft.exists() {
-            fs::remove_dir_all(&draft).map_err(RecoverError::file("remove", &draft))?;
+    pub(super) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// What it is told apart from others by.
+    pub(super) fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Copies it beside `work`, sharing what the file system can share.
+    pub(super) fn copy(&self, work: &Path, cancel: &Cancel) -> Result<Draft, RecoverError> {
+        Draft::remove_old(work)?;
+        // Whatever an interrupted process left at work goes on in a copy of its own.
+        let draft = Draft(super::files::beside(work, &format!("{COPY}{:x}", rand::random::<u64>())));
+        self.copy_part(&self.path, &draft.0, cancel)?;
+        let log = draft.0.join("pg_wal");
+        if fs::symlink_metadata(&log).is_ok_and(|seen| seen.is_symlink()) {
+            // It leads to what was set aside.
+            fs::remove_file(&log).map_err(RecoverError::file("replace", &log))?;
+            self.copy_part(&self.path.join("pg_wal/."), &log, cancel)?;
         }
+        // The number that a killed server left may be another process's by now.
+        super::files::remove_if_there(&draft.0.join("postmaster.pid"))?;
+        Ok(draft)
+    }
+
+    fn copy_part(&self, from: &Path, to: &Path, cancel: &Cancel) -> Result<(), RecoverError> {
         let mut command = Command::new("cp");
-        command.args(["-a", "--reflink=auto", "--"]).arg(&self.path).arg(&draft).stdin(Stdio::null());
-        let mut child = command.spawn().map_err(RecoverError::file("copy", &self.path))?;
-        let copied = await_end(&mut child, cancel).map_err(RecoverError::file("copy", &self.path))?;
-        if !copied {
-            let _ = fs::remove_dir_all(&draft);
-            let failed = io::Error::other("cp failed; see its own words");
-            return Err(match cancel.is_cancelled() {
-                true => RecoverError::Cancelled,
-                false => RecoverError::file("copy", &self.path)(failed),
-            });
+        command.args(["-a", "--reflink=auto", "--"]).arg(from).arg(to).stdin(Stdio::null());
+        let mut child = command.spawn().map_err(RecoverError::file("copy", from))?;
+        let copied = await_end(&mut child, cancel).map_err(RecoverError::file("copy", from))?;
+        match copied {
+            true => Ok(()),
+            false if cancel.is_cancelled() => Err(RecoverError::Cancelled),
+            false => Err(RecoverError::file("copy", from)(io::Error::other("cp failed; see its own words"))),
         }
-        fs::rename(&draft, to).map_err(RecoverError::file("give its name to", to))
     }
 
     /// Where its timeline was left by what the vault goes on with; none if it was not.
@@ -121,28 +140,61 @@ impl Former {
         Ok(left.map(|switch| switch.at))
     }
 
-    /// Writes down every row that it committed after `parted_at`, as its own server shows them in the clone. None: it committed nothing.
+    /// Whether its log is there up to where the timelines parted. What a crash took of it, the writer may have nevertheless.
+    pub(super) fn reaches(
+        &self,
+        programs: &Programs,
+        facts: &Facts,
+        parted_at: Lsn,
+        cancel: &Cancel,
+    ) -> Result<bool, RecoverError> {
+        let segments = facts.segments()?;
+        let start = segments.start(segments.number_of(Lsn(parted_at.0.saturating_sub(1))));
+        let mut command = self.waldump(programs, start);
+        // It says whether it came to the end that it was given; `run` bounds what it says besides.
+        Ok(run(command.args(["--end", &parted_at.to_string()]), cancel)?.status.success())
+    }
+
+    /// Has the clone recovered by its own server, which shows every row that was committed after `parted_at`; they are written down. None:
+    /// nothing was committed. `clean`: it is left as by a server that was stopped in good order, with all of its log.
     pub(super) async fn tell_lost(
         &self,
         programs: &Programs,
         clone: &Path,
         facts: &Facts,
         parted_at: Lsn,
+        clean: bool,
     ) -> Result<Option<Lost>, RecoverError> {
         let after = self.after(programs, parted_at)?;
-        if after.count == 0 {
+        if after.count == 0 && !clean {
             return Ok(None);
         }
-        let file = super::files::beside(&self.path, LOST);
+        let keep = if facts.major()? < 13 { ("wal_keep_segments", "1000000") } else { ("wal_keep_size", "1TB") };
         let settings = [
             ("autovacuum", "off"),
             ("default_transaction_read_only", "on"),
-            // The clone is written over in a moment.
+            // The clone is written over in a moment, or made durable by who goes on with it.
             ("fsync", "off"),
+            // From where the timelines parted, and before.
+            keep,
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let start = Start { user: facts.superuser.clone(), settings, within: REPLAY_WITHIN };
         let server = Server::start(programs, clone, &start).await?;
+        let told = match after.count {
+            0 => Ok(None),
+            _ => self.write_rows(&server, &after).await.map(Some),
+        };
+        match clean {
+            true => server.stop(Stop::Fast, STOP_WITHIN).await?,
+            // As in a crash: nobody needs the clone as it is.
+            false => drop(server),
+        }
+        told
+    }
+
+    async fn write_rows(&self, server: &Server, after: &After) -> Result<Lost, RecoverError> {
+        let file = super::files::beside(&self.path, LOST);
         let mut writing = Writing::begin(&file)?;
         let mut session = Session::open(server.door(), Purpose::Queries, "lifeboat").await?;
         let names = session.query("select oid, datname from pg_catalog.pg_database where datallowconn").await?;
@@ -161,16 +213,19 @@ impl Former {
             session.close().await;
         }
         let rows = writing.end()?;
-        // Dropped, the server is stopped as in a crash: nobody needs the clone as it is.
-        drop(server);
-        Ok(Some(Lost { commits: after.count, rows, deletes: after.deletes, file }))
+        Ok(Lost { commits: after.count, rows, deletes: after.deletes, file })
+    }
+
+    fn waldump(&self, programs: &Programs, start: Lsn) -> Command {
+        let mut command = Command::new(programs.program("pg_waldump"));
+        command.arg("--path").arg(self.path.join("pg_wal")).args(["--timeline", &self.control.timeline.to_string()]);
+        command.args(["--start", &start.to_string()]).env("LC_ALL", "C");
+        command
     }
 
     fn after(&self, programs: &Programs, parted_at: Lsn) -> Result<After, RecoverError> {
         let program = programs.program("pg_waldump");
-        let mut command = Command::new(&program);
-        command.arg("--path").arg(self.path.join("pg_wal")).args(["--timeline", &self.control.timeline.to_string()]);
-        command.args(["--start", &parted_at.to_string()]).env("LC_ALL", "C");
+        let mut command = self.waldump(programs, parted_at);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().map_err(RecoverError::file("run", &program))?;
         let mut after = After::default();
@@ -183,6 +238,47 @@ impl Former {
         // It ends with an error, where the log does.
         child.wait().map_err(RecoverError::file("wait for", &program))?;
         Ok(after)
+    }
+}
+
+/// A clone in the making; gone when this is dropped, unless it was given a name.
+pub(super) struct Draft(PathBuf);
+
+impl Draft {
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Removes what interrupted processes left of theirs, and ends its servers.
+    pub(super) fn remove_old(work: &Path) -> Result<(), RecoverError> {
+        let (Some(directory), Some(name)) = (work.parent(), work.file_name()) else { return Ok(()) };
+        let begin = [name.as_encoded_bytes(), COPY.as_bytes()].concat();
+        for entry in fs::read_dir(directory).map_err(RecoverError::file("read", directory))? {
+            let entry = entry.map_err(RecoverError::file("read", directory))?;
+            if entry.file_name().as_encoded_bytes().starts_with(&begin) {
+                drop(Draft(entry.path()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the place of whatever stands there.
+    pub(super) fn name(self, work: &Path) -> Result<(), RecoverError> {
+        if work.exists() {
+            fs::remove_dir_all(work).map_err(RecoverError::file("remove", work))?;
+        }
+        fs::rename(&self.0, work).map_err(RecoverError::file("give its name to", work))
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        if let Err(error) = end_left_behind(&self.0).then(|| fs::remove_dir_all(&self.0)).transpose()
+            && !gone(&error)
+        {
+            tracing::warn!(path = %self.0.display(), %error, "a clone cannot be removed");
+        }
     }
 }
 

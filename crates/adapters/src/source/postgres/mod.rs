@@ -5,7 +5,7 @@
 //!   stream ─▶ lane   a vault each: slot, receiver          chain, piece   what is stored of the log
 //!     samples  clock and log, to say what is durable up to when     quorum   lets commits wait for vaults
 //!   files  a point's, laid down as a data directory         recover   then the log, to an explicit target     spool   on its way there
-//!   former  what a primary that is one no more left behind
+//!   former  what a primary that is one no more left behind  rewind  brings it back to where the timelines parted
 //!   standby  a server that follows a vault                  feed   the log for it, as it comes               rest    where it ends
 //! ```
 //!
@@ -26,6 +26,7 @@ mod piece;
 mod recover;
 mod relay;
 mod rest;
+mod rewind;
 mod spool;
 mod standby;
 mod stream;

@@ -6,6 +6,7 @@ mod left;
 mod places;
 mod points;
 mod quorum;
+pub(crate) mod rewound;
 mod standbys;
 mod streamed;
 mod streams;

@@ -31,7 +31,7 @@ impl Bench {
 }
 
 /// A stream of what was promoted, under the next epoch, into the same vault.
-fn second_stream(bench: &Bench, cluster: &Cluster) -> Box<dyn LogStream> {
+pub(super) fn second_stream(bench: &Bench, cluster: &Cluster) -> Box<dyn LogStream> {
     let source = PostgresSource::new(cluster.data(), None, cluster.place().join("spool"));
     let request = StreamRequest::new(DATASET, 2, cluster.place().join("state"));
     match source.stream(&[bench.vault.named()], &request).map_err(told).unwrap() {
@@ -40,7 +40,7 @@ fn second_stream(bench: &Bench, cluster: &Cluster) -> Box<dyn LogStream> {
     }
 }
 
-fn durable_now(stream: &dyn LogStream) -> Timestamp {
+pub(super) fn durable_now(stream: &dyn LogStream) -> Timestamp {
     let now = Timestamp::now();
     wait_for("the log in the vault", || stream.status().vaults["main"].durable_to.filter(|to| *to >= now))
 }
@@ -57,7 +57,7 @@ pub(super) fn promote(standby: &mut dyn Standby) -> Applied {
     standby.promote(&Cancel::default()).map_err(told).unwrap()
 }
 
-fn work_of(to: &Path) -> PathBuf {
+pub(super) fn work_of(to: &Path) -> PathBuf {
     PathBuf::from(format!("{}{STANDBY_SUFFIX}", to.display()))
 }
 

@@ -18,25 +18,25 @@ use crate::vault_world::wait_for;
 const FILE: &str = "PGSERVICEFILE";
 const OWN: &str = "LIFEBOAT_TEST_SERVICES";
 
-/// Runs a test in a process of its own, in which `file` says what services there are.
-fn with_services(test: &str, body: impl FnOnce(&Path)) {
+/// Runs a test, by its path below this folder, in a process of its own, in which `file` says what services there are.
+pub(super) fn with_services(test: &str, body: impl FnOnce(&Path)) {
     if std::env::var_os(OWN).is_some() {
         return body(&PathBuf::from(std::env::var_os(FILE).unwrap()));
     }
     let folder = tempfile::tempdir().unwrap();
     let mut again = Command::new(std::env::current_exe().unwrap());
-    again.args(["--exact", &format!("source_postgres::streamed::{test}"), "--nocapture"]);
+    again.args(["--exact", &format!("source_postgres::{test}"), "--nocapture"]);
     let ran = again.env(OWN, "1").env(FILE, folder.path().join("services")).output().unwrap();
     let said = String::from_utf8_lossy(&ran.stdout) + String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success() && said.contains("1 passed"), "{said}");
 }
 
-fn write_service(file: &Path, cluster: &Cluster, port: u16) {
+pub(super) fn write_service(file: &Path, cluster: &Cluster, port: u16) {
     let directory = cluster.socket_directory().display();
     std::fs::write(file, format!("[shop]\nhost={directory}\nport={port}\nuser=postgres\ndbname=postgres\n")).unwrap();
 }
 
-fn shop() -> StreamFrom {
+pub(super) fn shop() -> StreamFrom {
     StreamFrom { service: "shop".into(), follower: "south".into() }
 }
 
@@ -49,7 +49,7 @@ impl Bench {
     }
 }
 
-fn streams(standby: &mut dyn Standby) -> Applied {
+pub(super) fn streams(standby: &mut dyn Standby) -> Applied {
     wait_for("the standby to stream", || {
         let applied = standby.apply(&Cancel::default()).map_err(told).unwrap();
         let streams = applied.streams.clone()?;
@@ -80,7 +80,7 @@ fn streaming(file: &Path) -> (Bench, Box<dyn LogStream>, Box<dyn Standby>) {
 
 #[test]
 fn a_standby_has_what_no_vault_has_and_goes_on_with_the_vault_alone() {
-    with_services("a_standby_has_what_no_vault_has_and_goes_on_with_the_vault_alone", |file| {
+    with_services("streamed::a_standby_has_what_no_vault_has_and_goes_on_with_the_vault_alone", |file| {
         let (mut bench, stream, mut standby) = streaming(file);
         drop(stream);
         bench.insert(2);
@@ -114,7 +114,7 @@ fn a_standby_has_what_no_vault_has_and_goes_on_with_the_vault_alone() {
 
 #[test]
 fn what_only_a_lost_writer_had_is_in_the_standby_that_is_promoted() {
-    with_services("what_only_a_lost_writer_had_is_in_the_standby_that_is_promoted", |file| {
+    with_services("streamed::what_only_a_lost_writer_had_is_in_the_standby_that_is_promoted", |file| {
         let (mut bench, stream, mut standby) = streaming(file);
         drop(stream);
         for n in 2..=50 {
@@ -137,7 +137,7 @@ fn what_only_a_lost_writer_had_is_in_the_standby_that_is_promoted() {
 
 #[test]
 fn a_commit_that_waits_for_a_standby_waits_for_ever_once_that_is_promoted() {
-    with_services("a_commit_that_waits_for_a_standby_waits_for_ever_once_that_is_promoted", |file| {
+    with_services("streamed::a_commit_that_waits_for_a_standby_waits_for_ever_once_that_is_promoted", |file| {
         let (mut bench, stream, mut standby) = streaming(file);
         let name = bench.receiver("application_name");
         bench.cluster.psql(&format!("alter system set synchronous_standby_names = '{name}'"));
@@ -163,7 +163,7 @@ fn a_commit_that_waits_for_a_standby_waits_for_ever_once_that_is_promoted() {
 
 #[test]
 fn another_system_at_the_end_of_the_way_is_named_and_nothing_of_it_taken() {
-    with_services("another_system_at_the_end_of_the_way_is_named_and_nothing_of_it_taken", |file| {
+    with_services("streamed::another_system_at_the_end_of_the_way_is_named_and_nothing_of_it_taken", |file| {
         let bench = Bench::new();
         let mut other = Cluster::made_with(&[]);
         other.start();
@@ -188,7 +188,7 @@ fn another_system_at_the_end_of_the_way_is_named_and_nothing_of_it_taken() {
 
 #[test]
 fn what_is_acknowledged_while_commits_wait_for_the_standby_is_in_it() {
-    with_services("what_is_acknowledged_while_commits_wait_for_the_standby_is_in_it", |file| {
+    with_services("streamed::what_is_acknowledged_while_commits_wait_for_the_standby_is_in_it", |file| {
         let mut bench = Bench::new();
         write_service(file, &bench.cluster, bench.cluster.port());
         bench.table();

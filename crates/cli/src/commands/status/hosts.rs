@@ -38,6 +38,8 @@ pub(crate) struct HostStatus {
     pub(crate) commits: Option<CommitsWait>,
     /// How a standby streams from the writer's own server, where the plan says by which way.
     pub(crate) streams: Option<Streams>,
+    /// In words, where a standby's copy came from and why, if there was a choice.
+    pub(crate) came: Option<String>,
     pub(crate) problem: Option<String>,
 }
 
@@ -154,6 +156,7 @@ impl Looker<'_> {
             commits_asked_for: expected.duty == AgentRole::Writer && self.commits_wait(dataset, site),
             commits: report.as_ref().and_then(|report| report.commits.clone()),
             streams: report.as_ref().and_then(|report| report.streams.clone()),
+            came: report.as_ref().and_then(|report| report.came.clone()),
             problem: unreadable.or_else(|| report.and_then(|report| report.problem)),
         }
     }

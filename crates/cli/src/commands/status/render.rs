@@ -86,6 +86,9 @@ fn of_service(status: &ServiceStatus) -> Vec<String> {
             (Some(role), true, None) => super::standing::word(role),
         };
         row(host.duty, format!("{} at {}: {state}", host.dataset, host.site));
+        if let Some(came) = host.came.as_ref().filter(|_| host.is_alive) {
+            row("", came.clone());
+        }
         if host.commits_asked_for {
             row("commits", format!("to {} {}", host.dataset, commits(host)));
         }

@@ -33,6 +33,7 @@ use crate::postgres::session::{Purpose, Session};
 use crate::source::way::{self, ChainError, Way, position_text};
 
 pub(super) use self::look::look_through;
+pub(super) use self::tool::run;
 use self::validate::Looker;
 pub(super) use self::validate::verify;
 

@@ -16,10 +16,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const WORDS_BYTES_MAX: u64 = 64 << 10;
 
 /// How it ended.
-pub(super) struct Ran {
-    pub(super) status: ExitStatus,
-    pub(super) output: String,
-    pub(super) errors: String,
+pub(in super::super) struct Ran {
+    pub(in super::super) status: ExitStatus,
+    pub(in super::super) output: String,
+    pub(in super::super) errors: String,
 }
 
 /// Killed when it is dropped before its end.
@@ -34,7 +34,7 @@ impl Drop for Running {
     }
 }
 
-pub(super) fn run(command: &mut Command, cancel: &Cancel) -> Result<Ran, RecoverError> {
+pub(in super::super) fn run(command: &mut Command, cancel: &Cancel) -> Result<Ran, RecoverError> {
     let program = std::path::PathBuf::from(command.get_program());
     command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir("/");
     let mut running = Running(command.spawn().map_err(RecoverError::file("run", &program))?);

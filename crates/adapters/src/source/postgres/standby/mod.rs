@@ -9,6 +9,8 @@
 //! Invariant: it is promoted only when its server has replayed every whole record of what the vault holds, and has the cluster's name only after
 //! that, so that no application can take it for live. What it says of itself is what its server has replayed, never what was sent.
 
+mod begin;
+
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io;
@@ -25,8 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::chain::Lineage;
 use super::facts::Facts;
 use super::feed::VaultFeed;
-use super::files::{Signal, Tree, beside, owner_to_be, remove_if_there, write_for};
-use super::former::Former;
+use super::files::{Signal, beside, owner_to_be, remove_if_there, write_for};
 use super::recover::{NEEDED, REPLAY_WITHIN, RecoverError, STOP_WITHIN, differences};
 use super::relay::Relay;
 use super::rest::{Rest, rest_of_log};
@@ -55,6 +56,12 @@ struct Record {
     is_final: bool,
     /// Its server was told to end its recovery.
     promoting: bool,
+    /// What a former primary left and was dealt with.
+    #[serde(default)]
+    former: Option<String>,
+    /// Where what is here came from, in words, if there was a choice.
+    #[serde(default)]
+    came: Option<String>,
 }
 
 pub(super) struct Follower {
@@ -147,6 +154,8 @@ impl Follower {
             applied_to: None,
             is_final: false,
             promoting: false,
+            former: None,
+            came: None,
         };
         let record = if exists(&work)? { read_record(&record_path, &request.dataset).unwrap_or(empty) } else { empty };
         Ok(Follower {
@@ -220,7 +229,7 @@ impl Follower {
             return Ok(false);
         }
         let began = Instant::now();
-        let way = match way::find(&self.vault, &self.dataset, &Target::Newest) {
+        let mut way = match way::find(&self.vault, &self.dataset, &Target::Newest) {
             // What is damaged in the vault is whole here.
             Err(ChainError::Damaged { counter, what, .. }) if self.is_past(counter) => {
                 tracing::warn!(dataset = self.dataset, what, "the vault's log is damaged where the standby has it");
@@ -236,7 +245,7 @@ impl Follower {
             Some(onward) => (onward, false),
             None if !self.is_better(&way) => return Ok(false),
             None => {
-                self.start_from(&way, cancel)?;
+                self.start_from(&mut way, cancel)?;
                 let Way { pieces, reaches, is_final, tail, .. } = way;
                 (Onward { pieces, reaches: Some(reaches), is_final, tail }, true)
             }
@@ -326,70 +335,6 @@ impl Follower {
         let is_superseded = record.position.as_ref().is_some_and(|position| way.superseded.contains(&position.lineage));
         let is_same_epoch_on = is_superseded || Some(way.reaches) > record.applied_to;
         !record.whole || base.epoch > record.epoch || base.epoch == record.epoch && is_same_epoch_on
-    }
-
-    /// Lays down a base backup, over what is there: only what differs is written.
-    fn start_from(&mut self, way: &Way, cancel: &Cancel) -> Result<(), RecoverError> {
-        self.following = None;
-        self.tail = None;
-        end(&self.work)?;
-        self.record.whole = false;
-        self.write_record()?;
-        let tree = Tree::open(&self.vault, &way.base)?;
-        let facts = tree.facts()?;
-        // What this host lacks is said before anything is written.
-        let programs = self.runtime.block_on(Programs::of_major(facts.major()?, NEEDED))?;
-        if !exists(&self.work)? {
-            self.begin_with_former(&programs, &facts, cancel)?;
-        }
-        let laid = tree.lay(&self.work, &self.to, &facts, Signal::Standby, &(), cancel)?;
-        for note in laid.notes {
-            tracing::info!(dataset = self.dataset, note, "a base backup was laid down");
-        }
-        self.record = Record {
-            dataset: self.dataset.clone(),
-            whole: true,
-            facts: Some(facts),
-            point: Some(way.base.id.clone()),
-            position: way.base.position.clone(),
-            epoch: way.base.epoch,
-            applied_to: None,
-            is_final: false,
-            promoting: false,
-        };
-        self.write_record()
-    }
-
-    /// A former primary's directory, set aside here, is the most of what is needed, without having to be fetched.
-    fn begin_with_former(&self, programs: &Programs, facts: &Facts, cancel: &Cancel) -> Result<(), RecoverError> {
-        let Some(former) = self.runtime.block_on(Former::beside(&self.to, programs, facts))? else { return Ok(()) };
-        former.clone_to(&self.work, cancel)?;
-        let Some(parted_at) = former.parted_at(facts)? else { return Ok(()) };
-        let tell = async { former.tell_lost(programs, &self.work, facts, parted_at).await };
-        let aside = former.path().display();
-        match wait(&self.runtime, cancel, None, tell) {
-            Ok(None) => {
-                tracing::info!(dataset = self.dataset, %aside, "what was set aside holds no commit that is not in the vault")
-            }
-            Ok(Some(lost)) => tracing::warn!(
-                dataset = self.dataset,
-                %aside,
-                file = %lost.file.display(),
-                commits = lost.commits,
-                rows = lost.rows,
-                deletes = lost.deletes,
-                "what was set aside holds commits that are nowhere else: their rows are written down"
-            ),
-            Err(RecoverError::Cancelled) => return Err(RecoverError::Cancelled),
-            // It stays where it is: nothing of it is lost by going on.
-            Err(error) => tracing::warn!(
-                dataset = self.dataset,
-                %aside,
-                error = crate::source::in_full(&error),
-                "what only the directory set aside has could not be written down; it is kept"
-            ),
-        }
-        end(&self.work)
     }
 
     /// Starts a server over it, and waits until it is a database.
@@ -591,6 +536,7 @@ impl Follower {
             epoch: record.whole.then_some(record.epoch),
             point: record.point.clone(),
             is_final: record.is_final,
+            came: record.came.clone(),
             streams: self
                 .following
                 .as_ref()
