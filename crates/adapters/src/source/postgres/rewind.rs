@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use lifeboat_engine::port::Cancel;
 
@@ -89,6 +90,10 @@ const FUNCTIONS: [&str; 4] = [
     "pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean)",
 ];
 const CALLS_ITSELF: &str = "lifeboat-rewind";
+/// While it is read from, the writer's server is asked so often whether it still answers, and must within so long.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// A writer's server that is gone or cut off is noticed in half a minute, also by libpq.
 const CONNECTION: &str = "keepalives_idle=10 keepalives_interval=5 keepalives_count=3 tcp_user_timeout=30000";
 
@@ -169,7 +174,39 @@ impl<'a> Rewind<'a> {
         }
         let input = input.map_or_else(Stdio::null, Stdio::from);
         let way = (&door, CALLS_ITSELF);
-        Ok(Running::start_with(&self.programs, "pg_rewind", arguments, way, input)?.end(cancel)?)
+        let running = Running::start_with(&self.programs, "pg_rewind", arguments, way, input)?;
+        // pg_rewind waits for ever for a server that hangs.
+        let (ended, stop) = (Cancel::default(), Cancel::default());
+        std::thread::scope(|scope| {
+            let watching = scope.spawn(|| self.watch(cancel, &ended, &stop));
+            let ran = running.end(&stop);
+            ended.cancel();
+            match (ran, watching.join()) {
+                (Err(OutputError::Cancelled), Ok(Some(why))) => Err(why),
+                (ran, _) => Ok(ran?),
+            }
+        })
+    }
+
+    /// Stops who rewinds when that is not wanted any more, or the writer's server does not answer questions either; then it says so.
+    fn watch(&self, cancel: &Cancel, ended: &Cancel, stop: &Cancel) -> Option<Unfit> {
+        let runtime = super::runtime().ok();
+        let mut asked_at = Instant::now();
+        while !ended.is_cancelled() {
+            if cancel.is_cancelled() {
+                stop.cancel();
+                return None;
+            }
+            if let Some(runtime) = runtime.as_ref().filter(|_| asked_at.elapsed() >= ASK_EVERY) {
+                if let Err(error) = runtime.block_on(flush(&self.door)) {
+                    stop.cancel();
+                    return Some(error.into());
+                }
+                asked_at = Instant::now();
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        None
     }
 
     fn settle(&self, clone: &Path, control: &Control) -> Result<Result<Lsn, Unfit>, RecoverError> {
@@ -304,6 +341,7 @@ fn number(row: &Row, column: usize) -> Option<u32> {
 /// Has the server write its log as far as it is, by a record that everyone may have it write.
 async fn flush(door: &Door) -> Result<(), SessionError> {
     let mut session = Session::open(door, Purpose::Queries, CALLS_ITSELF).await?;
+    session.set_patience(ANSWERS_WITHIN);
     // It waits for nobody else.
     session.query("set synchronous_commit = local").await?;
     session.query("select pg_catalog.pg_logical_emit_message(true, 'lifeboat', '')").await?;

@@ -359,6 +359,31 @@ fn a_line_that_is_cut_in_the_middle_leaves_nothing_half_rewound() {
     });
 }
 
+#[test]
+fn a_server_that_hangs_in_the_middle_is_left_for_the_vault() {
+    with_services("rewound::a_server_that_hangs_in_the_middle_is_left_for_the_vault", |file| {
+        let parted = Parted::new();
+        let line = Line::to(parted.writer.port(), Then::Wait);
+        write_way(file, "postgres", line.port);
+        let text = std::fs::read_to_string(file).unwrap();
+        std::fs::write(file, format!("{text}connect_timeout=2\n")).unwrap();
+        let (_stream, moment) = parted.write();
+        let mut standby = parted.follow(true);
+        let applied = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                wait_for("a clone that is half rewound", || line.is_full().then_some(()));
+                parted.writer.signal(rustix::process::Signal::STOP);
+            });
+            applied(&mut *standby, moment)
+        });
+        parted.writer.signal(rustix::process::Signal::CONT);
+        let came = parted.came(&applied);
+        assert!(came.contains("was not rewound: ") && came.contains("took longer than 2 s"), "{came}");
+        streams(&mut *standby);
+        parted.assert_same(standby, "1 2");
+    });
+}
+
 /// What another test kills.
 pub(crate) fn rewinding_child() {
     let Some(root) = std::env::var_os("LIFEBOAT_TEST_ROOT").map(PathBuf::from) else { return };

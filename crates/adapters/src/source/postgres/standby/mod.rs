@@ -28,6 +28,7 @@ use super::chain::Lineage;
 use super::facts::Facts;
 use super::feed::VaultFeed;
 use super::files::{Signal, beside, owner_to_be, remove_if_there, write_for};
+use super::former::Draft;
 use super::recover::{NEEDED, REPLAY_WITHIN, RecoverError, STOP_WITHIN, differences};
 use super::relay::Relay;
 use super::rest::{Rest, rest_of_log};
@@ -144,6 +145,7 @@ impl Follower {
             fs::rename(&request.to, &work).map_err(RecoverError::file("take its name from", &request.to))?;
         }
         end(&work)?;
+        Draft::remove_old(&work)?;
         let empty = Record {
             dataset: request.dataset.clone(),
             whole: false,
