@@ -51,9 +51,12 @@ struct After {
     commits: BTreeSet<u32>,
     count: u64,
     deletes: u64,
-    /// Database and relation's file, of ordinary tables and whatever else was written to.
-    relations: BTreeSet<(u32, u32)>,
+    /// Database and relation's file, of ordinary tables and whatever else was written to; and which blocks of it were.
+    relations: BTreeMap<(u32, u32), BTreeSet<u32>>,
 }
+
+/// In more blocks than so many, rows are not looked for one by one.
+const BLOCKS_MAX: usize = 2000;
 
 impl Former {
     /// The newest of them beside `to` that is of the same database system.
@@ -201,14 +204,14 @@ impl Former {
         session.close().await;
         let databases: BTreeMap<u32, String> =
             names.iter().filter_map(|row| Some((row.get(0)?.parse().ok()?, row.get(1)?.to_owned()))).collect();
-        let written: BTreeSet<u32> = after.relations.iter().map(|(database, _)| *database).collect();
+        let written: BTreeSet<u32> = after.relations.keys().map(|(database, _)| *database).collect();
         for database in written {
             let Some(name) = databases.get(&database) else { continue };
             let door = server.door().with_database(name);
             let mut session = Session::open(&door, Purpose::Queries, "lifeboat").await?;
-            let of_database = after.relations.iter().filter(|(of, _)| *of == database);
-            for (_, relation) in of_database {
-                writing.take_table(&mut session, name, *relation, &after.commits).await?;
+            let of_database = after.relations.iter().filter(|((of, _), _)| *of == database);
+            for ((_, relation), blocks) in of_database {
+                writing.take_table(&mut session, name, (*relation, blocks), &after.commits).await?;
             }
             session.close().await;
         }
@@ -301,15 +304,20 @@ impl After {
         if head.contains("Heap") && (desc.starts_with("DELETE") || desc.contains("UPDATE")) {
             self.deletes += 1;
         }
-        if !head.contains("Heap") {
+        // A table that is written anew is logged as pages.
+        if !head.contains("Heap") && !desc.starts_with("FPI") {
             return;
         }
         for reference in desc.split("rel ").skip(1) {
-            let mut numbers = reference.split(['/', ' ', ',']).map(str::parse::<u32>);
-            if let (Some(Ok(_)), Some(Ok(database)), Some(Ok(relation))) =
-                (numbers.next(), numbers.next(), numbers.next())
-            {
-                self.relations.insert((database, relation));
+            let mut words = reference.split(['/', ' ', ',']);
+            let mut number = || words.next().and_then(|word| word.parse::<u32>().ok());
+            if let (Some(_), Some(database), Some(relation)) = (number(), number(), number()) {
+                let blocks = self.relations.entry((database, relation)).or_default();
+                // Of a fork its name stands there instead.
+                let is_main = words.next() == Some("blk");
+                let block = words.next().filter(|_| is_main).and_then(|word| word.parse::<u32>().ok());
+                let has_room = blocks.len() <= BLOCKS_MAX;
+                blocks.extend(block.filter(|_| has_room));
             }
         }
     }
@@ -338,7 +346,7 @@ impl Writing {
         &mut self,
         session: &mut Session,
         database: &str,
-        relation: u32,
+        (relation, blocks): (u32, &BTreeSet<u32>),
         commits: &BTreeSet<u32>,
     ) -> Result<(), RecoverError> {
         // Tables of the system's own, indexes and what holds long values are not what somebody wrote.
@@ -355,14 +363,27 @@ impl Writing {
             return Ok(());
         };
         let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-        let numbers: Vec<String> = commits.iter().map(u32::to_string).collect();
+        let list = |numbers: &BTreeSet<u32>| {
+            let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+            literal(&format!("{{{}}}", numbers.join(",")))
+        };
+        // No row is shorter than 28 bytes with what leads to it.
+        let within = match blocks.len() {
+            ..=BLOCKS_MAX => format!(
+                " and lifeboat_row.ctid = any (array(select ('(' || block || ',' || line || ')')::pg_catalog.tid \
+                 from pg_catalog.unnest({}::pg_catalog.int8[]) block, \
+                 pg_catalog.generate_series(1, pg_catalog.current_setting('block_size')::pg_catalog.int4 / 28) line))",
+                list(blocks)
+            ),
+            _ => String::new(),
+        };
         let from = format!("{}.{}", quoted(&schema), quoted(&table));
         session.query("begin").await?;
         session
             .query(&format!(
                 "declare lost no scroll cursor for select pg_catalog.row_to_json(lifeboat_row)::text \
-                 from {from} lifeboat_row where lifeboat_row.xmin = any ({}::pg_catalog.xid[])",
-                literal(&format!("{{{}}}", numbers.join(",")))
+                 from {from} lifeboat_row where lifeboat_row.xmin = any ({}::pg_catalog.xid[]){within}",
+                list(commits)
             ))
             .await?;
         loop {
@@ -424,6 +445,9 @@ mod tests {
             "rmgr: Btree       len (rec/tot):     64/    64, tx:        735, lsn: 0/0155A3D0, prev 0/0155A2D0, desc: INSERT_LEAF off 2, blkref #0: rel 1663/5/16390 blk 1",
             "rmgr: Heap        len (rec/tot):     54/    54, tx:        736, lsn: 0/0155A4D0, prev 0/0155A3D0, desc: DELETE off 1 flags 0x00 KEYS_UPDATED , blkref #0: rel 1663/5/16384 blk 0",
             "rmgr: Heap        len (rec/tot):     69/    69, tx:        737, lsn: 0/0155A5D0, prev 0/0155A4D0, desc: HOT_UPDATE off 1 xmax 737 flags 0x20 ; new off 9 xmax 0, blkref #0: rel 1663/6/16400 blk 0",
+            "rmgr: Heap        len (rec/tot):     69/    69, tx:        737, lsn: 0/0155A5E0, prev 0/0155A5D0, desc: UPDATE off 1 xmax 737 flags 0x20 ; new off 9 xmax 0, blkref #0: rel 1663/6/16400 blk 9, blkref #1: rel 1663/6/16400 blk 0",
+            "rmgr: Heap2       len (rec/tot):     69/    69, tx:          0, lsn: 0/0155A5E8, prev 0/0155A5D0, desc: VISIBLE cutoff xid 0 flags 0x01, blkref #0: rel 1663/5/16384 fork vm blk 3 FPW, blkref #1: rel 1663/5/16384 blk 0",
+            "rmgr: XLOG        len (rec/tot):     49/  8193, tx:        737, lsn: 0/0155A5F0, prev 0/0155A5E8, desc: FPI , blkref #0: rel 1663/5/16384 blk 7 FPW",
             "rmgr: Transaction len (rec/tot):     46/    46, tx:        735, lsn: 0/0155A6D0, prev 0/0155A5D0, desc: COMMIT 2026-11-22 20:50:32.123456 UTC",
             "rmgr: Transaction len (rec/tot):     82/    82, tx:        736, lsn: 0/0155A7D0, prev 0/0155A6D0, desc: COMMIT 2026-11-22 20:50:33.123456 UTC; subxacts: 738 739",
             "rmgr: Transaction len (rec/tot):     82/    82, tx:          0, lsn: 0/0155A8D0, prev 0/0155A7D0, desc: COMMIT_PREPARED 741: 2026-11-22 20:50:33.123456 UTC",
@@ -433,7 +457,8 @@ mod tests {
             after.take_in(line);
         }
         assert_eq!(after.commits, BTreeSet::from([735, 736, 738, 739, 741]));
-        assert_eq!((after.count, after.deletes), (3, 2));
-        assert_eq!(after.relations, BTreeSet::from([(5, 16384), (6, 16400)]));
+        assert_eq!((after.count, after.deletes), (3, 3));
+        let blocks = |numbers: &[u32]| numbers.iter().copied().collect::<BTreeSet<_>>();
+        assert_eq!(after.relations, BTreeMap::from([((5, 16384), blocks(&[0, 7])), ((6, 16400), blocks(&[0, 9]))]));
     }
 }
