@@ -6,21 +6,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use lifeboat_adapters::clock::MachineClock;
 use lifeboat_adapters::probe::NetworkProbe;
+use lifeboat_adapters::site::watchdog::Guarded;
 use lifeboat_adapters::site::{LocalSite, LocalSiteConfig, SiteSettings, site_from_plan};
 use lifeboat_adapters::storage::thaw::{Frozen, ThawError, thaw};
+use lifeboat_core::lease;
 use lifeboat_core::plan::{Name, Plan, Reach, Service, Site as PlanSite};
 use lifeboat_core::runbook::compile::{self, Inventory};
 use lifeboat_core::runbook::place::{IsolatedAuthority, Isolation, Place};
-use lifeboat_core::runbook::{Action, Runbook};
+use lifeboat_core::runbook::{Action, InstanceSpec, Runbook};
 use lifeboat_core::units::{Size, Span};
 use lifeboat_engine::arbitrate::{Arbiter, SiteHosts, Trusted, Trustee};
 use lifeboat_engine::journal::Journal;
 use lifeboat_engine::perform::{Waiting, World};
-use lifeboat_engine::port::{Clock, PortError, Site};
+use lifeboat_engine::port::{Clock, FenceRequest, PortError, Site};
 use lifeboat_engine::protect::{FirstDay, FirstTraffic};
 use lifeboat_engine::recovery::{ThawFor, Thawed, Vaults};
 use lifeboat_engine::vaults::VaultPlace;
@@ -272,6 +275,43 @@ impl Wiring {
             authority: IsolatedAuthority { listen, command, arbiter },
         })
     }
+}
+
+/// Where this host remembers what becomes of a service's lease: no data set's name begins with a dot.
+pub(crate) fn lease_state(state: &Path, service: &Service) -> PathBuf {
+    state.join("protect").join(service.write_domain()).join(".lease")
+}
+
+/// What is stopped at a site when its lease has run out, and what is started there when it is held again, in that order.
+pub(crate) fn guarded(
+    loaded: &Loaded,
+    service: &Service,
+    site_name: &str,
+    state: PathBuf,
+) -> Result<(Guarded, Vec<InstanceSpec>), CommandError> {
+    let plan = &loaded.plan;
+    let (site_name, site) = plan
+        .sites
+        .get_key_value(site_name)
+        .ok_or_else(|| CommandError::usage(format!("the plan has no site `{site_name}`")))?;
+    let place = Place { plan, service, site_name, site, isolation: None };
+    let (mut all, mut live) = (Vec::new(), Vec::new());
+    for component in &service.components {
+        let count = component.instances.live.max(component.instances.standby);
+        all.extend(place.instances(component, count)?);
+        live.extend(place.instances(component, component.instances.live)?);
+    }
+    let program = std::env::current_exe().saying(|| "this program does not know its own path".into())?;
+    let mut settings = SiteSettings::new(program, site_name, &loaded.path, agent_state(site).as_deref())?;
+    settings.is_inside = true;
+    settings.fence_within = service.lease.map(|ttl| match site.reach {
+        // One try has the time in which the writer has to be stopped; a program of somebody's gets all of the lease.
+        Reach::Local { .. } => (ttl.0 - lease::stop_after(ttl).0).max(Duration::from_secs(1)),
+        _ => ttl.0,
+    });
+    let site = site_from_plan(site_name, site, &settings)?;
+    let request = FenceRequest { write_domain: service.write_domain().to_owned(), instances: all, volumes: Vec::new() };
+    Ok((Guarded { site, request, state }, live))
 }
 
 /// Where a local site's own agent keeps its state: with the site, not with this controller.

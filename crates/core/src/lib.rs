@@ -5,6 +5,7 @@
 
 pub mod desired;
 pub mod diagnostic;
+pub mod lease;
 pub mod plan;
 pub mod run;
 pub mod runbook;

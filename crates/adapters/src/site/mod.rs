@@ -5,9 +5,11 @@
 mod child;
 pub mod command;
 pub mod local;
+pub mod watchdog;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lifeboat_core::plan::{self, Reach};
 use lifeboat_engine::port::{Context, PortError, Site};
@@ -22,6 +24,10 @@ pub struct SiteSettings {
     pub program: PathBuf,
     /// Arguments of `lifeboat protect` for a site (`protect --site NAME --plan PLAN …`); none: there is no agent to start.
     pub agent_arguments: Option<Vec<String>>,
+    /// How long one try to fence may take; none: as long as is usual.
+    pub fence_within: Option<Duration>,
+    /// Whether this is a host of the site's own.
+    pub is_inside: bool,
 }
 
 impl SiteSettings {
@@ -33,7 +39,7 @@ impl SiteSettings {
         if let Some(state) = state {
             arguments.extend(["--state".to_owned(), text(state)?]);
         }
-        Ok(SiteSettings { program, agent_arguments: Some(arguments) })
+        Ok(SiteSettings { program, agent_arguments: Some(arguments), fence_within: None, is_inside: false })
     }
 
     fn program(&self) -> String {
@@ -53,10 +59,14 @@ pub fn site_from_plan(name: &str, site: &plan::Site, settings: &SiteSettings) ->
                 .agent_arguments
                 .as_ref()
                 .map(|arguments| std::iter::once(settings.program()).chain(arguments.iter().cloned()).collect());
+            config.fence_within = settings.fence_within.unwrap_or(config.fence_within);
+            config.is_inside = settings.is_inside;
             Ok(Arc::new(LocalSite::new(config)?))
         }
         Reach::Command { command, .. } => {
-            Ok(Arc::new(CommandSite::new(CommandSiteConfig::new(name, command.clone()))?))
+            let mut config = CommandSiteConfig::new(name, command.clone());
+            config.fence_within = settings.fence_within.unwrap_or(config.within);
+            Ok(Arc::new(CommandSite::new(config)?))
         }
         Reach::Ssh => Err(cannot_act(name, "by ssh")),
         Reach::Aws => Err(cannot_act(name, "at AWS")),

@@ -138,6 +138,7 @@ impl World {
             primary: primary.into(),
             run: format!("run-{epoch}"),
             at: String::new(),
+            planned: false,
         };
         self.arbiter.claim_epoch(&claim).unwrap();
     }
@@ -281,6 +282,7 @@ fn domain(root: &Path, site: &str) -> Domain {
         clock: clock.clone(),
         state: state.directory().join(DOMAIN),
         poll: Duration::from_millis(50),
+        lease: None,
     }
 }
 

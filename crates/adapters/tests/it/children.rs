@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::source_postgres::rewound;
-use crate::{agent, source_sqlite, source_sqlite_days};
+use crate::{agent, source_sqlite, source_sqlite_days, watchdog};
 
 pub(crate) const VARIABLE: &str = "LIFEBOAT_TEST_CHILD";
 /// The test below, as the test binary's own arguments name it.
@@ -20,6 +20,8 @@ pub(crate) fn command(child: &str) -> Command {
 fn a_child_is_what_it_was_told_to_be() {
     match std::env::var(VARIABLE).as_deref() {
         Ok("agent") => agent::agent_child(),
+        Ok("lease-agent") => watchdog::agent_child(),
+        Ok("watchdog") => watchdog::watchdog_child(),
         Ok("capture") => source_sqlite::capture_child(),
         Ok("application_child") => source_sqlite_days::application_child(),
         Ok("standby_child") => source_sqlite_days::standby_child(),

@@ -27,4 +27,5 @@ mod source_sqlite_days;
 mod storage_suite;
 mod vault_world;
 mod volumes;
+mod watchdog;
 mod web;

@@ -12,9 +12,10 @@ use lifeboat_adapters::probe::NetworkProbe;
 use lifeboat_adapters::source::restorer_for;
 use lifeboat_core::desired::{AgentReport, AgentRole};
 use lifeboat_core::plan::{Health, Probe as Look};
-use lifeboat_core::runbook::{Action, InstanceSpec};
+use lifeboat_core::run::Need;
+use lifeboat_core::runbook::{Action, InstanceSpec, LeaseFence};
 use lifeboat_core::units::Span;
-use lifeboat_engine::arbitrate::{Arbiter, Trustee};
+use lifeboat_engine::arbitrate::{Arbiter, Claim, LeaseHeld, Trustee};
 use lifeboat_engine::perform::{Failure, Performer, World};
 use lifeboat_engine::port::{Cancel, PointRequest, Site, Source as _};
 use lifeboat_engine::recovery::Vaults;
@@ -141,6 +142,7 @@ async fn a_planned_fence_that_has_to_kill_a_writer_waits_for_a_person() {
         instances: vec![app],
         volumes: vec![uploads],
         planned: true,
+        lease: None,
     };
     let (error, may_pass) = failed(controller.perform(&fence, &context(2, "fence")).await);
     assert!(error.contains(&format!("killed process {writer} (sleep), which ran on")), "{error}");
@@ -148,6 +150,86 @@ async fn a_planned_fence_that_has_to_kill_a_writer_waits_for_a_person() {
     assert!(!may_pass && !is_alive(writer) && !is_alive(agent));
     // A person has looked and goes on.
     assert_eq!(controller.perform(&fence, &context(2, "fence")).await.unwrap().outcome, "proven");
+}
+
+/// A fence that may be proven by the lease of epoch 1, at a site that nobody can ask.
+fn fence_by_lease(local: &LocalWorld) -> Action {
+    fs::create_dir_all(local.root().join(".lifeboat")).unwrap();
+    fs::write(local.root().join(".lifeboat/unreachable"), "").unwrap();
+    let lease = LeaseFence { epoch: 1, ttl: "700ms".parse().unwrap(), skew: "300ms".parse().unwrap() };
+    let (instances, volumes) = (vec![instance("exec sleep 1000")], Vec::new());
+    let (site, write_domain) = ("a".into(), "shop".into());
+    Action::Fence { site, write_domain, instances, volumes, planned: false, lease: Some(lease) }
+}
+
+fn claim(controller: &World, epoch: u64, primary: &str) {
+    let (write_domain, run) = ("shop".into(), format!("run-{epoch}"));
+    let claim = Claim { write_domain, epoch, primary: primary.into(), run, at: String::new(), planned: false };
+    controller.arbiter.claim_epoch(&claim).unwrap();
+}
+
+fn asked(performed: Result<lifeboat_engine::perform::Performed, Failure>) -> String {
+    match performed.unwrap_err() {
+        Failure::Needs(Need::Attestation { why, .. }) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_that_cannot_be_asked_is_fenced_when_its_lease_has_run_out() {
+    let local = LocalWorld::new();
+    let controller = controller(&local);
+    claim(&controller, 1, "a");
+    let mut held = LeaseHeld::new("a", "shop", 1, "host", 0.7);
+    held.renew(&controller.arbiter).unwrap();
+    claim(&controller, 2, "b");
+    // Until it is refused, which it is from the claim on.
+    held.renew(&controller.arbiter).unwrap_err();
+    let performed = controller.perform(&fence_by_lease(&local), &context(2, "fence")).await.unwrap();
+    assert_eq!(performed.outcome, "run-out");
+    let fact = |name: &str| performed.facts[name].clone();
+    assert!(fact("waited_seconds").as_f64().unwrap() >= 1.0, "{:?}", performed.facts);
+    assert_eq!((fact("proven_by"), fact("lease_epoch"), fact("lease_beat")), ("lease".into(), 1.into(), 1.into()));
+    let proof = fact("proof").as_str().unwrap().to_owned();
+    assert!(
+        proof.contains("the watchdog beside the writer stops it") && proof.contains("cannot be reached"),
+        "{proof}"
+    );
+    assert!(controller.last_seen("step").unwrap().contains("for its lease of `shop` to run out"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_was_never_held_or_is_withdrawn_proves_nothing() {
+    let local = LocalWorld::new();
+    let controller = controller(&local);
+    claim(&controller, 1, "a");
+    let fence = fence_by_lease(&local);
+    let why = asked(controller.perform(&fence, &context(2, "fence")).await);
+    insta::assert_snapshot!(why, @"site `a` cannot be reached; and its host never held a lease under epoch 1");
+    LeaseHeld::new("a", "shop", 1, "host", 0.7).renew(&controller.arbiter).unwrap();
+    controller.arbiter.withdraw_lease("a", "shop", 1).unwrap();
+    let why = asked(controller.perform(&fence, &context(2, "fence")).await);
+    insta::assert_snapshot!(why, @"site `a` cannot be reached; its lease under epoch 1 was withdrawn");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_waits_for_a_renewal_that_was_not_there_before() {
+    let local = LocalWorld::new();
+    let controller = controller(&local);
+    claim(&controller, 1, "a");
+    let mut held = LeaseHeld::new("a", "shop", 1, "host", 0.7);
+    held.renew(&controller.arbiter).unwrap();
+    let wait = Action::AwaitLease { site: "a".into(), write_domain: "shop".into(), epoch: 1 };
+    let context = context(1, "await");
+    let waiting = controller.perform(&wait, &context);
+    let renewing = async {
+        while controller.last_seen("step").is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        held.renew(&controller.arbiter).unwrap();
+    };
+    let (performed, ()) = tokio::join!(waiting, renewing);
+    assert_eq!(performed.unwrap().outcome, "held");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,7 @@ mod supervise;
 mod up;
 mod vault;
 mod verify;
+mod watchdog;
 
 use crate::error::{CommandError, Exit};
 use crate::ui::Ui;
@@ -60,6 +61,7 @@ pub(crate) enum Command {
     Run(run::Args),
     Evidence(evidence::Args),
     Supervise(supervise::Args),
+    Watchdog(watchdog::Args),
     Logbook(logbook::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -96,6 +98,7 @@ pub(crate) fn run(command: Command, ui: &Ui) -> Result<Exit, CommandError> {
         Command::Evidence(args) => evidence::run(args, ui),
         Command::Logbook(args) => logbook::run(args, ui),
         Command::Supervise(args) => supervise::run(args, ui),
+        Command::Watchdog(args) => watchdog::run(args, ui),
         Command::Completions(args) => completions::run(args, ui),
         Command::Man(args) => man::run(args, ui),
     }

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use lifeboat_adapters::probe::NetworkProbe;
+use lifeboat_adapters::site::watchdog::WatchdogProcess;
 use lifeboat_core::plan::{DataSet, KeyPurpose, Secret, Service};
 use lifeboat_core::runbook::place::Place;
 use lifeboat_engine::arbitrate::Arbiter;
 use lifeboat_engine::port::{DataAgent, PointTaken, PortError, StreamFrom};
-use lifeboat_engine::protect::Domain;
 use lifeboat_engine::protect::data::HostData;
+use lifeboat_engine::protect::{Domain, DomainLease};
 use lifeboat_engine::vaults::VaultPlace;
 use lifeboat_vault::{Identity, State};
 use serde::Serialize;
@@ -30,6 +32,8 @@ const ROSTER_EVERY: Duration = Duration::from_secs(5);
 /// A database that has long been idle says so that many times within its objective, and once a minute at least.
 const MARKS_WITHIN_RPO: u32 = 4;
 const MARK_IDLE_MAX: Duration = Duration::from_secs(60);
+/// However long the lease, a watchdog that is silent for so long is not there.
+const WATCHDOG_WITHIN: Duration = Duration::from_secs(5);
 /// How long an agent that is being replaced may take to end.
 const ALONE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -87,7 +91,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     let mut domains = Vec::new();
     for service in wiring.plan().services.values() {
         if service.primary == site || service.recovery.contains(&site) {
-            domains.push(domain(&wiring, service, &site)?);
+            domains.push((domain(&wiring, service, &site)?, service));
         }
     }
     if domains.is_empty() {
@@ -107,11 +111,15 @@ pub(crate) fn run(args: Args, ui: &Ui) -> Result<Exit, CommandError> {
     ui.note(format_args!("protecting {} at {site}", crate::report::counted(domains.len() as u64, "service")));
     block_on(async {
         let cancel = run_ui::interrupts();
+        for (domain, service) in &mut domains {
+            domain.lease = lease(&wiring, service, &site)?;
+        }
         let believing =
             tokio::spawn(keep_believing(Arc::clone(&wiring.arbiter), wiring.vaults.clone(), wiring.state.clone()));
         let drills = tokio::spawn(scheduled::keep(Arc::clone(&wiring), site.clone(), cancel.clone()));
         let verified = tokio::spawn(verification::keep(Arc::clone(&wiring), site.clone(), cancel.clone()));
-        let served: Vec<_> = domains.into_iter().map(|domain| tokio::spawn(domain.serve(cancel.clone()))).collect();
+        let served: Vec<_> =
+            domains.into_iter().map(|(domain, _)| tokio::spawn(domain.serve(cancel.clone()))).collect();
         for domain in served {
             domain.await?;
         }
@@ -234,7 +242,30 @@ fn domain(wiring: &Wiring, service: &Service, site: &str) -> Result<Domain, Comm
         clock: Arc::clone(&wiring.clock),
         state: state_of(wiring, service),
         poll: Duration::from_millis(100),
+        lease: None,
     })
+}
+
+/// How this host holds the service's lease; none where the plan asks for none, and none was ever held here.
+fn lease(wiring: &Wiring, service: &Service, site: &str) -> Result<Option<DomainLease>, CommandError> {
+    let absolute = |path: &Path| std::path::absolute(path).map(|path| path.to_string_lossy().into_owned());
+    let state = wiring::lease_state(wiring.state.directory(), service);
+    if service.lease.is_none() && !state.exists() {
+        return Ok(None);
+    }
+    let (guarded, instances) = wiring::guarded(&wiring.loaded, service, site, state)?;
+    let program = std::env::current_exe().saying(|| "this program does not know its own path".into())?;
+    let mut command: Vec<String> = vec![program.to_string_lossy().into_owned()];
+    command.extend(["watchdog", "--site", site, "--service", &service.name, "--plan"].map(str::to_owned));
+    command.extend([absolute(&wiring.loaded.path)?, "--state".to_owned(), absolute(wiring.state.directory())?]);
+    let ttl = service.lease.unwrap_or(lifeboat_core::lease::TTL_MIN);
+    let answer_within = (ttl.0 / 8).min(WATCHDOG_WITHIN);
+    let probe = Arc::new(NetworkProbe::default());
+    let runtime = tokio::runtime::Handle::current();
+    let watchdog = WatchdogProcess::new(guarded, command, instances, probe, answer_within, runtime);
+    let key = wiring.state.signing_key().public().fingerprint();
+    let holder = format!("{} ({key})", wiring.state.host_name());
+    Ok(Some(DomainLease { ttl: service.lease, holder, watchdog: Arc::new(watchdog) }))
 }
 
 /// Where this host remembers what it did for a service.

@@ -10,6 +10,7 @@ mod first_minutes;
 mod killed;
 #[path = "../../../adapters/tests/it/objects/later.rs"]
 mod later;
+mod leases;
 mod look;
 mod machine;
 mod newcomer;

@@ -271,6 +271,7 @@ fn service(name: &str, table: Reader<'_>) -> Option<Service> {
         downtime_cost: table.money("downtime-cost"),
         data_loss_cost: table.money("data-loss-cost"),
         approval: table.flag("approval"),
+        lease: table.parsed("lease"),
         objectives,
         components: in_start_order(components(table)?),
         traffic: table.0.optional("traffic", traffic)?,

@@ -243,6 +243,9 @@ pub struct Service {
     pub data_loss_cost: Option<Money>,
     /// Whether a run waits for the approval of a person who may approve and did not start it.
     pub approval: bool,
+    /// How long its writer may go on without a renewed lease; none: it holds no lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Span>,
     /// Objectives that differ in one scenario.
     pub objectives: BTreeMap<Name, Objective>,
     /// In start order: a component comes after all that its `after` names.

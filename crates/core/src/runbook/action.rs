@@ -60,15 +60,33 @@ pub enum Target {
     Named(String),
 }
 
+/// The lease of the epoch that is superseded, and for how long it is waited for since its last renewal was first seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseFence {
+    pub epoch: u64,
+    /// As the plan says; the holder's own counts where that is longer.
+    pub ttl: Span,
+    pub skew: Span,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Action {
     /// Holds until a person who may approve, and did not start the run, approves.
     Approve { reason: String },
     /// Creates `epochs/DOMAIN/N` for `primary`. Outcome `claimed`. Refused if another run has it.
-    ClaimEpoch { write_domain: Name, epoch: u64, primary: Name },
-    /// Proves that `site` does not write in the domain any more. Outcome `proven`; without a proof the run holds for an attestation (`attested`).
+    /// `planned`: the writer is stopped by this very run, so it may renew its lease until it is.
+    ClaimEpoch {
+        write_domain: Name,
+        epoch: u64,
+        primary: Name,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        planned: bool,
+    },
+    /// Proves that `site` does not write in the domain any more. Outcome `proven`; `run-out` where the lease proves it; without
+    /// a proof the run holds for an attestation (`attested`).
     /// `planned`: everything has been stopped before, so a writer that still had to be killed is for a person to judge.
+    /// `lease`: what proves it where the site cannot: that lease has run out, and the watchdog beside the writer has stopped it.
     Fence {
         site: Name,
         write_domain: Name,
@@ -76,6 +94,8 @@ pub enum Action {
         volumes: Vec<VolumeSpec>,
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         planned: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lease: Option<LeaseFence>,
     },
     /// Lets a fenced site start instances again (undo of `Fence`, and the way home). Outcome `lifted`.
     LiftFence { site: Name, write_domain: Name },
@@ -140,6 +160,8 @@ pub enum Action {
     },
     /// Publishes `site` as the writer under the run's epoch and waits until its host has taken over. Outcome `promoted`.
     Promote { site: Name, write_domain: Name, datasets: Vec<Name>, epoch: u64 },
+    /// Waits until the site's host is seen to renew its lease under this epoch: before that nothing may write there. Outcome `held`.
+    AwaitLease { site: Name, write_domain: Name, epoch: u64 },
     /// Runs a data set's rebuild command, or any other user's command. Outcome `ran`.
     RunCommand { site: Name, command: Vec<String>, rerun: Rerun },
     /// Asks the name's authority for the generation that it answers with now: whoever is to send traffic later must be there. Outcome `answers`.

@@ -60,6 +60,13 @@ fn lint_commit(runbook: &Runbook) -> Vec<String> {
         faults.push(format!("there must be exactly one commit point, not {}", commits.len()));
     }
     for (index, step) in runbook.steps.iter().enumerate() {
+        // A lease is refused to the former writer from the claim on; before it, waiting proves nothing.
+        if let Action::Fence { lease: Some(_), planned, .. } = &step.action {
+            let claims = |earlier: &&Step| matches!(earlier.action, Action::ClaimEpoch { planned: false, .. });
+            if *planned || !ancestors(runbook, index).iter().any(claims) {
+                faults.push(format!("`{}` waits for a lease that the writer may still renew", step.id));
+            }
+        }
         if let Action::Promote { epoch, .. } = &step.action {
             if !step.commit {
                 faults.push(format!("`{}` promotes but is not the commit point", step.id));

@@ -2,7 +2,7 @@
 
 use lifeboat_core::plan::{DataKind, Objective, Source, Strategy};
 use lifeboat_core::runbook::lint::lint;
-use lifeboat_core::runbook::{Action, Condition, Purpose, Runbook, Step, VolumeSpec};
+use lifeboat_core::runbook::{Action, Condition, LeaseFence, Purpose, Runbook, Step, VolumeSpec};
 use lifeboat_core::units::Span;
 
 fn step(id: &str, after: &[&str], action: Action) -> Step {
@@ -14,11 +14,12 @@ fn shop() -> String {
 }
 
 fn claim() -> Action {
-    Action::ClaimEpoch { write_domain: shop(), epoch: 2, primary: "south".into() }
+    Action::ClaimEpoch { write_domain: shop(), epoch: 2, primary: "south".into(), planned: false }
 }
 
 fn fence(site: &str) -> Action {
-    Action::Fence { site: site.into(), write_domain: shop(), instances: vec![], volumes: vec![], planned: false }
+    let (instances, volumes) = (vec![], vec![]);
+    Action::Fence { site: site.into(), write_domain: shop(), instances, volumes, planned: false, lease: None }
 }
 
 fn promote(epoch: u64) -> Action {
@@ -68,6 +69,25 @@ fn broken(fault: impl FnOnce(&mut Runbook)) -> String {
     let mut runbook = failover();
     fault(&mut runbook);
     lint(&runbook).join("\n")
+}
+
+#[test]
+fn a_lease_is_waited_for_only_after_a_claim_that_ends_it() {
+    let by_lease = |planned_fence: bool, planned_claim: bool| {
+        broken(|runbook| {
+            if let Action::Fence { lease, planned, .. } = &mut runbook.steps[1].action {
+                *lease = Some(LeaseFence { epoch: 1, ttl: Span::seconds(10), skew: Span::seconds(1) });
+                *planned = planned_fence;
+            }
+            if let Action::ClaimEpoch { planned, .. } = &mut runbook.steps[0].action {
+                *planned = planned_claim;
+            }
+        })
+    };
+    assert_eq!(by_lease(false, false), "");
+    for (fence, claim) in [(true, false), (false, true)] {
+        assert_eq!(by_lease(fence, claim), "`fence` waits for a lease that the writer may still renew");
+    }
 }
 
 #[test]

@@ -254,6 +254,7 @@ fn a_fence_without_proof_waits_for_exactly_the_statement_it_asks_for() {
         instances: vec![],
         volumes: vec![],
         planned: false,
+        lease: None,
     };
     let machine = Machine::new(book(Purpose::Drill, vec![Step { action: fence, ..step("fence", &[]) }]));
     let needs = Need::Attestation { statement: "north is powered off".into(), why: "it does not answer".into() };
@@ -425,6 +426,7 @@ fn any_book() -> impl proptest::strategy::Strategy<Value = Runbook> {
                         instances: vec![],
                         volumes: vec![],
                         planned: false,
+                        lease: None,
                     },
                     _ => step.action,
                 };

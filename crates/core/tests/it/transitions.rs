@@ -16,14 +16,14 @@ fn approval(id: &str, after: &[&str]) -> Step {
 fn fence(id: &str) -> Step {
     let (site, write_domain) = ("north".into(), "shop".into());
     Step {
-        action: Action::Fence { site, write_domain, instances: vec![], volumes: vec![], planned: false },
+        action: Action::Fence { site, write_domain, instances: vec![], volumes: vec![], planned: false, lease: None },
         ..step(id, &[])
     }
 }
 
 fn claim(id: &str) -> Step {
     let (write_domain, primary) = ("shop".into(), "south".into());
-    Step { action: Action::ClaimEpoch { write_domain, epoch: 2, primary }, ..step(id, &[]) }
+    Step { action: Action::ClaimEpoch { write_domain, epoch: 2, primary, planned: false }, ..step(id, &[]) }
 }
 
 fn note() -> Event {

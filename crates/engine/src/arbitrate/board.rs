@@ -308,7 +308,7 @@ impl Arbiter {
 
     /// The site that a report is about, where the one who signed it does not belong there.
     fn foreign_site(&self, key: &str, trustee: &Trustee) -> Option<String> {
-        let (site, _) = key.strip_prefix("agents/")?.split_once('/')?;
+        let (site, _) = key.strip_prefix("agents/").or_else(|| key.strip_prefix("leases/"))?.split_once('/')?;
         let hosts = self.hosts.as_ref()?;
         let belongs = hosts.get(site).is_some_and(|hosts| hosts.contains(&trustee.name));
         (!belongs && !trustee.roles.contains(&Role::Controller)).then(|| site.to_owned())

@@ -17,6 +17,9 @@ pub struct Claim {
     pub run: String,
     /// RFC 3339, for people.
     pub at: String,
+    /// The run that claimed it stops the writer itself: until then that goes on, and renews its lease.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub planned: bool,
 }
 
 impl Arbiter {

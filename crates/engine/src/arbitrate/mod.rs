@@ -9,7 +9,7 @@
 //! |---|---|---|---|
 //! | `arbiter/identity` | which arbiter this is | once | a controller or host |
 //! | `epochs/DOMAIN/N` | `Claim` | once | a controller; the first by a host, too |
-//! | `leases/DOMAIN/EPOCH` | `Lease` | replaced | a controller or host |
+//! | `leases/SITE/DOMAIN/EPOCH` | `Lease` | replaced | a controller, or a host of that site |
 //! | `desired/DOMAIN/GENERATION` | `DesiredWriter` | once | a controller; the first by a host, too |
 //! | `traffic/NAME/GENERATION` | `TrafficGeneration` | once | a controller; the first by a host, too |
 //! | `agents/SITE/DATASET` | `AgentReport` | replaced | a host of that site |

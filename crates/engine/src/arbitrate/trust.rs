@@ -64,7 +64,7 @@ mod tests {
             "desired/shop/1",
             "traffic/shop.example./1",
             "agents/paris/db",
-            "leases/shop/4",
+            "leases/paris/shop/4",
             "canary/s/7",
         ] {
             assert!(host.may_sign(own), "{own}");

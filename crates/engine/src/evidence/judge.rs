@@ -270,6 +270,11 @@ pub(super) fn checks(view: &RunView, rpo: &Measure, losses: Option<&Losses>) -> 
             ("done", Some("beyond")) => {
                 (CheckResult::Failed, "more would be lost than was approved beforehand, or nobody can tell".to_owned())
             }
+            ("done", Some("run-out")) => (
+                CheckResult::Passed,
+                "its lease has run out, and the watchdog beside the writer stops it; the site could not be asked"
+                    .to_owned(),
+            ),
             ("done", outcome) => (CheckResult::Passed, outcome.unwrap_or("done").to_owned()),
             ("failed", _) => (CheckResult::Failed, seen.detail.clone().unwrap_or_default()),
             ("undone" | "undoing" | "undo-held" | "undo-skipped", _) => {

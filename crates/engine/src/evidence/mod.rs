@@ -321,6 +321,7 @@ fn concern(action: &Action) -> Concern {
         | Action::AwaitHealthy { .. }
         | Action::Quiet { .. }
         | Action::Restart { .. }
+        | Action::AwaitLease { .. }
         | Action::EnsureAgent { .. } => Concern::Instances,
         Action::AskAuthority { .. } | Action::SetTraffic { .. } => Concern::Traffic,
         Action::AwaitService { .. } | Action::ReadCanary { .. } => Concern::Proof,

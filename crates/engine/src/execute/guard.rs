@@ -78,6 +78,7 @@ fn changes_the_world(action: &Action) -> bool {
             | Action::ReadCanary { .. }
             | Action::AwaitProtection { .. }
             | Action::AwaitStandby { .. }
+            | Action::AwaitLease { .. }
             | Action::VerifyClean { .. }
             | Action::Lack { .. }
     )

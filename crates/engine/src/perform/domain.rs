@@ -22,6 +22,7 @@ impl World {
         domain: &str,
         epoch: u64,
         primary: &str,
+        planned: bool,
         context: &Context,
     ) -> Result<Performed, Failure> {
         self.arbiter.claim_epoch(&Claim {
@@ -30,6 +31,7 @@ impl World {
             primary: primary.to_owned(),
             run: context.run.clone(),
             at: self.clock.now().to_string(),
+            planned,
         })?;
         let facts = Facts::from([("epoch".to_owned(), json!(epoch)), ("primary".to_owned(), json!(primary))]);
         Ok(Performed::new("claimed", facts))

@@ -6,6 +6,7 @@
 mod data;
 mod domain;
 mod in_place;
+mod lease;
 mod proof;
 mod sites;
 
@@ -25,7 +26,7 @@ use crate::arbitrate::{Arbiter, ArbiterError};
 pub use crate::execute::{Failure, Performed, Performer};
 pub use sites::KILLED_WRITERS;
 
-use crate::port::{Clock, Context, PortError, Probe, Recovery, ServiceDoor, Site, SiteVerb};
+use crate::port::{Clock, Context, FenceRequest, PortError, Probe, Recovery, ServiceDoor, Site, SiteVerb};
 
 /// By step.
 pub type Waiting = Arc<Mutex<BTreeMap<String, String>>>;
@@ -107,11 +108,16 @@ impl Performer for World {
     async fn perform(&self, action: &Action, context: &Context) -> Result<Performed, Failure> {
         match action {
             Action::Approve { reason } => Err(Failure::Needs(Need::Approval { reason: reason.clone() })),
-            Action::ClaimEpoch { write_domain, epoch, primary } => {
-                self.claim(write_domain, *epoch, primary, context).await
+            Action::ClaimEpoch { write_domain, epoch, primary, planned } => {
+                self.claim(write_domain, *epoch, primary, *planned, context).await
             }
-            Action::Fence { site, write_domain, instances, volumes, planned } => {
-                let performed = self.fence(site, write_domain, instances, volumes, context).await?;
+            Action::Fence { site, write_domain, instances, volumes, planned, lease } => {
+                let request = FenceRequest {
+                    write_domain: write_domain.clone(),
+                    instances: instances.clone(),
+                    volumes: volumes.clone(),
+                };
+                let performed = self.fence(site, &request, lease.as_ref(), context).await?;
                 if *planned { sites::refuse_late_writers(site, performed) } else { Ok(performed) }
             }
             Action::LiftFence { site, write_domain } => {
@@ -155,6 +161,9 @@ impl Performer for World {
             }
             Action::Promote { site, write_domain, datasets, epoch } => {
                 self.promote(write_domain, site, datasets, *epoch, context).await
+            }
+            Action::AwaitLease { site, write_domain, epoch } => {
+                self.await_lease(site, write_domain, *epoch, context).await
             }
             Action::RunCommand { site, command, .. } => {
                 self.verb(site, SiteVerb::Run(command.clone()), "ran", context).await

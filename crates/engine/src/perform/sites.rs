@@ -5,10 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lifeboat_core::run::{Facts, Need};
-use lifeboat_core::runbook::{InstanceSpec, VolumeSpec};
+use lifeboat_core::run::Facts;
+use lifeboat_core::runbook::{InstanceSpec, LeaseFence};
 use serde_json::json;
 
+use super::lease::Unproven;
 use super::{Failure, Performed, World};
 use crate::port::{Context, FenceRequest, Fenced, InstanceState, Site, SiteAnswer, SiteVerb, VolumeState};
 
@@ -118,25 +119,26 @@ impl World {
         Ok(Performed::new("healthy", facts))
     }
 
+    /// The site proves it; where it cannot, the lease of its writer may, if the run-book says so.
     pub(super) async fn fence(
         &self,
         site: &str,
-        write_domain: &str,
-        instances: &[InstanceSpec],
-        volumes: &[VolumeSpec],
+        request: &FenceRequest,
+        lease: Option<&LeaseFence>,
         context: &Context,
     ) -> Result<Performed, Failure> {
-        let request = FenceRequest {
-            write_domain: write_domain.to_owned(),
-            instances: instances.to_vec(),
-            volumes: volumes.to_vec(),
-        };
-        match self.site(site)?.fence(&request, context).await? {
-            Fenced::Proven { proof, mut facts } => {
+        let asked = match self.site(site)?.fence(request, context).await {
+            Ok(Fenced::Proven { proof, mut facts }) => {
                 facts.insert("proof".into(), json!(proof));
-                Ok(Performed::new("proven", facts))
+                return Ok(Performed::new("proven", facts));
             }
-            Fenced::Unproven { statement, why } => Err(Failure::Needs(Need::Attestation { statement, why })),
+            Ok(Fenced::Unproven { statement, why }) => Unproven { statement: Some(statement), why },
+            Err(error) if lease.is_none() => return Err(error.into()),
+            Err(error) => Unproven { statement: None, why: crate::execute::with_cause(&error) },
+        };
+        match lease {
+            Some(lease) => self.fence_by_lease(site, &request.write_domain, lease, asked, context).await,
+            None => Err(asked.needs(site, &request.write_domain, "")),
         }
     }
 

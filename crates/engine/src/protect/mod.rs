@@ -10,6 +10,9 @@
 
 pub mod data;
 mod following;
+mod lease;
+#[cfg(test)]
+mod lease_tests;
 pub mod role;
 mod task;
 
@@ -22,6 +25,8 @@ use tokio::sync::watch;
 
 use crate::arbitrate::{Arbiter, ArbiterError, Claim};
 use crate::port::{Cancel, Clock, DataAgent};
+pub use lease::{DomainLease, Watchdog};
+use lease::{Holder, LeaseProblem};
 use role::{Orders, decide};
 use task::Task;
 
@@ -35,6 +40,8 @@ pub struct Domain {
     /// A directory of this host's for what it did.
     pub state: PathBuf,
     pub poll: Duration,
+    /// None where nothing here could hold one.
+    pub lease: Option<DomainLease>,
 }
 
 impl std::fmt::Debug for Domain {
@@ -73,6 +80,7 @@ impl FirstDay {
             primary: self.writer.clone(),
             run: run.to_owned(),
             at: clock.now().to_string(),
+            planned: false,
         };
         if arbiter.current_epoch(&claim.write_domain)?.is_none() {
             arbiter.claim_epoch(&claim)?;
@@ -93,11 +101,16 @@ impl Domain {
     /// Serves the domain until cancelled; then stops what it began.
     pub async fn serve(self, cancel: Cancel) {
         let (orders, watched) = watch::channel::<Option<Orders>>(None);
+        let problem = LeaseProblem::default();
+        let holder = self.lease.clone().map(|lease| {
+            let holder = Holder::new(&self, lease, Arc::clone(&problem));
+            tokio::spawn(holder.keep(watched.clone(), cancel.clone()))
+        });
         let tasks: Vec<_> = self
             .data
             .iter()
             .map(|data| {
-                let task = Task::new(&self, Arc::clone(data));
+                let task = Task::new(&self, Arc::clone(data), Arc::clone(&problem));
                 tokio::spawn(task.serve(watched.clone(), cancel.clone()))
             })
             .collect();
@@ -128,9 +141,9 @@ impl Domain {
             }
             tokio::time::sleep(self.poll).await;
         }
-        for task in tasks {
+        for task in tasks.into_iter().chain(holder) {
             if let Err(error) = task.await {
-                tracing::error!("{}: a data set's task died: {error}", self.first_day.write_domain);
+                tracing::error!("{}: a task died: {error}", self.first_day.write_domain);
             }
         }
     }

@@ -13,6 +13,7 @@ use lifeboat_core::desired::{AgentReport, AgentRole};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::lease::LeaseProblem;
 use super::role::{Duty, Found, Orders, Past, Record, Work, work, work_apart};
 use super::{Domain, blocking};
 use crate::arbitrate::{Arbiter, ArbiterError};
@@ -32,6 +33,7 @@ pub(super) struct Task {
     record: PathBuf,
     poll: Duration,
     status: Arc<Mutex<DataStatus>>,
+    lease: LeaseProblem,
     beat: u64,
     reported: Option<(f64, AgentReport)>,
     /// Under which generation and record it was last found out.
@@ -58,7 +60,7 @@ struct Standing {
 }
 
 impl Task {
-    pub(super) fn new(domain: &Domain, data: Arc<dyn DataAgent>) -> Task {
+    pub(super) fn new(domain: &Domain, data: Arc<dyn DataAgent>, lease: LeaseProblem) -> Task {
         Task {
             site: domain.site.clone(),
             write_domain: domain.first_day.write_domain.clone(),
@@ -68,6 +70,7 @@ impl Task {
             clock: Arc::clone(&domain.clock),
             poll: domain.poll,
             status: Arc::default(),
+            lease,
             beat: 0,
             reported: None,
             past: None,
@@ -315,7 +318,7 @@ impl Task {
             commits: status.commits,
             streams: status.streams,
             came: status.came,
-            problem: status.problem,
+            problem: status.problem.or_else(|| self.lease.lock().unwrap_or_else(PoisonError::into_inner).clone()),
             at: String::new(),
             beat: 0,
         };

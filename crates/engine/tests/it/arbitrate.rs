@@ -15,7 +15,14 @@ use lifeboat_vault::{Role, Signed, SigningKey};
 use crate::world::{Bench, TestClock};
 
 fn claim(epoch: u64, primary: &str, run: &str) -> Claim {
-    Claim { write_domain: "shop".into(), epoch, primary: primary.into(), run: run.into(), at: "now".into() }
+    Claim {
+        write_domain: "shop".into(),
+        epoch,
+        primary: primary.into(),
+        run: run.into(),
+        at: "now".into(),
+        planned: false,
+    }
 }
 
 #[test]
@@ -199,6 +206,43 @@ fn a_host_reports_for_its_own_site_and_for_no_other() {
 }
 
 #[test]
+fn a_lease_is_of_the_sites_own_hosts() {
+    let memory = Arc::new(MemoryStorage::new());
+    let bench = Bench::on(memory.clone());
+    let south = Arc::new(SigningKey::generate().unwrap());
+    let trusted = Trusted::from([
+        (south.public(), Trustee::new("south", &[Role::Host])),
+        (bench.key.public(), Trustee::new("us", &[Role::Controller, Role::Host])),
+    ]);
+    let hosts: SiteHosts = ["north", "south"].map(|site| (site.into(), [site.into()].into())).into();
+    let with = |key: &Arc<SigningKey>| {
+        Arbiter::new(memory.clone(), key.clone(), trusted.clone(), bench.clock.clone()).with_hosts(hosts.clone())
+    };
+    let reader = with(&bench.key);
+    reader.claim_epoch(&claim(1, "north", "r1")).unwrap();
+    let mut foreign = LeaseHeld::new("north", "shop", 1, "south", 10.0);
+    assert!(foreign.renew(&with(&south)).unwrap_err().is_refusal());
+    // Written all the same it is believed by nobody, and taken for no silence.
+    foreign.renew(&Arbiter::new(memory.clone(), south, trusted.clone(), bench.clock.clone())).unwrap();
+    insta::assert_snapshot!(reader.read_lease("north", "shop", 1).unwrap_err(), @"the arbiter's object leases/north/shop/1 is signed by south, which is no host of north in the plan; find out who wrote it before you go on");
+}
+
+#[test]
+fn another_host_of_the_site_takes_a_lease_over_that_has_run_out() {
+    let bench = Bench::new();
+    let arbiter = bench.arbiter();
+    arbiter.claim_epoch(&claim(1, "north", "protect")).unwrap();
+    LeaseHeld::new("north", "shop", 1, "host-1", 10.0).renew(&arbiter).unwrap();
+    let mut next = LeaseHeld::new("north", "shop", 1, "host-2", 10.0);
+    next.renew(&arbiter).unwrap_err();
+    bench.clock.monotonic_offset_ms.fetch_add(10_500, Ordering::SeqCst);
+    next.renew(&arbiter).unwrap_err();
+    bench.clock.monotonic_offset_ms.fetch_add(1_000, Ordering::SeqCst);
+    next.renew(&arbiter).unwrap();
+    assert_eq!(arbiter.read_lease("north", "shop", 1).unwrap().unwrap().holder, "host-2");
+}
+
+#[test]
 fn an_arbiter_that_was_emptied_swapped_or_rolled_back_is_an_alarm_and_no_first_day() {
     let memory = Arc::new(MemoryStorage::new());
     let bench = Bench::on(memory.clone());
@@ -273,7 +317,7 @@ fn the_holder_of_a_lease_stops_before_any_observer_says_so_whatever_the_clocks()
         let bench = Bench::new();
         let arbiter = bench.arbiter();
         arbiter.claim_epoch(&claim(1, "north", "protect")).unwrap();
-        let mut held = LeaseHeld::new("shop", 1, "host-1", 10.0);
+        let mut held = LeaseHeld::new("north", "shop", 1, "host-1", 10.0);
         assert!(!held.is_valid(bench.clock.monotonic_seconds()));
         held.renew(&arbiter).unwrap();
         let renewed_at = bench.clock.monotonic_seconds();
@@ -281,7 +325,7 @@ fn the_holder_of_a_lease_stops_before_any_observer_says_so_whatever_the_clocks()
         let mut ran_out = None;
         for tenth in 0..140 {
             let elapsed = f64::from(tenth) / 10.0;
-            let lease = arbiter.read_lease("shop", 1).unwrap();
+            let lease = arbiter.read_lease("north", "shop", 1).unwrap();
             let view = observer.observe(lease, offset + elapsed * rate);
             if matches!(view, LeaseView::RunOut { .. }) {
                 assert!(!held.is_valid(renewed_at + elapsed), "said to have run out while held: {offset} {rate}");
@@ -299,9 +343,9 @@ fn a_renewal_starts_the_count_anew_and_no_renewal_ever_seen_counts_nothing() {
     arbiter.claim_epoch(&claim(1, "north", "protect")).unwrap();
     let mut observer = LeaseObserver::new(1.0);
     assert_eq!(observer.observe(None, 1e9), LeaseView::NeverSeen);
-    let mut held = LeaseHeld::new("shop", 1, "host-1", 10.0);
+    let mut held = LeaseHeld::new("north", "shop", 1, "host-1", 10.0);
     held.renew(&arbiter).unwrap();
-    let read = || arbiter.read_lease("shop", 1).unwrap();
+    let read = || arbiter.read_lease("north", "shop", 1).unwrap();
     assert_eq!(observer.observe(read(), 100.0), LeaseView::MayBeLive { seconds: 11.0 });
     assert_eq!(observer.observe(read(), 110.0), LeaseView::MayBeLive { seconds: 1.0 });
     held.renew(&arbiter).unwrap();
@@ -314,9 +358,9 @@ fn a_renewal_starts_the_count_anew_and_no_renewal_ever_seen_counts_nothing() {
 fn a_lease_is_not_renewed_under_a_past_epoch_nor_by_two() {
     let arbiter = Bench::new().arbiter();
     arbiter.claim_epoch(&claim(1, "north", "protect")).unwrap();
-    let mut held = LeaseHeld::new("shop", 1, "host-1", 10.0);
+    let mut held = LeaseHeld::new("north", "shop", 1, "host-1", 10.0);
     held.renew(&arbiter).unwrap();
-    let mut other = LeaseHeld::new("shop", 1, "host-2", 10.0);
+    let mut other = LeaseHeld::new("north", "shop", 1, "host-2", 10.0);
     insta::assert_snapshot!(other.renew(&arbiter).unwrap_err(), @"the lease of shop under epoch 1 is held by host-1");
     arbiter.claim_epoch(&claim(2, "south", "r1")).unwrap();
     insta::assert_snapshot!(held.renew(&arbiter).unwrap_err(), @"epoch 1 of shop cannot be had: 2 is in force");

@@ -142,7 +142,7 @@ impl World {
 
     /// Takes effect. Doing again what was done already counts, so that a test sees it.
     fn effect(&self, action: &Action, context: &Context, outcome: &str) -> Result<(), Failure> {
-        if let Action::ClaimEpoch { write_domain, epoch, primary } = action {
+        if let Action::ClaimEpoch { write_domain, epoch, primary, planned } = action {
             let arbiter = self.arbiter.lock().unwrap().clone().unwrap();
             let claim = Claim {
                 write_domain: write_domain.clone(),
@@ -150,6 +150,7 @@ impl World {
                 primary: primary.clone(),
                 run: context.run.clone(),
                 at: arbiter.clock().now().to_string(),
+                planned: *planned,
             };
             arbiter.claim_epoch(&claim).map_err(PortError::from)?;
         }
@@ -201,7 +202,14 @@ impl Performer for World {
                 let at = arbiter.clock().now().to_string();
                 let primary = "elsewhere".into();
                 arbiter
-                    .claim_epoch(&Claim { write_domain: "shop".into(), epoch, primary, run: "other".into(), at })
+                    .claim_epoch(&Claim {
+                        write_domain: "shop".into(),
+                        epoch,
+                        primary,
+                        run: "other".into(),
+                        at,
+                        planned: false,
+                    })
                     .unwrap();
                 natural_outcome(action)
             }
@@ -250,7 +258,7 @@ impl Performer for World {
 impl World {
     /// An idempotent performer finds its own work under the key, and answers the same.
     fn perform_again(&self, action: &Action, context: &Context) -> String {
-        if let Action::ClaimEpoch { write_domain, epoch, primary } = action {
+        if let Action::ClaimEpoch { write_domain, epoch, primary, planned } = action {
             let arbiter = self.arbiter.lock().unwrap().clone().unwrap();
             let claim = Claim {
                 write_domain: write_domain.clone(),
@@ -258,6 +266,7 @@ impl World {
                 primary: primary.clone(),
                 run: context.run.clone(),
                 at: "later".into(),
+                planned: *planned,
             };
             arbiter.claim_epoch(&claim).unwrap();
         }
@@ -406,7 +415,12 @@ pub(crate) fn failover() -> Runbook {
         Purpose::Failover,
         vec![
             Step {
-                action: Action::ClaimEpoch { write_domain: domain(), epoch: 1, primary: "south".into() },
+                action: Action::ClaimEpoch {
+                    write_domain: domain(),
+                    epoch: 1,
+                    primary: "south".into(),
+                    planned: false,
+                },
                 mirrored: true,
                 on_failure: OnFailure::Unwind,
                 ..step("claim", &[])
@@ -418,6 +432,7 @@ pub(crate) fn failover() -> Runbook {
                     instances: vec![],
                     volumes: vec![],
                     planned: false,
+                    lease: None,
                 },
                 mirrored: true,
                 undo: undo("north"),

@@ -29,6 +29,8 @@ pub struct CommandSiteConfig {
     pub command: Vec<String>,
     /// How long a verb that acts may take.
     pub within: Duration,
+    /// The same of the fence.
+    pub fence_within: Duration,
     /// How long a verb that only looks may take.
     pub look_within: Duration,
 }
@@ -39,6 +41,7 @@ impl CommandSiteConfig {
             name: name.into(),
             command,
             within: Duration::from_secs(600),
+            fence_within: Duration::from_secs(600),
             look_within: Duration::from_secs(60),
         }
     }
@@ -192,7 +195,7 @@ impl Site for CommandSite {
             volumes: Some(&request.volumes),
             ..self.asked("fence", Some(context))
         };
-        Ok(match self.act(&asked, context).await {
+        Ok(match self.ask(&asked, self.config.fence_within, &context.cancel).await {
             Err(error) => {
                 let because = error.source.map(|cause| format!(": {cause}")).unwrap_or_default();
                 self.unproven(request, format!("{}{because}", error.message), None)

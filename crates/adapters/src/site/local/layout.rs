@@ -277,7 +277,7 @@ pub(super) fn inner_path(path: &str) -> Option<PathBuf> {
     (!inner.as_os_str().is_empty()).then_some(inner)
 }
 
-pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), PortError> {
+pub(in crate::site) fn make_directory(path: &Path, mode: u32) -> Result<(), PortError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(mode)
@@ -306,7 +306,7 @@ pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, PortError> {
     }
 }
 
-pub(super) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, PortError> {
+pub(in crate::site) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, PortError> {
     let failed = |error| PortError::may_pass(format!("cannot read the record `{}`", path.display())).because(error);
     let file = match File::open(path) {
         Ok(file) => file,
@@ -322,7 +322,7 @@ pub(super) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>,
 }
 
 /// Replaces a record: after this returns it is on disk.
-pub(super) fn write_record<T: Serialize>(path: &Path, record: &T) -> Result<(), PortError> {
+pub(in crate::site) fn write_record<T: Serialize>(path: &Path, record: &T) -> Result<(), PortError> {
     make_directory(path.parent().unwrap_or(Path::new("/")), 0o700)?;
     replace_record(path, record)
 }
@@ -349,7 +349,7 @@ pub(super) fn replace_record<T: Serialize>(path: &Path, record: &T) -> Result<()
 }
 
 /// Removes a file durably; it is no error if it was not there.
-pub(super) fn remove_record(path: &Path) -> Result<(), PortError> {
+pub(in crate::site) fn remove_record(path: &Path) -> Result<(), PortError> {
     let remove = || match fs::remove_file(path) {
         Ok(()) => path.parent().map_or(Ok(()), sync_directory),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -363,7 +363,7 @@ pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
 }
 
 /// Identifies this boot of the machine: process numbers from another one mean nothing.
-pub(super) fn boot_id() -> String {
+pub(in crate::site) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 

@@ -18,14 +18,17 @@ use super::holders::{FileId, ForeignMounts, Tree};
 use super::layout::{InstanceRecord, Layout, boot_id};
 
 /// The environment variables that mark a process, and all that it starts, as the site's.
-pub(super) const SITE: &str = "LIFEBOAT_SITE";
-pub(super) const WRITE_DOMAIN: &str = "LIFEBOAT_WRITE_DOMAIN";
-pub(super) const INSTANCE: &str = "LIFEBOAT_INSTANCE";
-pub(super) const ISOLATION: &str = "LIFEBOAT_ISOLATION";
+pub(in crate::site) const SITE: &str = "LIFEBOAT_SITE";
+pub(in crate::site) const WRITE_DOMAIN: &str = "LIFEBOAT_WRITE_DOMAIN";
+pub(in crate::site) const INSTANCE: &str = "LIFEBOAT_INSTANCE";
+pub(in crate::site) const ISOLATION: &str = "LIFEBOAT_ISOLATION";
 /// The value of `INSTANCE` in the supervisor itself.
 pub(super) const SUPERVISOR: &str = "supervisor";
 /// The same in the host's own `lifeboat protect`, as far as the supervisor started it.
 pub(super) const AGENT: &str = "agent";
+
+/// The same in what watches over the writer's lease: it outlives the agent that started it.
+pub(in crate::site) const WATCHDOG: &str = "watchdog";
 
 /// An environment is bounded by the kernel (a quarter of the stack limit); more than this is not looked at.
 const ENVIRONMENT_BYTES_MAX: u64 = 16 << 20;
@@ -58,18 +61,18 @@ enum Marks {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Process {
+pub(in crate::site) struct Process {
     pub(super) pid: i32,
     pub(super) parent: i32,
     pub(super) group: i32,
     pub(super) session: i32,
-    pub(super) start_ticks: u64,
+    pub(in crate::site) start_ticks: u64,
     pub(super) name: String,
     marks: Marks,
 }
 
 impl Process {
-    pub(super) fn read(pid: i32) -> Option<Process> {
+    pub(in crate::site) fn read(pid: i32) -> Option<Process> {
         let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
         let stat = String::from_utf8_lossy(&stat);
         let (open, close) = (stat.find('(')?, stat.rfind(')')?);
@@ -95,7 +98,7 @@ impl Process {
     }
 
     /// Sends a signal to this process and to no other. Gone is fine.
-    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+    pub(in crate::site) fn signal(&self, signal: Signal) -> io::Result<()> {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
         let handle = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(handle) => handle,

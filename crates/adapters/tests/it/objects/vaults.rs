@@ -155,6 +155,7 @@ fn of_many_claimants_at_an_arbiter_in_a_bucket_exactly_one_wins() {
                             primary,
                             run,
                             at: "now".into(),
+                            planned: false,
                         })
                     })
                 })

@@ -236,4 +236,25 @@ pub(super) const ALL: &[Explanation] = &[
         "replica = { at = \"south\", mode = \"sync-required\" }",
         "replica = { at = \"south\", mode = \"sync-required\", via = { north = \"shop-north\", south = \"shop-south\" } }",
     ),
+    explanation(
+        "P0334",
+        "a lease that is too short, or too long",
+        "A writer that holds a lease is stopped when it cannot renew it in time. Below three seconds one slow answer of the arbiter's would do that; beyond an hour nobody waits for it.",
+        "lease = \"500ms\"",
+        "lease = \"10s\"",
+    ),
+    explanation(
+        "P0335",
+        "a lease without a watchdog",
+        "A lease proves something only where a watchdog beside the writer stops it when the lease runs out. This version has one at sites that are reached by `local` or `command`.",
+        "[site.north]\nreach = \"ssh\"\n[service.shop]\nlease = \"10s\"",
+        "[site.north]\nreach = \"command\"\ncommand = [\"/etc/lifeboat/site\"]\n[service.shop]\nlease = \"10s\"",
+    ),
+    explanation(
+        "P0336",
+        "a lease longer than the objective",
+        "Where the lost site cannot be asked, recovery waits until the lease has run out, and a tenth longer. That time is part of the outage.",
+        "rto = \"1m\"\nlease = \"5m\"",
+        "rto = \"1m\"\nlease = \"10s\"",
+    ),
 ];

@@ -301,6 +301,11 @@ static SERVICE: Table = Table {
             "Whether a run waits until a person who approves, and did not start it, has approved it.",
         ),
         optional(
+            "lease",
+            DURATION,
+            "How long the writer may go on without a renewed lease in the arbiter (3s to 1h): a watchdog at its site stops it before that, and recovery then needs nobody's word. An arbiter that is away for so long stops the service, too.",
+        ),
+        optional(
             "objective",
             Type::Named { what: "scenario", names: true, of: &Type::Table(&OBJECTIVE) },
             "Objectives for one scenario: `objective.region-lost = { rpo = \"15m\", rto = \"2h\" }`.",

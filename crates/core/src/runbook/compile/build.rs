@@ -2,13 +2,15 @@
 //!
 //! Invariant: a step comes after the one laid before it, unless `last` was set to something else on purpose.
 
+use crate::lease;
 use crate::plan::{Component, DataKind, Name, Objective, Plan, Rerun, Service, Strategy};
 use crate::units::Span;
 
 use super::super::place::Place;
 use super::super::template::TemplateError;
 use super::super::{
-    Action, Condition, InstanceSpec, OnFailure, Purpose, Runbook, Step, StepId, Target, VolumeSpec, thaw_patience,
+    Action, Condition, InstanceSpec, LeaseFence, OnFailure, Purpose, Runbook, Step, StepId, Target, VolumeSpec,
+    thaw_patience,
 };
 use super::{CompileError, Inventory, Request, lost_with, names, title_of};
 
@@ -131,12 +133,14 @@ impl<'a> Builder<'a> {
         &mut self.steps[index]
     }
 
-    pub(super) fn claim(&mut self) {
+    /// `planned`: this run stops the writer itself, which holds its lease until then.
+    pub(super) fn claim(&mut self, planned: bool) {
         let (epoch, domain, to) = (self.epoch(), self.domain(), self.to.clone());
+        let planned = planned && self.service.lease.is_some();
         let step = self.then(
             "claim-epoch",
             format!("Claim epoch {epoch} of `{domain}` for {to}"),
-            Action::ClaimEpoch { write_domain: domain, epoch, primary: to },
+            Action::ClaimEpoch { write_domain: domain, epoch, primary: to, planned },
         );
         step.mirrored = true;
         step.retries = 0;
@@ -181,13 +185,23 @@ impl<'a> Builder<'a> {
         let (write_domain, instances, volumes) = (self.domain(), self.all_instances(site)?, self.volumes(site)?);
         let site = site.to_owned();
         let undo = Action::LiftFence { site: site.clone(), write_domain: write_domain.clone() };
+        // By plan everything was stopped, and the site has to say so itself.
+        let epoch = self.inventory.writer_epoch;
+        let ttl = self.service.lease.filter(|_| !planned && epoch > 0);
+        let lease = ttl.map(|ttl| LeaseFence { epoch, ttl, skew: lease::skew(ttl) });
+        let or = lease.map_or_else(String::new, |LeaseFence { ttl, skew, .. }| {
+            format!("; if it cannot be asked, by its lease having run out ({ttl} and {skew} since it was last renewed)")
+        });
         let step = self.then(
             format!("fence-{site}"),
-            format!("Prove that {site} does not write any more"),
-            Action::Fence { site, write_domain, instances, volumes, planned },
+            format!("Prove that {site} does not write any more{or}"),
+            Action::Fence { site, write_domain, instances, volumes, planned, lease },
         );
         step.mirrored = true;
         step.undo = Some(undo);
+        if let Some(LeaseFence { ttl, skew, .. }) = lease {
+            step.timeout = Span(SHORT.0 + (ttl.0 + skew.0) * 2);
+        }
         Ok(())
     }
 
@@ -218,6 +232,18 @@ impl<'a> Builder<'a> {
         step.mirrored = true;
         step.timeout = Span::seconds(600);
         step
+    }
+
+    /// Where the plan asks for a lease, nothing starts before the site's host holds it.
+    pub(super) fn await_lease(&mut self, site: &str, epoch: u64, suffix: &str) {
+        let Some(ttl) = self.service.lease else { return };
+        let (site, write_domain) = (site.to_owned(), self.domain());
+        let step = self.then(
+            format!("await-lease-{site}{suffix}"),
+            format!("Wait until {site} holds the lease of `{write_domain}` ({ttl}) under epoch {epoch}"),
+            Action::AwaitLease { site, write_domain, epoch },
+        );
+        step.timeout = Span(SHORT.0 + ttl.0);
     }
 
     /// Reserves the place and restores every protected data set there; all within a branch if `when` is given.
@@ -388,6 +414,7 @@ impl<'a> Builder<'a> {
     pub(super) fn take_over(&mut self, send: bool, lost: &[Name]) -> Result<(), CompileError> {
         let to = self.to.clone();
         self.promote();
+        self.await_lease(&to, self.epoch(), "");
         self.lift_fence(&to);
         self.start_all(&to)?;
         self.prove(send)?;

@@ -53,6 +53,13 @@ impl Builder<'_> {
             ends.append(&mut self.last);
         }
         self.last = if ends.is_empty() { quiet } else { ends };
+        let waits = self.steps.len();
+        self.await_lease(site, self.inventory.writer_epoch, "-in-place");
+        if let Some(step) = self.steps.get_mut(waits) {
+            step.when = sound.iter().take(1).cloned().collect();
+            (step.timeout, step.retries, step.on_failure) = (within, 0, OnFailure::Note);
+            sound.push(Condition { step: step.id.clone(), outcomes: vec!["held".into()] });
+        }
         let (mut groups, mut healthy_within) = (Vec::new(), 0);
         for component in &self.service.components {
             let instances = self

@@ -5,10 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::*;
-use crate::runbook::Action;
 use crate::runbook::lint::lint;
 use crate::runbook::place::IsolatedAuthority;
 use crate::runbook::render::render;
+use crate::runbook::{Action, Condition, LeaseFence};
 
 const PLAN: &str = r#"
 [plan]
@@ -254,6 +254,45 @@ fn a_start_makes_up_for_what_a_run_that_was_given_up_left() {
         panic!()
     };
     assert_eq!(answers[0].site, "north");
+}
+
+#[test]
+fn a_lease_may_prove_the_fence_and_is_held_before_anything_starts() {
+    let text = PLAN.replace("rto = \"1m\"", "rto = \"1m\"\nlease = \"20s\"");
+    let failover = compiled(&text, &at("north", 3), &request(Purpose::Failover, "site-lost"));
+    let fence = failover.step("fence-north").unwrap();
+    insta::assert_snapshot!(fence.title, @"Prove that north does not write any more; if it cannot be asked, by its lease having run out (20s and 2s since it was last renewed)");
+    let Action::Fence { lease: Some(lease), planned: false, .. } = &fence.action else { panic!() };
+    assert_eq!(*lease, LeaseFence { epoch: 3, ttl: Span::seconds(20), skew: Span::seconds(2) });
+    assert!(fence.timeout.0 > lease.ttl.0 + lease.skew.0);
+    let order = outline(&failover);
+    assert!(order.contains("promote-south  (commit)\nawait-lease-south\nlift-fence-south\nstart-app\n"), "{order}");
+
+    // By plan the writer may renew until it is stopped, and then has to prove itself that it is.
+    let planned = compiled(&text, &at("north", 3), &request(Purpose::Switchover, "site-lost"));
+    let claims = |runbook: &Runbook| match runbook.step("claim-epoch").unwrap().action {
+        Action::ClaimEpoch { planned, .. } => planned,
+        _ => panic!(),
+    };
+    assert!(claims(&planned) && !claims(&failover));
+    assert!(matches!(planned.step("fence-north").unwrap().action, Action::Fence { lease: None, planned: true, .. }));
+
+    // Nor is it started where it was without one.
+    let in_place = compiled(&text, &at("north", 3), &request(Purpose::Failover, "instance-lost"));
+    let held = Condition { step: "await-lease-north-in-place".into(), outcomes: vec!["held".into()] };
+    assert!(in_place.step("restart-north").unwrap().when.contains(&held));
+
+    // No lease is renewed under an epoch that is past: the writer is named under the one that was spent.
+    let start = |spent: u64| {
+        let inventory = Inventory { writer_epoch: 3, ..at("north", spent) };
+        outline(&compiled(&text, &inventory, &request(Purpose::Start, "site-lost")))
+    };
+    assert!(
+        start(3).starts_with("ensure-agent-north\nawait-lease-north\nlift-fence-north\nstart-app\n"),
+        "{}",
+        start(3)
+    );
+    assert!(start(4).starts_with("ensure-agent-north\nname-north\nawait-lease-north\n"), "{}", start(4));
 }
 
 #[test]

@@ -23,7 +23,7 @@ impl Builder<'_> {
         if leaves_volumes && self.request.to.is_none() {
             self.recover_in_place(&from)?;
         }
-        self.claim();
+        self.claim(false);
         self.fence(&from, false)?;
         if leaves_volumes {
             self.salvage(&from);
@@ -95,7 +95,7 @@ impl Builder<'_> {
             );
             step.timeout = LONG;
         }
-        self.claim();
+        self.claim(true);
         self.stop_and_freeze(&from)?;
         self.fence(&from, true)?;
         if follows {
@@ -120,7 +120,7 @@ impl Builder<'_> {
         }
         self.approve_if_asked();
         self.ensure_agent(&to);
-        self.claim();
+        self.claim(true);
         self.stop_and_freeze(&to)?;
         self.fence(&to, true)?;
         // A fence stops whatever holds the volumes, the site's own agent included.
@@ -135,6 +135,16 @@ impl Builder<'_> {
         let to = self.to.clone();
         self.approve_if_asked();
         self.ensure_agent(&to);
+        if self.service.lease.is_some() && self.inventory.writer_epoch < self.inventory.epoch {
+            // A run that was given up has spent the epochs since: no lease is renewed under the one before them.
+            let (epoch, write_domain) = (self.epoch(), self.domain());
+            self.then(
+                format!("name-{to}"),
+                format!("Name {to} as the writer, which it is, under epoch {epoch}: its lease is held under that"),
+                Action::Unfreeze { write_domain, site: to.clone() },
+            );
+        }
+        self.await_lease(&to, self.epoch(), "");
         self.lift_fence(&to);
         self.start_all(&to)?;
         self.prove(true)?;
