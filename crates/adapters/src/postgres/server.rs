@@ -137,6 +137,8 @@ const OVERRIDDEN: &[(&str, &str)] = &[
     // The old machine's memory.
     ("shared_buffers", "128MB"),
     ("huge_pages", "off"),
+    // What a killed one shares lies in its directory, where the next start takes it away.
+    ("dynamic_shared_memory_type", "mmap"),
     ("hot_standby", "on"),
     ("restart_after_crash", "off"),
 ];

@@ -14,6 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lifeboat_core::plan::{Health, HttpExchange, Probe as Look};
 use lifeboat_core::runbook::InstanceSpec;
+use lifeboat_core::runbook::place::NAMED_ADDRESS;
 use lifeboat_engine::port::{PortError, Probe, ServiceDoor, TrafficInForce};
 
 use self::command::CommandError;
@@ -131,7 +132,14 @@ impl Probe for NetworkProbe {
                     ("LIFEBOAT_AUTHORITY", door.authority.clone().unwrap_or_default()),
                     ("LIFEBOAT_PORT", door.port.map(|port| port.to_string()).unwrap_or_default()),
                 ];
-                Ok(command::healthy(command, &environment, self.limit).await?)
+                let mut command = command.clone();
+                if command.iter().any(|part| part.contains(NAMED_ADDRESS)) {
+                    let found = self.resolve(&door.name, door.authority.as_deref()).await?;
+                    let none = || PortError::may_pass(format!("{} has no address", door.name));
+                    let address = found.first().ok_or_else(none)?.to_string();
+                    command.iter_mut().for_each(|part| *part = part.replace(NAMED_ADDRESS, &address));
+                }
+                Ok(command::healthy(&command, &environment, self.limit).await?)
             }
         }
     }

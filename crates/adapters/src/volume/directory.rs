@@ -106,7 +106,9 @@ impl Volume for Directory {
         if is_there(&path).map_err(self.port(no_snapshot))? {
             return Ok(Snapshot { name: name.to_owned(), path, held: None });
         }
-        self.place.check_whole().and_then(|()| self.place.check_at_rest()).map_err(self.port(no_snapshot))?;
+        let has_room = || if shares(&self.place.parent) { Ok(()) } else { self.place.check_room() };
+        let checked = self.place.check_whole().and_then(|()| self.place.check_at_rest()).and_then(|()| has_room());
+        checked.map_err(self.port(no_snapshot))?;
         let ((), held) = hold::around(hold, || self.take(&path, cancel).map_err(self.port(no_snapshot)))?;
         Ok(Snapshot { name: name.to_owned(), path, held })
     }

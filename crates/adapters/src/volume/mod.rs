@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use lifeboat_core::units::Size;
 use lifeboat_engine::port::{Cancel, PortError, Snapshot, Volume};
 
 use crate::source::PostgresSource;
@@ -31,6 +32,8 @@ const BESIDE: &str = ".snapshot-";
 const DRAFT: &str = ".draft";
 const LABEL_BYTES_MAX: usize = 64;
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// In which file systems count what a file takes.
+const BLOCK_BYTES: u64 = 512;
 /// Of what a program says it is enough to know why it failed.
 const SAID_BYTES_MAX: u64 = 4096;
 
@@ -56,6 +59,10 @@ enum VolumeError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "a copy of {path} would be {needed}, and its file system has room for {free}: free some, or put it on one that shares blocks"
+    )]
+    Room { path: PathBuf, needed: String, free: String },
     #[error("interrupted")]
     Cancelled,
     #[error("{program} ended with {status}: {said}")]
@@ -136,6 +143,33 @@ impl Place {
         }
         found.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(found)
+    }
+
+    /// Half of a copy would take the room that a running service needs.
+    fn check_room(&self) -> Result<(), VolumeError> {
+        let mut needed = 0;
+        let mut open = vec![self.path.clone()];
+        while let Some(directory) = open.pop() {
+            for entry in fs::read_dir(&directory).map_err(VolumeError::file("read", &directory))?.flatten() {
+                match entry.metadata() {
+                    Ok(seen) if seen.is_dir() => open.push(entry.path()),
+                    Ok(seen) => needed += seen.blocks() * BLOCK_BYTES,
+                    Err(_) => {}
+                }
+            }
+        }
+        let looked = rustix::fs::statvfs(&self.parent).map_err(io::Error::from);
+        let room = looked.map_err(VolumeError::file("look at", &self.parent))?;
+        let free = room.f_bavail.saturating_mul(room.f_frsize);
+        // A tenth is left to whoever else writes there.
+        match needed < free / 10 * 9 {
+            true => Ok(()),
+            false => Err(VolumeError::Room {
+                path: self.path.clone(),
+                needed: Size(needed).rounded(),
+                free: Size(free).rounded(),
+            }),
+        }
     }
 
     /// Everything that belongs to it is in it.

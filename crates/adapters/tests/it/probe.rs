@@ -130,6 +130,8 @@ async fn a_service_is_reached_through_its_name_at_the_authority() {
     let host = format!("host: shop.example.com:{}\r\n", web.address.port());
     assert!(web.last_request().to_lowercase().contains(&host), "{}", web.last_request());
     probe.service(&door, &health(Look::Tcp)).await.unwrap();
+    let asked = ["test", "{{ service.address }}", "=", "127.0.7.2"].map(str::to_owned);
+    probe.service(&door, &health(Look::Command(asked.into()))).await.unwrap();
 
     web.answer_with(201, "42");
     let write = HttpExchange { request: "POST /canary".into(), body: Some("n-42".into()), expect: None };

@@ -22,6 +22,8 @@ use crate::wiring;
 
 /// How long a roster is believed without being read again.
 const ROSTER_FOR: Duration = Duration::from_secs(5);
+/// Users wait for a move's end; a bucket is asked less often, for each look is paid for.
+const POLL_DIRECTORY_EVERY: Duration = Duration::from_millis(100);
 
 /// Answer for the services' names in DNS, as the newest signed traffic generation says
 ///
@@ -124,6 +126,7 @@ fn configure(args: Args, plan: Option<&Plan>, ui: &Ui) -> Result<AuthorityConfig
         Ok(_) => {}
     }
     let trusted = believed(args.trust, plan, ui)?;
+    let is_directory = url.starts_with("file://") || !url.contains("://");
     let source = ArbiterTraffic::at(url, trusted);
     let state = match args.zone_state {
         Some(state) => state,
@@ -131,6 +134,9 @@ fn configure(args: Args, plan: Option<&Plan>, ui: &Ui) -> Result<AuthorityConfig
     };
     let mut config = AuthorityConfig::new(listen, state, Arc::new(source), names);
     config.zones = args.zone;
+    if is_directory {
+        config.poll_every = POLL_DIRECTORY_EVERY;
+    }
     Ok(config)
 }
 

@@ -108,7 +108,7 @@ pub enum Action {
     },
     /// Stops instances where they ran, if anybody can be asked there. Outcomes `stopped`, `out-of-reach` (its facts say why).
     Quiet { site: Name, instances: Vec<InstanceSpec>, write_domain: Name },
-    /// Takes a snapshot of a volume that nobody writes, beside it, before anything is started on it. Outcomes `kept` (its facts say
+    /// Takes a snapshot of a volume that nobody writes, beside it, under this name and the run's, before anything is started on it. Outcomes `kept` (its facts say
     /// where), `not-kept` (and why), `nothing-there`.
     KeepVolume { site: Name, volume: VolumeSpec, name: String },
     /// Looks through a volume with its data set's own means, recovering it as its server would. Outcomes `sound`, `unsound` (its facts name

@@ -3,7 +3,7 @@
 //! Invariant: two calls with the same plan and place give the same specs, so a run-book compiled twice is the same.
 
 use crate::desired::TrafficAnswer;
-use crate::plan::{Component, DataSet, Name, Plan, Probe, Reach, Service, Site, Source, Value};
+use crate::plan::{Component, DataSet, Health, Name, Plan, Probe, Reach, Service, Site, Source, Value};
 
 use super::template::{TemplateError, fill};
 use super::{InstanceSpec, VolumeSpec};
@@ -36,6 +36,20 @@ pub struct Place<'a> {
     pub site_name: &'a str,
     pub site: &'a Site,
     pub isolation: Option<&'a Isolation>,
+}
+
+/// In place of an instance's address, where a service is asked through its own name: whoever asks puts in what the name says then.
+pub const NAMED_ADDRESS: &str = "{{ service.address }}";
+
+fn filled(health: &Health, names: &[(String, String)]) -> Result<Health, TemplateError> {
+    let text = |text: &String| fill(text, names);
+    let mut health = health.clone();
+    match &mut health.probe {
+        Probe::Http(path) => *path = text(path)?,
+        Probe::Command(command) => *command = command.iter().map(text).collect::<Result<_, _>>()?,
+        Probe::Tcp => {}
+    }
+    Ok(health)
 }
 
 impl Place<'_> {
@@ -131,14 +145,7 @@ impl Place<'_> {
                     };
                     env.insert(key.clone(), value);
                 }
-                let mut health = component.health.clone();
-                if let Some(health) = &mut health {
-                    match &mut health.probe {
-                        Probe::Http(path) => *path = text(path)?,
-                        Probe::Command(command) => *command = command.iter().map(text).collect::<Result<_, _>>()?,
-                        Probe::Tcp => {}
-                    }
-                }
+                let health = component.health.as_ref().map(|health| filled(health, &names)).transpose()?;
                 Ok(InstanceSpec {
                     service: self.service.name.clone(),
                     component: component.name.clone(),
@@ -206,5 +213,17 @@ impl Place<'_> {
         listening()
             .rfind(|component| component.role == crate::plan::Role::LoadBalancer)
             .or_else(|| listening().next_back())
+    }
+
+    /// How the service's health is asked for through its own name: as its first instance's, with [`NAMED_ADDRESS`] for the address.
+    pub fn front_health(&self) -> Result<Option<Health>, TemplateError> {
+        let Some((front, health)) = self.front().and_then(|front| Some((front, front.health.as_ref()?))) else {
+            return Ok(None);
+        };
+        let mut names = self.names(front, 1);
+        for (_, value) in names.iter_mut().filter(|(name, _)| name == "instance.address") {
+            *value = NAMED_ADDRESS.to_owned();
+        }
+        filled(health, &names).map(Some)
     }
 }

@@ -31,7 +31,8 @@ impl World {
         name: &str,
         context: &Context,
     ) -> Result<Performed, Failure> {
-        let verb = SiteVerb::KeepVolume(volume.clone(), name.to_owned());
+        // Each run keeps what it found: one under the same epoch may have been left by another incident.
+        let verb = SiteVerb::KeepVolume(volume.clone(), format!("{name}-{}", context.run.to_lowercase()));
         or_else("not-kept", self.verb(site, verb, "kept", context).await, context)
     }
 

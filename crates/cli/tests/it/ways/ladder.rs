@@ -98,6 +98,11 @@ fn a_sound_volume_comes_back_where_it_is_and_nothing_changes_hands() {
     // What was left is kept as it was left.
     let kept = world.volumes("north").into_iter().filter(|name| name.contains(".snapshot-before-2")).count();
     assert_eq!(kept, 2, "{:?}", world.volumes("north"));
+    // So is what the next incident leaves.
+    world.kill_north();
+    recover(&world);
+    let kept = world.volumes("north").into_iter().filter(|name| name.contains(".snapshot-before-2")).count();
+    assert_eq!((kept, entries(&world, "north")), (4, ENTRIES), "{:?}", world.volumes("north"));
     let told: Value = serde_json::from_str(&world.ok(&["evidence", &run.run, "--json"])).unwrap();
     assert!(told["verdict"].as_str().unwrap().starts_with("pages recovered at north"), "{told:#}");
 }

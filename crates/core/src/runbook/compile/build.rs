@@ -362,10 +362,8 @@ impl<'a> Builder<'a> {
         let authority = Some(isolated.map_or_else(|| traffic.authority().to_owned(), |own| own.listen.clone()));
         let place = self.place(site)?;
         let answers = place.answers(100);
-        let (port, health) = match place.front() {
-            Some(front) => (front.port, front.health.clone()),
-            None => (None, None),
-        };
+        let port = place.front().and_then(|front| front.port);
+        let health = place.front_health().map_err(|source| self.template(source))?;
         if send {
             let step = self.then(
                 "send-traffic",

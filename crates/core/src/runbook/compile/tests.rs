@@ -234,6 +234,21 @@ fn a_lost_instance_is_brought_back_where_it_was_before_anything_changes_hands() 
 }
 
 #[test]
+fn a_service_whose_health_is_a_command_is_asked_through_its_name() {
+    let command = r#"health = { command = ["pg_isready", "-h", "{{ instance.address }}", "-p", "{{ instance.port }}"], within = "20s" }"#;
+    let text = PLAN.replace(r#"health = { http = "/healthz", within = "20s" }"#, command);
+    let runbook = compiled(&text, &at("north", 1), &request(Purpose::Failover, "site-lost"));
+    let Action::AwaitService { health, .. } = &runbook.step("await-service").unwrap().action else { panic!() };
+    let crate::plan::Probe::Command(asked) = &health.probe else { panic!() };
+    assert_eq!(asked.join(" "), "pg_isready -h {{ service.address }} -p 8080");
+    let Action::AwaitHealthy { instances, .. } = &runbook.step("await-app").unwrap().action else { panic!() };
+    let Some(crate::plan::Probe::Command(asked)) = instances[0].health.as_ref().map(|health| &health.probe) else {
+        panic!()
+    };
+    assert_eq!(asked.join(" "), "pg_isready -h 127.0.12.1 -p 8080");
+}
+
+#[test]
 fn a_start_makes_up_for_what_a_run_that_was_given_up_left() {
     let runbook = compiled(PLAN, &at("north", 2), &request(Purpose::Start, "site-lost"));
     insta::assert_snapshot!(outline(&runbook), @r"
