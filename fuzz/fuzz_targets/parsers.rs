@@ -77,7 +77,7 @@ fn arbiter(data: &[u8]) {
     let _ = (arbiter.current_epoch("d"), arbiter.desired_writer("d"), arbiter.last_let_write("d"));
     let _ = (arbiter.was_superseded("d", "s", 0), arbiter.traffic("n."), arbiter.agent_report("s", "d"));
     let _ =
-        (arbiter.read_lease("d", 1), arbiter.run_lock("s"), arbiter.canaries("s", 9), arbiter.mirrored_journal("r"));
+        (arbiter.read_lease("n", "d", 1), arbiter.run_lock("s"), arbiter.canaries("s", 9), arbiter.mirrored_journal("r"));
 }
 
 fn write_seeds(to: &Path) {
