@@ -55,7 +55,7 @@ const PLACES: [&str; 9] = [
     "desired/d/1",
     "traffic/n./1",
     "agents/s/d",
-    "leases/d/1",
+    "leases/n/d/1",
     "locks/s/1",
     "lock-beats/s/1",
     "canary/s/1",
@@ -76,8 +76,12 @@ fn arbiter(data: &[u8]) {
     let arbiter = Arbiter::new(storage, key.clone(), trusted, Arc::new(Still));
     let _ = (arbiter.current_epoch("d"), arbiter.desired_writer("d"), arbiter.last_let_write("d"));
     let _ = (arbiter.was_superseded("d", "s", 0), arbiter.traffic("n."), arbiter.agent_report("s", "d"));
-    let _ =
-        (arbiter.read_lease("n", "d", 1), arbiter.run_lock("s"), arbiter.canaries("s", 9), arbiter.mirrored_journal("r"));
+    let _ = (
+        arbiter.read_lease("n", "d", 1),
+        arbiter.run_lock("s"),
+        arbiter.canaries("s", 9),
+        arbiter.mirrored_journal("r"),
+    );
 }
 
 fn write_seeds(to: &Path) {
